@@ -1,0 +1,31 @@
+"""One kind of error for everything a user can put right."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Input that cannot be used; the message is one sentence with the value and the remedy.
+
+    The command line prints the message alone and ends with status 2; a notebook shows it without a
+    traceback, because where it was raised says nothing to the person who typed the value.
+    """
+
+    def _render_traceback_(self) -> list[str]:  # read by IPython, hence by papermill's output
+        return [f"{type(self).__name__}: {self}"]
+
+
+def one_of(name: str, known: Iterable[str], what: str) -> str:
+    """Return ``name`` if it is known, else refuse it with the nearest known name.
+
+    Raises
+    ------
+    UserError
+        If ``name`` is not among ``known``.
+    """
+    known = list(known)
+    if name in known:
+        return name
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "choose one of " + ", ".join(known)
+    raise UserError(f"unknown {what} {name!r}: {hint}")

@@ -1,0 +1,38 @@
+"""What a method may ask of a task, whatever the task is."""
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from salun_core.data.batches import Batch, Batches
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A trained model, its data, and its losses.
+
+    ``loss`` and ``relabel_loss`` are means over the images of a batch; random draws (labels, noise,
+    time steps) come from ``rng``, a CPU generator, so that a run repeats on any device.
+    """
+
+    kind: str  # "classification", "diffusion" or "text_to_image"
+    model: nn.Module  # trained; methods copy it and never change it
+    forget: Batches
+    retain: Batches
+
+    def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator | None = None) -> Tensor:
+        """The loss the model was trained with."""
+        ...
+
+    def relabel_loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> Tensor:
+        """The loss towards a wrong answer."""
+        ...
+
+    def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+        """A fresh optimiser of the kind this task's models are trained with."""
+        ...
+
+    def train(self, batches: Batches, *, seed: int) -> tuple[nn.Module, list[float]]:
+        """Train a new model from scratch on ``batches``; returns it with the loss of each step."""
+        ...
