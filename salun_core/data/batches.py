@@ -60,6 +60,10 @@ class Batches:
                 images = self.augment(images, rng)
             yield images, self.labels[rows]
 
+    def resized(self, size: int) -> "Batches":
+        """The same images in batches of ``size``."""
+        return replace(self, size=size)
+
     def subset(self, rows: Tensor) -> "Batches":
         """The images at positions ``rows``, with the same settings."""
         rows = rows.to(self.images.device)

@@ -1,0 +1,113 @@
+"""Command line: ``python -m salun_core``."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from salun_core.errors import UserError, one_of
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, or 2 with one sentence on stderr."""
+    given = parser().parse_args(words)
+    try:
+        given.do(given)
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"salun_core: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("salun_core: interrupted; finished cells are kept, the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    top = argparse.ArgumentParser(
+        prog="python -m salun_core",
+        description="Run the experiments of the SalUn companion, and read their results.",
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run or resume an experiment")
+    run.add_argument("experiment")
+    run.add_argument("-f", "--file", type=Path, action="append", default=[], help="YAML file of parameters")
+    run.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    run.add_argument("--out", type=Path, help="output folder (default data/runs)")
+    run.set_defaults(do=_run)
+
+    listing = commands.add_parser("list", help="experiments, methods, data sets, models, metrics")
+    listing.set_defaults(do=_list)
+
+    results = commands.add_parser("results", help="print the results of an experiment's last run")
+    results.add_argument("experiment")
+    results.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    results.add_argument("--out", type=Path, help="output folder of the run (default data/runs)")
+    results.set_defaults(do=_results)
+    return top
+
+
+def _parameters(given: argparse.Namespace) -> dict[str, Any]:
+    from salun_core.experiments.params import read_yaml
+
+    values: dict[str, Any] = {}
+    for path in given.file:
+        values |= read_yaml(path)
+    for name, text in given.parameter:
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            values[name] = text
+    if given.out is not None:
+        values["out_dir"] = given.out
+    return values
+
+
+def _run(given: argparse.Namespace) -> None:
+    from salun_core.experiments import EXPERIMENTS
+    from salun_core.experiments.summary import printed
+
+    experiment = EXPERIMENTS[one_of(given.experiment, EXPERIMENTS, "experiment")]
+    results = experiment.run(experiment.params.load(_parameters(given)))
+    print(printed(results.cells, "table"))
+
+
+def _list(given: argparse.Namespace) -> None:
+    from salun_core.data import DATASETS
+    from salun_core.experiments import EXPERIMENTS
+    from salun_core.methods import METHODS
+    from salun_core.metrics import METRICS
+    from salun_core.models import MODELS
+
+    for title, names in (
+        ("experiments", {name: e.title for name, e in EXPERIMENTS.items()}),
+        ("methods", {name: f"{m.label} ({m.source})" for name, m in METHODS.items()}),
+        ("data sets", dict.fromkeys(DATASETS, "")),
+        ("models", {**dict.fromkeys(MODELS, ""), "torchvision:NAME": "", "package.module:function": ""}),
+        ("metrics", dict.fromkeys(METRICS, "")),
+    ):
+        print(f"{title}:")
+        for name, text in names.items():
+            print(f"  {name:<16} {text}".rstrip())
+
+
+def _results(given: argparse.Namespace) -> None:
+    from salun_core.experiments import EXPERIMENTS
+    from salun_core.experiments.paths import output_folder
+    from salun_core.experiments.summary import printed, read_table
+
+    one_of(given.experiment, EXPERIMENTS, "experiment")
+    print(printed(read_table(output_folder(given.out), given.experiment), given.format))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

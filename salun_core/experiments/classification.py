@@ -1,0 +1,352 @@
+"""The classification experiment: methods against Retrain on one data set (the paper's Table 1)."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pandas as pd
+import torch
+from pydantic import Field, field_validator, model_validator
+
+from salun_core.data import DATASETS, load_dataset
+from salun_core.data.images import ImageData
+from salun_core.data.splits import read_ids
+from salun_core.errors import UserError, one_of
+from salun_core.experiments.cells import Cell, MaskSpec, Scenario, check_ran, progress_bar, run_cells
+from salun_core.experiments.classifier_lab import ClassifierLab
+from salun_core.experiments.params import Params
+from salun_core.experiments.paths import output_folder
+from salun_core.experiments.store import Store
+from salun_core.experiments.summary import write_table
+from salun_core.experiments.tuning import choose, search_space, tuning_cells, with_distance
+from salun_core.methods import METHODS
+from salun_core.methods.search import Range
+from salun_core.models import MODELS, check_arch
+from salun_core.saliency import SCORES
+from salun_core.tasks.classification import RELABEL
+from salun_core.tasks.training import RECIPES
+
+FREE = ("original", "retrain")  # methods without anything to tune or to mask
+
+
+class ClassifierParams(Params):
+    """What every experiment on image classifiers needs to know."""
+
+    preset: str = "quick"
+    dataset: str = "digits"
+    data_dir: Path | None = None
+    image_size: int | None = Field(None, ge=4, le=1024)
+    arch: str = "resnet18"
+    width: int | None = Field(None, ge=1)
+    recipe: str = "digits"
+    epochs: int | None = Field(None, ge=1)
+    batch_size: int = Field(256, ge=2)
+    scenario: tuple[Literal["random", "class", "indices"], ...] = ("random",)
+    forget_fraction: float = 0.1
+    forget_class: int | str | None = None
+    forget_indices: Path | None = None
+    keep: float = 0.5
+    score: str = "abs_sum"
+    relabel: str = "wrong"
+    settings: dict[str, dict[str, Any]] = {}
+    tune: bool = True
+    tuning_seed: int = 1000
+    tuning_budget: int = Field(6, ge=1)
+    search: dict[str, dict[str, Range]] = {}
+    seeds: tuple[int, ...] = (0, 1, 2)
+    device: str = "auto"
+    threads: int = Field(0, ge=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
+    out_dir: Path | None = None
+
+    names: ClassVar[dict[str, tuple[Any, str]]] = {
+        "dataset": (DATASETS, "data set"),
+        "recipe": (RECIPES, "recipe"),
+        "score": (SCORES, "saliency score"),
+        "relabel": (RELABEL, "choice of random labels"),
+    }
+
+    @field_validator("scenario", "seeds", "methods", mode="before", check_fields=False)
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return [part.strip() for part in value.strip("[]() ").split(",") if part.strip(" '\"")]
+        return [value] if isinstance(value, int) else value
+
+    @field_validator("dataset", "recipe", "score", "relabel")
+    @classmethod
+    def _known(cls, value: str, info: Any) -> str:
+        return one_of(value, *cls.names[info.field_name])
+
+    @field_validator("arch")
+    @classmethod
+    def _arch(cls, value: str) -> str:
+        check_arch(value)
+        return value
+
+    @field_validator("forget_fraction")
+    @classmethod
+    def _fraction(cls, value: float) -> float:
+        if not 0 < value < 1:
+            raise UserError(
+                f"forget_fraction must lie between 0 and 1 (both excluded), got {value:g}: 0.1 is 10%"
+            )
+        return value
+
+    @field_validator("keep")
+    @classmethod
+    def _keep(cls, value: float) -> float:
+        if not 0 < value <= 1:
+            raise UserError(
+                f"keep must lie in (0, 1], got {value:g}: it is the share of weights that may change"
+            )
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value:
+            raise UserError("seeds is empty: give at least one number, for instance seeds: [0, 1, 2]")
+        if len(set(value)) < len(value):
+            raise UserError(f"seeds {list(value)} repeats a number: every seed counts once")
+        return value
+
+    @field_validator("settings", "search")
+    @classmethod
+    def _methods_and_settings(cls, value: dict[str, dict[str, Any]], info: Any) -> dict[str, dict[str, Any]]:
+        for method, settings in value.items():
+            known = METHODS[one_of(method, METHODS, f"method in {info.field_name}")].defaults
+            for name in settings:
+                one_of(name, known, f"setting of {method}")
+        if info.field_name == "search":
+            return value
+        return {m: {k: numeric(v) for k, v in settings.items()} for m, settings in value.items()}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ClassifierParams":
+        if not self.scenario:
+            raise UserError("scenario is empty: choose random, class or indices")
+        if "class" in self.scenario and self.forget_class is None:
+            raise UserError("scenario 'class' needs forget_class: give a class number or name")
+        if "indices" in self.scenario and self.forget_indices is None:
+            raise UserError("scenario 'indices' needs forget_indices: give a file with one sample id a line")
+        if self.tune and self.tuning_seed in self.seeds:
+            raise UserError(
+                f"tuning_seed {self.tuning_seed} is also in seeds: settings must be chosen on a seed that is not reported"
+            )
+        if self.dataset == "imagefolder" and self.data_dir is None:
+            raise UserError(
+                "dataset imagefolder needs data_dir: a folder with train/<class>/ and test/<class>/"
+            )
+        if self.dataset == "digits" and self.data_dir is not None:
+            raise UserError(
+                "dataset digits comes with scikit-learn: leave out data_dir, or choose dataset imagefolder"
+            )
+        return self
+
+    @classmethod
+    def check_given(cls, given: dict[str, Any], checked: Any) -> None:
+        """Refuse values that the chosen scenario would ignore."""
+        for name, scenario in (
+            ("forget_fraction", "random"),
+            ("forget_class", "class"),
+            ("forget_indices", "indices"),
+        ):
+            if name in given and scenario not in checked.scenario:
+                raise UserError(
+                    f"{name} is given, but scenario is {', '.join(checked.scenario)}: add {scenario} to it or leave {name} out"
+                )
+
+    def scenarios(self) -> list[Scenario]:
+        """The scenarios asked for."""
+        made = {
+            "random": lambda: Scenario("random", fraction=self.forget_fraction),
+            "class": lambda: Scenario("class", target=self.forget_class),
+            "indices": lambda: Scenario("indices", ids=tuple(read_ids(self.forget_indices))),
+        }
+        return [made[kind]() for kind in self.scenario]
+
+    def lab(self, *, data: ImageData | None = None) -> ClassifierLab:
+        """Load the data and open the store.
+
+        Parameters
+        ----------
+        data : ImageData, optional
+            Use these images instead of ``dataset`` (from ``salun_core.data.from_datasets``, say).
+        """
+        device = find_device(self.device)
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        store = Store(output_folder(self.out_dir) / "cells" / self.experiment)
+        if data is None:
+            data = load_dataset(self.dataset, self.data_dir, size=self.image_size)
+        recipe = RECIPES[self.recipe]
+        if self.epochs is not None:
+            recipe = replace(recipe, epochs=self.epochs)
+        return ClassifierLab(
+            data,
+            store,
+            self.arch,
+            self.width,
+            recipe,
+            batch_size=self.batch_size,
+            relabel=self.relabel,
+            bf16=self.precision == "bf16" or (self.precision == "auto" and device.type == "cuda"),
+            compile=self.compile,
+            device=device,
+            experiment=self.experiment,
+            source=self.preset,
+        )
+
+
+class ClassificationParams(ClassifierParams):
+    """Parameters of the classification experiment."""
+
+    experiment: ClassVar[str] = "classification"
+
+    methods: tuple[str, ...] = tuple(METHODS)
+    noise_floor: int = Field(2, ge=0)
+
+    @field_validator("methods")
+    @classmethod
+    def _known_methods(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            one_of(name, METHODS, "method")
+        if not value:
+            raise UserError("methods is empty: choose from " + ", ".join(METHODS))
+        return value
+
+
+@dataclass(frozen=True)
+class Results:
+    """What an experiment leaves in hand.
+
+    Parameters
+    ----------
+    cells : DataFrame
+        One row per reported cell.
+    tuning : DataFrame
+        One row per candidate, with ``distance`` and ``chosen``; empty without tuning.
+    lab : ClassifierLab
+        For a closer look: tasks, masks, stored logits.
+    params : Params
+        The parameters, complete.
+    """
+
+    cells: pd.DataFrame
+    tuning: pd.DataFrame
+    lab: ClassifierLab
+    params: Any
+
+
+def run(params: ClassificationParams, *, data: ImageData | None = None) -> Results:
+    """Run or resume the experiment.
+
+    For each scenario: settings of every method are chosen on the tuning seed, then Retrain, its
+    replicas (for the noise floor) and every method run on each seed.
+
+    Raises
+    ------
+    UserError
+        For anything the user can put right.
+    """
+    lab = params.lab(data=data)
+    scenarios = params.scenarios()
+    for scenario in scenarios:  # refuse an impossible split before anything is trained
+        for seed in params.seeds:
+            lab.split(seed, scenario)
+    tuned = [m for m in params.methods if m not in FREE] if params.tune else []
+    methods = ["retrain", *(m for m in params.methods if m != "retrain")]
+
+    candidates = {
+        (scenario, m): tuning_cells(
+            m,
+            scenario,
+            default_mask(m, params.keep, params.score),
+            seed=params.tuning_seed,
+            budget=params.tuning_budget,
+            search=search_space(m, params.search),
+            fixed=params.settings.get(m, {}),
+        )
+        for scenario in scenarios
+        for m in tuned
+    }
+    total = sum(map(len, candidates.values())) + len(scenarios) * (
+        bool(tuned) + len(params.seeds) * (len(methods) + params.noise_floor)
+    )
+    cells, tunings = [], []
+    with progress_bar(total, lab.experiment) as progress:
+        for scenario in scenarios:
+            chosen: dict[str, dict[str, Any]] = {}
+            if tuned:
+                reference = Cell(params.tuning_seed, scenario, "retrain", reported=False)
+                retrain = run_cells(lab, [reference], progress=progress)
+                check_ran(retrain)
+                for m in tuned:
+                    rows = run_cells(lab, candidates[scenario, m], progress=progress)
+                    rows = choose(with_distance(rows, retrain.iloc[0]))
+                    tunings.append(rows)
+                    chosen[m] = rows.loc[rows["chosen"], "settings"].iloc[0]
+            for seed in params.seeds:
+                wanted = [
+                    Cell(
+                        seed,
+                        scenario,
+                        m,
+                        default_mask(m, params.keep, params.score),
+                        chosen.get(m, params.settings.get(m, {})),
+                        tags={"replica": 0},
+                    )
+                    for m in methods
+                ]
+                wanted += [
+                    Cell(seed, scenario, "retrain", settings={"replica": i + 1}, tags={"replica": i + 1})
+                    for i in range(params.noise_floor)
+                ]
+                cells.append(run_cells(lab, wanted, progress=progress))
+    frame = pd.concat(cells, ignore_index=True)
+    check_ran(frame)
+    tuning = pd.concat(tunings, ignore_index=True) if tunings else pd.DataFrame()
+    every = pd.concat([frame, tuning], ignore_index=True)
+    write_table(every, output_folder(params.out_dir), params.experiment, params.shown())
+    return Results(frame, tuning, lab, params)
+
+
+def default_mask(method: str, keep: float, score: str) -> MaskSpec:
+    """The mask a method is run with unless an experiment says otherwise."""
+    kind = METHODS[method].mask
+    return MaskSpec() if kind == "none" else MaskSpec(kind, keep, score)
+
+
+def numeric(value: Any) -> Any:
+    """Text that reads as a number as that number: YAML 1.1 leaves 1e-4 a text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def find_device(name: str) -> torch.device:
+    """The device asked for; "auto" is a CUDA accelerator if there is one.
+
+    Raises
+    ------
+    UserError
+        If the name is unknown or this machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}: choose auto, cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(
+            f"device {name!r} is not supported (masks need double precision): choose auto, cpu or cuda"
+        )
+    if device.type == "cuda" and not (
+        torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    ):
+        raise UserError(f"device {name!r} was asked for, but torch sees no such accelerator: choose cpu")
+    return device

@@ -1,0 +1,320 @@
+"""Runs classification cells: trains originals, builds masks, unlearns, measures, stores."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import nn
+
+from salun_core.data.augment import augmentation
+from salun_core.data.batches import Batches
+from salun_core.data.images import ImageData
+from salun_core.data.splits import Split, split_data
+from salun_core.experiments.cells import Cell, MaskSpec, Scenario
+from salun_core.experiments.code import code_digest
+from salun_core.experiments.provenance import peak_memory, provenance
+from salun_core.experiments.store import Key, Result, Store
+from salun_core.methods import METHODS
+from salun_core.methods.engine import Diverged
+from salun_core.metrics import METRICS, selection_metrics
+from salun_core.metrics.evaluation import Evaluation, evaluate
+from salun_core.models import build_model, module_of
+from salun_core.rng import generator
+from salun_core.saliency import (
+    Mask,
+    Scores,
+    density,
+    layer_table,
+    least_salient_mask,
+    random_mask,
+    saliency_scores,
+    top_mask,
+)
+from salun_core.tasks.classification import ClassificationTask
+from salun_core.tasks.training import Recipe
+
+Model = Callable[[int], nn.Module]
+
+
+@dataclass
+class ClassifierLab:
+    """One data set and one kind of network; every seed and scenario on them.
+
+    Parameters
+    ----------
+    data : ImageData
+        All images, on the CPU.
+    store : Store
+        Where results lie.
+    arch, width : str, int
+        The network, see ``models.build_model``.
+    recipe : Recipe
+        Training from scratch.
+    batch_size : int
+        Images in a batch of the forgetting methods.
+    relabel, bf16, compile
+        See ``ClassificationTask``.
+    validation : float
+        Share of the training images set aside before anything is trained.
+    device : torch.device
+        Where networks and images lie.
+    experiment, source : str
+        Names for the results table.
+    """
+
+    data: ImageData
+    store: Store
+    arch: str
+    width: int | None
+    recipe: Recipe
+    batch_size: int = 256
+    relabel: str = "wrong"
+    bf16: bool = False
+    compile: bool = False
+    validation: float = 0.1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    experiment: str = "classification"
+    source: str = "quick"
+    _task: tuple[tuple[int, Scenario], ClassificationTask] | None = None
+    _scores: tuple[tuple[int, Scenario, str], Scores, float] | None = None
+
+    def build(self, seed: int) -> nn.Module:
+        """A freshly initialised network."""
+        mean, std = self.data.moments
+        return build_model(
+            self.arch,
+            classes=len(self.data.classes),
+            channels=self.data.images.shape[1],
+            size=self.data.images.shape[-1],
+            seed=seed,
+            width=self.width,
+            mean=mean,
+            std=std,
+        ).to(self.device)
+
+    def split(self, seed: int, scenario: Scenario) -> Split:
+        """Sample ids by role. The validation part depends on the seed only."""
+        return split_data(
+            self.data,
+            scenario=scenario.kind,
+            seed=seed,
+            forget_fraction=scenario.fraction,
+            forget_class=scenario.target,
+            forget_ids=list(scenario.ids) if scenario.ids is not None else None,
+            validation=self.validation,
+        )
+
+    def original(self, seed: int, scenario: Scenario) -> nn.Module:
+        """The model trained on forget and retain set together; one for all scenarios of a seed."""
+        key = self._original_key(seed)
+        net = self.build(seed).to(memory_format=torch.channels_last)
+        if found := self.store.get(key):
+            net.load_state_dict(load_file(self.store.folder / next(iter(found.files))))
+            return net.eval()
+        batches = self._batches(self.split(seed, scenario).train)
+        # The task holds the losses and the recipe; its own model is not used for training from scratch.
+        task = ClassificationTask(
+            net,
+            {"forget": batches, "retain": batches},
+            self.build,
+            self.recipe,
+            bf16=self.bf16,
+            compile=self.compile,
+        )
+        start = time.perf_counter()
+        net, losses = task.train(batches, seed=seed)
+        values = {
+            "seconds": self._since(start),
+            "samples": len(losses) * batches.n,
+            "losses": losses,
+            "peak_memory": peak_memory(self.device),
+        }
+        weights = {name: value.contiguous().cpu() for name, value in net.state_dict().items()}
+        self.store.put(key, values, self._provenance(), {".model.safetensors": save(weights)})
+        return net
+
+    def task(self, seed: int, scenario: Scenario) -> ClassificationTask:
+        """The unlearning problem of one seed and scenario, with its trained model."""
+        if self._task is None or self._task[0] != (seed, scenario):
+            self._task = None  # free the old images before the new ones are copied
+            parts = {role: self._batches(ids) for role, ids in self.split(seed, scenario).items()}
+            task = ClassificationTask(
+                self.original(seed, scenario),
+                parts,
+                self.build,
+                self.recipe,
+                relabel=self.relabel,
+                bf16=self.bf16,
+                compile=self.compile,
+            )
+            self._task = ((seed, scenario), task)
+        return self._task[1]
+
+    def mask(self, seed: int, scenario: Scenario, spec: MaskSpec) -> tuple[Mask | None, float]:
+        """The mask of a cell and the seconds it costs (the scores are shared, their cost is not)."""
+        if spec.kind == "none":
+            return None, 0.0
+        task = self.task(seed, scenario)
+        seconds = 0.0
+        scores: Scores = dict(task.model.named_parameters())  # a random mask needs only the shapes
+        if spec.kind != "random":
+            scores, seconds = self.scores(seed, scenario, spec.score)
+        start = time.perf_counter()
+        rng = generator(seed, "random mask", spec.draw)
+        if spec.kind == "salient":
+            mask = top_mask(scores, keep=spec.keep)
+        elif spec.kind == "least_salient":
+            mask = least_salient_mask(scores, keep=spec.keep)
+        elif spec.kind == "random":
+            mask = random_mask(scores, keep=spec.keep, rng=rng)
+        else:
+            mask = random_mask(scores, keep=spec.keep, rng=rng, per_layer=top_mask(scores, keep=spec.keep))
+        return mask, seconds + self._since(start)
+
+    def scores(self, seed: int, scenario: Scenario, score: str) -> tuple[Scores, float]:
+        """Saliency scores of the original model on the forget set, and the seconds they took."""
+        wanted = (seed, scenario, score)
+        if self._scores is None or self._scores[0] != wanted:
+            task = self.task(seed, scenario)
+            start = time.perf_counter()
+            scores = saliency_scores(task.model, task.forget, task.loss, score=score)
+            self._scores = (wanted, scores, self._since(start))
+        return self._scores[1], self._scores[2]
+
+    def run(self, cell: Cell) -> Result:
+        """The cell's result, from the store or computed now."""
+        key = self.key(cell)
+        if found := self.store.get(key):
+            return found
+        task = self.task(cell.seed, cell.scenario)
+        mask, mask_seconds = self.mask(cell.seed, cell.scenario, cell.mask)
+        start = time.perf_counter()
+        values: dict[str, Any] = {"mask_seconds": mask_seconds}
+        try:
+            unlearned = METHODS[cell.method](task, mask=mask, seed=cell.seed, **cell.settings)
+            values |= {"seconds": mask_seconds + self._since(start), "samples": unlearned.samples}
+            check_finite(unlearned.model)
+        except Diverged as error:
+            values |= {"status": "diverged", "why": str(error)}
+            return self.store.put(key, values, self._provenance())
+        evaluation = evaluate(unlearned.model, task.parts)
+        values |= {
+            "status": "done",
+            "metrics": {name: plain(metric(evaluation)) for name, metric in METRICS.items()},
+            "selection": {name: plain(value) for name, value in selection_metrics(evaluation).items()},
+            "counts": {role: batches.n for role, batches in task.parts.items()},
+            "losses": thinned(unlearned.losses),
+            "peak_memory": peak_memory(self.device),
+        }
+        if mask is not None:
+            values["density"] = density(mask)
+            values["layers"] = layer_table(mask)[["layer", "weights", "kept"]].to_dict("list")
+        return self.store.put(key, values, self._provenance(), {".logits.safetensors": evaluation.to_bytes()})
+
+    def row(self, cell: Cell, result: Result) -> dict[str, Any]:
+        """One row of the results table."""
+        return result_row(cell, result, self)
+
+    def evaluation(self, result: Result) -> Evaluation:
+        """The stored logits behind a result."""
+        return Evaluation.load(self.store.path(result.key, ".logits.safetensors"))
+
+    def key(self, cell: Cell) -> Key:
+        """Identity of a cell."""
+        what = {"original": dict(self._original_key(cell.seed).what), **cell.what}
+        what |= {"relabel": self.relabel, "batch_size": self.batch_size}
+        return Key("cell", what, self._code(METHODS[cell.method].module))
+
+    def _original_key(self, seed: int) -> Key:
+        what = {
+            "data": self.data.digest,
+            "size": list(self.data.images.shape[1:]),
+            "augmentation": [self.data.flip, self.data.pad],
+            "arch": self.arch,
+            "width": self.width,
+            "recipe": asdict(self.recipe) | {"milestones": list(self.recipe.milestones)},
+            "validation": self.validation,
+            "bf16": self.bf16,
+            "compile": self.compile,
+            "seed": seed,
+        }
+        return Key("original", what, self._code())
+
+    def _code(self, *modules: str) -> str:
+        parts = ("salun_core.data.augment", "salun_core.data.splits", "salun_core.tasks.classification")
+        return code_digest(*parts, module_of(self.arch), "salun_core.saliency", *modules)
+
+    def _batches(self, ids: torch.Tensor) -> Batches:
+        images, labels = self.data.images[ids].to(self.device), self.data.labels[ids].to(self.device)
+        return Batches(images, labels, ids, size=self.batch_size, augment=augmentation(self.data))
+
+    def _since(self, start: float) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - start
+
+    def _provenance(self) -> dict[str, Any]:
+        return provenance(self.device) | {"data": self.data.name, "data_note": self.data.note}
+
+
+def result_row(cell: Cell, result: Result, lab: ClassifierLab) -> dict[str, Any]:
+    """One row of the results table: what was run, what came out, what it cost."""
+    values = result.values
+    counts = values.get("counts", {})
+    return {
+        "experiment": lab.experiment,
+        "source": lab.source,
+        "dataset": lab.data.name,
+        "arch": lab.arch,
+        "width": lab.width,
+        "scenario": cell.scenario.label,
+        "method": cell.method,
+        "mask": cell.mask.kind,
+        "keep": cell.mask.keep if cell.mask.kind != "none" else 1.0,
+        "score": cell.mask.score,
+        "seed": cell.seed,
+        "status": values["status"],
+        "seconds": values.get("seconds"),
+        "mask_seconds": values["mask_seconds"],
+        "samples_seen": values.get("samples"),
+        **{name: values.get("metrics", {}).get(name) for name in METRICS},
+        **{f"select_{name}": value for name, value in values.get("selection", {}).items()},
+        **{f"n_{role}": counts.get(role) for role in ("forget", "retain", "validation", "test")},
+        "settings": cell.all_settings,
+        "reported": cell.reported,
+        **cell.tags,
+        "device": result.provenance["device"],
+        "threads": result.provenance["threads"],
+        "code": result.provenance["revision"],
+        "finished": result.provenance["finished"],
+        "cell": result.key.name,
+    }
+
+
+def check_finite(model: nn.Module) -> None:
+    """Refuse weights or statistics that are not finite.
+
+    Raises
+    ------
+    Diverged
+        With the name of the first such tensor.
+    """
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise Diverged(f"{name} is not finite after unlearning: lower the learning rate")
+
+
+def plain(value: Any) -> float | None:
+    """A metric as a JSON number; None where it does not exist (NaN)."""
+    number = float("nan") if value is None else float(value)
+    return number if number == number else None
+
+
+def thinned(losses: list[float], most: int = 60) -> list[float]:
+    """At most ``most`` evenly spaced entries, the last included."""
+    if len(losses) <= most:
+        return losses
+    return [losses[round(i * (len(losses) - 1) / (most - 1))] for i in range(most)]

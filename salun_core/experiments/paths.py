@@ -1,0 +1,17 @@
+"""Where runs are written."""
+
+from pathlib import Path
+
+
+def project_root(start: Path | None = None) -> Path:
+    """The nearest folder above ``start`` (the current folder) that holds this project, else ``start``."""
+    start = (start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        if (folder / "_config.yml").is_file() and (folder / "salun_core").is_dir():
+            return folder
+    return start
+
+
+def output_folder(given: Path | None) -> Path:
+    """``given``, or ``data/runs`` of this project: the same from the top and from ``notebooks/``."""
+    return given.expanduser() if given is not None else project_root() / "data" / "runs"

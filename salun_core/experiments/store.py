@@ -1,0 +1,149 @@
+"""Finished cells on disk: each one whole, recognised when damaged, and found again by what it is."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from salun_core.errors import UserError
+from salun_core.files import check_writable, sha256, write_whole
+
+FORMAT = 1
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value in canonical form, as 64 hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Key:
+    """What determines a result.
+
+    Parameters
+    ----------
+    kind : str
+        "original" or "cell", the first word of the file name.
+    what : mapping
+        JSON values, complete: two keys with equal values mean the same numbers.
+    code : str
+        Digest of the code that computes it. Not part of the name: a result of other code is found,
+        recognised as outdated, and computed again in its place.
+    """
+
+    kind: str
+    what: Mapping[str, Any]
+    code: str = ""
+
+    @property
+    def name(self) -> str:
+        """File name without ending: stable, and the same on every machine."""
+        return f"{self.kind}-{digest(self.what)[:20]}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A stored result: what it is, what came out, and where it came from."""
+
+    key: Key
+    values: dict[str, Any]
+    provenance: dict[str, Any]
+    files: dict[str, str] = field(default_factory=dict)
+
+
+class Store:
+    """Results in one folder.
+
+    A result is a JSON file that names its side files (logits, weights) with their digests, and ends with
+    its own digest. It is written after them, so a run that is killed leaves whole results and strays,
+    and strays are never read.
+
+    Parameters
+    ----------
+    folder : path
+        Made when missing.
+    accept_other_code : bool
+        Take results that other code computed, as when recorded runs are continued after a change that
+        does not touch their numbers.
+
+    Raises
+    ------
+    UserError
+        If the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path | str, *, accept_other_code: bool = False) -> None:
+        self.folder = check_writable(folder)
+        self.accept_other_code = accept_other_code
+
+    def path(self, key: Key, suffix: str = ".json") -> Path:
+        """Where a result, or a side file of it, lies."""
+        return self.folder / f"{key.name}{suffix}"
+
+    def get(self, key: Key) -> Result | None:
+        """The stored result, or None if there is none that is whole and of this code."""
+        found = read_result(self.path(key))
+        if found is None or digest(found.key.what) != digest(key.what):
+            return None
+        if found.key.code != key.code and not self.accept_other_code:
+            return None
+        for name, expected in found.files.items():
+            file = self.folder / name
+            if not file.is_file() or sha256(file) != expected:
+                return None
+        return found
+
+    def put(
+        self,
+        key: Key,
+        values: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+        side_files: Mapping[str, bytes] | None = None,
+    ) -> Result:
+        """Write a result and its side files (content by suffix)."""
+        files = {}
+        for suffix, content in (side_files or {}).items():
+            file = write_whole(self.path(key, suffix), content)
+            files[file.name] = hashlib.sha256(content).hexdigest()
+        record: dict[str, Any] = {
+            "format": FORMAT,
+            "kind": key.kind,
+            "key": dict(key.what),
+            "code": key.code,
+            "values": dict(values),
+            "provenance": dict(provenance),
+            "files": files,
+        }
+        record["digest"] = digest(record)
+        text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        write_whole(self.path(key), text.encode())
+        return Result(key, dict(values), dict(provenance), files)
+
+    def all(self) -> list[Result]:
+        """Every whole result in the folder, by name."""
+        return read_results(self.folder)
+
+
+def read_results(folder: Path | str) -> list[Result]:
+    """Every whole result in a folder, sorted by file name; damaged files are left out."""
+    found = (read_result(path) for path in sorted(Path(folder).glob("*-*.json")))
+    return [result for result in found if result is not None]
+
+
+def read_result(path: Path) -> Result | None:
+    """Read one result; None if it is missing, truncated or edited."""
+    try:
+        record = json.loads(path.read_text("utf8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check the folder's permissions") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        return None
+    if digest({name: value for name, value in record.items() if name != "digest"}) != record.get("digest"):
+        return None
+    key = Key(record["kind"], record["key"], record["code"])
+    return Result(key, record["values"], record["provenance"], record["files"])

@@ -1,0 +1,32 @@
+"""Unlearning methods. A new one is a file with a ``METHOD`` and a line in ``METHODS``."""
+
+from salun_core.methods import (
+    be,
+    bs,
+    ft,
+    ga,
+    iu,
+    l1_sparse,
+    original,
+    retrain,
+    rl,
+    salun,
+    salun_soft,
+)
+from salun_core.methods.engine import Method, Unlearned
+
+METHODS: dict[str, Method] = {
+    "original": original.METHOD,
+    "retrain": retrain.METHOD,
+    "ft": ft.METHOD,
+    "rl": rl.METHOD,
+    "ga": ga.METHOD,
+    "iu": iu.METHOD,
+    "be": be.METHOD,
+    "bs": bs.METHOD,
+    "l1_sparse": l1_sparse.METHOD,
+    "salun": salun.METHOD,
+    "salun_soft": salun_soft.METHOD,
+}
+
+__all__ = ["METHODS", "Method", "Unlearned"]

@@ -1,0 +1,70 @@
+"""Boundary shrink: give forget images the label just across the nearest decision boundary."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from salun_core.data.batches import Batch
+from salun_core.methods.engine import Method, Unlearned, descend, rounds
+from salun_core.methods.search import between
+from salun_core.rng import generator
+from salun_core.saliency import Mask
+from salun_core.tasks.base import Task
+
+
+def bs(
+    task: Task,
+    *,
+    mask: Mask | None = None,
+    epochs: int = 10,
+    steps: int | None = None,
+    lr: float = 1e-6,
+    bound: float = 0.1,
+    bn_stats: str = "update",
+    seed: int = 0,
+) -> Unlearned:
+    """Train forget images towards the class that the original model sees after one adversarial step.
+
+    Parameters
+    ----------
+    task : ClassificationTask
+        A trained classifier with its forget set.
+    mask : Mask, optional
+        Weights that may change; all by default.
+    bound : float
+        Size of the step by the sign of the gradient, on pixels in [0, 1]; the result is rounded to 1/255.
+    epochs, steps, lr, bn_stats, seed
+        As in `rl`.
+
+    References
+    ----------
+    Chen et al., Boundary Unlearning, CVPR 2023.
+    """
+    rng = generator(seed, "bs")
+
+    def losses(model: nn.Module) -> Iterator[tuple[Tensor, int]]:
+        for step in rounds(task, rng, order="forget", epochs=epochs, steps=steps):
+            assert step.forget is not None
+            images, _ = step.forget
+            yield task.loss(model, (images, label_across(task, step.forget, bound=bound))), step.samples
+
+    return descend(task, losses, lr=lr, mask=mask, seed=seed, bn_stats=bn_stats)
+
+
+def label_across(task: Task, batch: Batch, *, bound: float) -> Tensor:
+    """Class (N,) that the original model sees one adversarial step away; it can be the true one."""
+    images, labels = batch
+    # In evaluation mode: the original model only labels, it does not learn here.
+    frozen = task.model.eval()
+    images = images.detach().requires_grad_(True)
+    (slope,) = torch.autograd.grad(F.cross_entropy(frozen(images), labels), images)
+    moved = (images.detach() + bound * slope.sign()).clamp(0, 1).mul(255).round().div(255)
+    with torch.no_grad():
+        return frozen(moved).argmax(dim=1)
+
+
+METHOD = Method(
+    bs, "BS", tasks=("classification",), search={"lr": between(1e-6, 1e-4)}, source="Chen et al., CVPR 2023"
+)

@@ -1,0 +1,266 @@
+"""What the methods share: rounds of batches, descent under a mask, and the record of a method."""
+
+import copy
+import inspect
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from salun_core.data.batches import Batch
+from salun_core.errors import UserError, one_of
+from salun_core.methods.search import Range
+from salun_core.rng import isolated
+from salun_core.saliency import Mask, check_mask, restore_unmarked_
+from salun_core.tasks.base import Task
+
+ORDERS = ("forget_then_retain", "interleaved", "joint", "forget", "retain")
+BN_STATS = ("update", "freeze")
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """What a method returns.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A new model in evaluation mode; the task's own is untouched.
+    losses : list of float
+        One entry per optimiser step (per epoch for retraining), in the unit of the task's loss.
+    samples : int
+        Images that went forward and backward, with repetition.
+    """
+
+    model: nn.Module
+    losses: list[float]
+    samples: int
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method and what the tables, the tuning and the checks need to know of it.
+
+    Parameters
+    ----------
+    run : callable
+        ``run(task, *, mask=None, seed=0, **settings) -> Unlearned``.
+    label : str
+        Name in tables and figures.
+    tasks : tuple of str
+        Kinds of task it works on; empty for all.
+    mask : str
+        Mask it is run with unless told otherwise: "none" or "salient".
+    search : mapping of str to Range
+        Bounds within which its settings are tuned; empty where there is nothing to tune.
+    source : str
+        Where the method comes from.
+    like : Method, optional
+        Method whose settings it hands on through ``**settings``.
+    """
+
+    run: Callable[..., Unlearned]
+    label: str
+    tasks: tuple[str, ...] = ()
+    mask: str = "none"
+    search: Mapping[str, Range] = field(default_factory=dict)
+    source: str = ""
+    like: "Method | None" = None
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Every setting of the method with its default value."""
+        parameters = inspect.signature(self.run).parameters.values()
+        own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        settings = {**(self.like.defaults if self.like else {}), **own}
+        return {name: value for name, value in settings.items() if name not in ("mask", "seed")}
+
+    @property
+    def module(self) -> str:
+        """Dotted name of the module that defines the method."""
+        return self.run.__module__
+
+    def __call__(self, task: Task, **settings: Any) -> Unlearned:
+        if self.tasks and task.kind not in self.tasks:
+            raise UserError(f"{self.label} works on {', '.join(self.tasks)} only, not on {task.kind}")
+        return self.run(task, **settings)
+
+
+@dataclass(frozen=True)
+class Round:
+    """The data of one optimiser step, and how much of the run lies behind it (in [0, 1), by epochs)."""
+
+    forget: Batch | None
+    retain: Batch | None
+    progress: float
+
+    @property
+    def samples(self) -> int:
+        """Images in this round."""
+        return sum(len(batch[0]) for batch in (self.forget, self.retain) if batch is not None)
+
+
+def rounds(
+    task: Task, rng: torch.Generator, *, order: str, epochs: int, steps: int | None = None
+) -> Iterator[Round]:
+    """Cut a run into optimiser steps.
+
+    Parameters
+    ----------
+    task : Task
+        Gives the forget and the retain set.
+    rng : torch.Generator
+        Order and augmentation of the batches.
+    order : str
+        "forget" or "retain": only that set. "forget_then_retain": in each epoch every forget batch, then
+        every retain batch. "interleaved": the same batches in random order. "joint": every step takes a
+        forget batch together with a retain batch; an epoch is one pass over the forget set.
+    epochs : int
+        Passes, at least 1.
+    steps : int, optional
+        End after this many optimiser steps instead, repeating epochs as needed.
+    """
+    one_of(order, ORDERS, "order of the batches")
+    for name, value in (("epochs", epochs), ("steps", steps)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
+    retain_stream = _endless(task, rng) if order == "joint" else iter(())
+    done = 0
+    for epoch in itertools.count():
+        if steps is None and epoch >= epochs:
+            return
+        for forget, retain in _epoch(task, rng, order, retain_stream):
+            if steps is not None and done >= steps:
+                return
+            yield Round(forget, retain, epoch / epochs if steps is None else done / steps)
+            done += 1
+
+
+def round_count(task: Task, *, order: str, epochs: int, steps: int | None = None) -> int:
+    """Number of optimiser steps that `rounds` will give."""
+    forget, retain = len(task.forget), len(task.retain)
+    an_epoch = {"forget": forget, "joint": forget, "retain": retain}.get(order, forget + retain)
+    return steps if steps is not None else epochs * an_epoch
+
+
+def _epoch(
+    task: Task, rng: torch.Generator, order: str, retain_stream: Iterator[Batch]
+) -> Iterator[tuple[Batch | None, Batch | None]]:
+    if order == "joint":
+        for batch in task.forget.shuffled(rng):
+            yield batch, next(retain_stream)
+    elif order == "interleaved":
+        forget, retain = task.forget.shuffled(rng), task.retain.shuffled(rng)
+        from_forget = torch.randperm(len(task.forget) + len(task.retain), generator=rng) < len(task.forget)
+        for first in from_forget.tolist():
+            yield (next(forget), None) if first else (None, next(retain))
+    else:
+        if order != "retain":
+            for batch in task.forget.shuffled(rng):
+                yield batch, None
+        if order != "forget":
+            for batch in task.retain.shuffled(rng):
+                yield None, batch
+
+
+def _endless(task: Task, rng: torch.Generator) -> Iterator[Batch]:
+    while True:
+        yield from task.retain.shuffled(rng)
+
+
+Losses = Callable[[nn.Module], Iterable[tuple[Tensor, int]]]
+"""Given the model in training, yields the loss of each step and the number of images behind it."""
+
+
+def descend(
+    task: Task,
+    losses: Losses,
+    *,
+    lr: float,
+    mask: Mask | None,
+    seed: int,
+    bn_stats: str = "update",
+    decay_unmarked: bool = False,
+    after_step: Callable[[nn.Module], None] | None = None,
+) -> Unlearned:
+    """Minimise a sequence of losses from the task's model, changing only the weights in ``mask``.
+
+    Parameters
+    ----------
+    task : Task
+        Gives the model to start from and the optimiser.
+    losses : callable
+        See `Losses`.
+    lr : float
+        Learning rate, constant.
+    mask : Mask or None
+        Weights that may change; None for all.
+    seed : int
+        For dropout inside the model.
+    bn_stats : str
+        "update": running statistics of BatchNorm follow the batches seen, as in the released code, also
+        under a mask. "freeze": they stay, and the layers normalise with them.
+    decay_unmarked : bool
+        Only to reproduce the released code before February 2026: mask the gradient and nothing else, so
+        that weight decay moves the weights outside the mask.
+    after_step : callable, optional
+        Called with the model after each step, before weights outside the mask are restored.
+
+    Raises
+    ------
+    UserError
+        If a setting is out of range, the mask does not fit, or the loss stops being finite.
+    """
+    one_of(bn_stats, BN_STATS, "treatment of BatchNorm statistics")
+    if not lr > 0:
+        raise UserError(f"lr must be positive, got {lr}")
+    model = copy.deepcopy(task.model).requires_grad_(True)
+    if mask is not None:
+        check_mask(mask, model)
+    set_train_mode(model, bn_stats=bn_stats)
+    optimizer = task.optimizer(model, lr)
+    values: list[Tensor] = []
+    samples = 0
+    with isolated(seed, "descend"):
+        for value, images in losses(model):
+            optimizer.zero_grad()
+            value.backward()
+            if mask is not None and decay_unmarked:
+                mask_gradients_(model, mask)
+            optimizer.step()
+            if after_step is not None:
+                after_step(model)
+            if mask is not None and not decay_unmarked:
+                # Masking the gradient would not hold these weights: decay and momentum move them too.
+                restore_unmarked_(model, task.model, mask)
+            values.append(value.detach())
+            samples += images
+    trace = torch.stack(values).double().tolist() if values else []
+    for step, value_ in enumerate(trace):
+        if not math.isfinite(value_):
+            raise Diverged(f"the loss stopped being finite at step {step + 1}: lower the learning rate {lr}")
+    return Unlearned(model.eval(), trace, samples)
+
+
+class Diverged(UserError):
+    """A run whose loss or weights stopped being finite: a result of its settings, not a crash."""
+
+
+def set_train_mode(model: nn.Module, *, bn_stats: str) -> None:
+    """Switch to training mode, with BatchNorm layers left in evaluation mode for ``bn_stats="freeze"``."""
+    model.train()
+    if bn_stats == "freeze":
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def mask_gradients_(model: nn.Module, mask: Mask) -> None:
+    """Zero the gradient of every weight outside ``mask``."""
+    for name, weight in model.named_parameters():
+        if weight.grad is not None and name in mask:
+            weight.grad.mul_(mask[name])

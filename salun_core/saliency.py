@@ -1,0 +1,370 @@
+"""Saliency masks: which weights a forgetting method may change.
+
+A mask is a dict from weight name to a boolean tensor of the weight's shape; ``True`` marks a weight
+that may change. The paper's threshold appears here as ``keep``, the share of weights marked.
+"""
+
+import copy
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from salun_core.data.batches import Batch
+from salun_core.errors import UserError, one_of
+from salun_core.files import write_whole
+
+Mask = dict[str, Tensor]
+Scores = dict[str, Tensor]
+Loss = Callable[[nn.Module, Batch], Tensor]
+"""``loss(model, batch)``, a mean over the images of the batch."""
+
+CHUNK = 1 << 24  # entries looked at together when counting: 64 MiB of temporary memory
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the gradients of the batches become one score per weight."""
+
+    absolute_per_batch: bool = False  # sum of |gradient| instead of |sum of gradients|
+    batch_means: bool = False  # every batch counts alike, also a short last one
+    first_batch_only: bool = False
+    train_mode: bool = False  # batch statistics in BatchNorm, dropout on
+
+
+SCORES: dict[str, Rule] = {
+    "abs_sum": Rule(),  # the paper's: |gradient of the loss summed over the forget set|
+    "sum_abs": Rule(absolute_per_batch=True),
+    "batch_means": Rule(batch_means=True),  # released code since December 2023
+    "first_batch": Rule(first_batch_only=True),
+    "train_mode": Rule(train_mode=True),
+    "first_release": Rule(absolute_per_batch=True, batch_means=True, train_mode=True),  # October 2023
+}
+"""Definitions of the score found in the paper, in its code over time, and in public ports."""
+
+
+def saliency_scores(
+    model: nn.Module,
+    forget: Iterable[Batch],
+    loss: Loss,
+    *,
+    score: str = "abs_sum",
+    dtype: torch.dtype | None = torch.float64,
+) -> Scores:
+    """Score every weight by the size of the gradient of the forgetting loss.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Read only; its mode, gradients and buffers stay as they are.
+    forget : iterable of (images, condition)
+        The forget set. Give it without augmentation, or two calls will disagree.
+    loss : callable
+        ``loss(model, batch)``, a mean over the batch; weighted here by the batch's size, so that with
+        the default score the result does not depend on how the set is cut into batches.
+    score : str
+        A key of ``SCORES``.
+    dtype : torch.dtype, optional
+        Precision of the gradients. Double by default: in single precision the rounding, and with it
+        the choice near the threshold, depends on batch size and order. ``None`` keeps the model's own
+        precision and makes no copy of the model, for networks of hundreds of millions of weights.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Non-negative float32 tensors, one for each trainable weight, on the model's device.
+
+    Raises
+    ------
+    UserError
+        If ``forget`` holds no images, or a gradient is not finite.
+
+    References
+    ----------
+    Fan et al., SalUn, ICLR 2024, equation of the mask (section 4).
+    """
+    rule = SCORES[one_of(score, SCORES, "saliency score")]
+    was_training = model.training
+    net = model
+    if dtype is not None or rule.train_mode:
+        net = copy.deepcopy(model).to(dtype=dtype)
+    try:
+        net.train(rule.train_mode)
+        weights = {name: w for name, w in net.named_parameters() if w.requires_grad}
+        total = _summed_gradients(net, weights, forget, loss, rule)
+    finally:
+        model.train(was_training)
+    scores = {name: grad.abs_().float() for name, grad in total.items()}
+    for name, values in scores.items():
+        if not torch.isfinite(values).all():
+            raise UserError(f"the gradient of {name} is not finite: check the model and the images for NaN")
+    return scores
+
+
+def _summed_gradients(
+    net: nn.Module, weights: Mapping[str, Tensor], forget: Iterable[Batch], loss: Loss, rule: Rule
+) -> dict[str, Tensor]:
+    dtype = next(iter(weights.values())).dtype
+    total: list[Tensor] = []
+    for images, condition in forget:
+        images = images.to(dtype) if images.is_floating_point() else images
+        value = loss(net, (images, condition)) * (1 if rule.batch_means else len(images))
+        grads = torch.autograd.grad(value, list(weights.values()), allow_unused=True, materialize_grads=True)
+        parts = [g.abs() for g in grads] if rule.absolute_per_batch else list(grads)
+        total = (
+            [t.add_(p) for t, p in zip(total, parts, strict=True)] if total else [p.clone() for p in parts]
+        )
+        if rule.first_batch_only:
+            break
+    if not total:
+        raise UserError("the forget set holds no images: choose a larger forget_fraction or another class")
+    return dict(zip(weights, total, strict=True))
+
+
+def saliency_mask(
+    model: nn.Module,
+    forget: Iterable[Batch],
+    loss: Loss,
+    *,
+    keep: float = 0.5,
+    score: str = "abs_sum",
+    dtype: torch.dtype | None = torch.float64,
+) -> Mask:
+    """Mark the ``keep`` share of all weights with the largest ``|d loss / d weight|`` on ``forget``.
+
+    All layers are ranked together; the count is exact (``round(keep * P)``), ties going to the earlier
+    weight. See `saliency_scores` for the other parameters.
+
+    Raises
+    ------
+    UserError
+        If ``keep`` lies outside (0, 1], or as `saliency_scores` does.
+    """
+    check_keep(keep)
+    return top_mask(saliency_scores(model, forget, loss, score=score, dtype=dtype), keep=keep)
+
+
+def top_mask(scores: Scores, *, keep: float) -> Mask:
+    """Mark the ``keep`` share of entries with the largest scores, over all tensors at once."""
+    check_keep(keep)
+    return _largest(scores, round(keep * _count(scores)))
+
+
+def least_salient_mask(scores: Scores, *, keep: float) -> Mask:
+    """Mark the ``keep`` share of entries with the *smallest* scores: the control, and, by a sign error,
+    what the released code did until December 2023."""
+    check_keep(keep)
+    total = _count(scores)
+    return {name: ~marked for name, marked in _largest(scores, total - round(keep * total)).items()}
+
+
+def threshold_mask(scores: Scores, *, gamma: float | None = None) -> Mask:
+    """Mark entries with a score of at least ``gamma``, the rule as the paper writes it.
+
+    Parameters
+    ----------
+    scores : dict of str to Tensor
+        From `saliency_scores`.
+    gamma : float, optional
+        Threshold, in the unit of the scores; by default their upper median, so that at least half of
+        the entries are marked (all entries tied with the median are).
+    """
+    if gamma is None:
+        gamma = kth_largest(scores, (_count(scores) + 1) // 2)
+    return {name: values >= gamma for name, values in scores.items()}
+
+
+def random_mask(
+    like: Mapping[str, Tensor], *, keep: float, rng: torch.Generator, per_layer: Mask | None = None
+) -> Mask:
+    """Mark exactly ``round(keep * P)`` entries drawn at random, the control for a saliency mask.
+
+    Parameters
+    ----------
+    like : dict of str to Tensor
+        Gives names, shapes and device: scores, another mask, or ``dict(model.named_parameters())``.
+    keep : float
+        Share marked, in (0, 1].
+    rng : torch.Generator
+        A CPU generator.
+    per_layer : Mask, optional
+        Take the count of each layer from this mask instead of ``keep``: the same number of weights in
+        every layer, but not the same weights.
+    """
+    check_keep(keep)
+    draws = {name: torch.rand(t.shape, generator=rng).to(t.device) for name, t in like.items()}
+    if per_layer is None:
+        return top_mask(draws, keep=keep)
+    return {
+        name: _largest({name: values}, int(per_layer[name].sum()))[name] for name, values in draws.items()
+    }
+
+
+def restore_unmarked_(model: nn.Module, original: nn.Module, mask: Mask) -> None:
+    """Set every weight outside ``mask`` back to its value in ``original``, to the last bit."""
+    with torch.no_grad():
+        before = dict(original.named_parameters())
+        for name, weight in model.named_parameters():
+            if name in mask:
+                torch.where(mask[name], weight, before[name], out=weight)
+
+
+def check_mask(mask: Mask, model: nn.Module) -> None:
+    """Refuse a mask that was made for another network.
+
+    Raises
+    ------
+    UserError
+        If a weight has no mask, or a mask no weight of its shape.
+    """
+    shapes = {name: tuple(w.shape) for name, w in model.named_parameters() if w.requires_grad}
+    marked = {name: tuple(m.shape) for name, m in mask.items()}
+    if wrong := sorted(
+        name for name in shapes.keys() | marked.keys() if shapes.get(name) != marked.get(name)
+    ):
+        name = wrong[0]
+        raise UserError(
+            f"the mask does not fit the model: {name} has shape {shapes.get(name, 'none')} in the model and "
+            f"{marked.get(name, 'none')} in the mask; compute the mask on this model"
+        )
+
+
+def density(mask: Mask) -> float:
+    """Share of weights marked, in [0, 1]."""
+    return sum(int(m.sum()) for m in mask.values()) / _count(mask)
+
+
+def layer_table(mask: Mask) -> pd.DataFrame:
+    """Count the marked weights of each tensor: columns ``layer, weights, kept, share``, in model order."""
+    rows = [(name, m.numel(), int(m.sum())) for name, m in mask.items()]
+    table = pd.DataFrame(rows, columns=["layer", "weights", "kept"])
+    return table.assign(share=table["kept"] / table["weights"])
+
+
+def mask_iou(a: Mask, b: Mask) -> float:
+    """Intersection over union of two masks of one network, in [0, 1]."""
+    both = sum(int((a[name] & b[name]).sum()) for name in a)
+    either = sum(int((a[name] | b[name]).sum()) for name in a)
+    return both / either if either else 1.0
+
+
+def expected_iou(keep_a: float, keep_b: float) -> float:
+    """Intersection over union that two independent random masks of these densities reach (large P)."""
+    return keep_a * keep_b / (keep_a + keep_b - keep_a * keep_b)
+
+
+def save_mask(mask: Mask, path: Path | str, *, note: Mapping[str, str] | None = None) -> Path:
+    """Write a mask as safetensors, one bit per weight.
+
+    Parameters
+    ----------
+    mask : Mask
+        Boolean tensors by weight name.
+    path : path
+        File to write; replaced whole.
+    note : mapping of str to str, optional
+        Stored in the file's header (data set, keep, seed, …).
+    """
+    packed = {name: torch.from_numpy(np.packbits(m.cpu().numpy().reshape(-1))) for name, m in mask.items()}
+    shapes = json.dumps({name: list(m.shape) for name, m in mask.items()})
+    header = {"format": "salun-mask-1", "shapes": shapes, **(note or {})}
+    return write_whole(path, save(packed, metadata=header))
+
+
+def load_mask(path: Path | str, *, device: torch.device | str = "cpu") -> Mask:
+    """Read a mask written by `save_mask`.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, damaged, or something else than a mask.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != "salun-mask-1":
+                raise UserError(f"{path} is not a saliency mask: give a file written by save_mask")
+            shapes = json.loads(header["shapes"])
+            return {
+                name: _unpacked(file.get_tensor(name), shape).to(device) for name, shape in shapes.items()
+            }
+    except FileNotFoundError as error:
+        raise UserError(f"there is no mask file {path}: compute the mask first") from error
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise UserError(f"the mask file {path} is damaged: delete it and compute the mask again") from error
+
+
+def check_keep(keep: float) -> None:
+    """Refuse a share outside (0, 1]."""
+    if not 0 < keep <= 1:
+        raise UserError(f"keep must lie in (0, 1], got {keep}: it is the share of weights that may change")
+
+
+def _unpacked(bits: Tensor, shape: list[int]) -> Tensor:
+    count = int(np.prod(shape, dtype=np.int64))
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=count).astype(bool)).view(shape)
+
+
+def _count(tensors: Mapping[str, Tensor]) -> int:
+    return sum(t.numel() for t in tensors.values())
+
+
+def _bit_chunks(scores: Scores) -> Iterator[Tensor]:
+    """The scores as integers: for non-negative floats the bit pattern grows with the value."""
+    for values in scores.values():
+        yield from values.reshape(-1).view(torch.int32).split(CHUNK)
+
+
+def kth_largest(scores: Scores, k: int) -> float:
+    """The k-th largest of all entries (k from 1), which must be non-negative float32."""
+    bits, _ = _kth_largest(scores, k)
+    return torch.tensor(bits, dtype=torch.int32).view(torch.float32).item()
+
+
+def _kth_largest(scores: Scores, k: int) -> tuple[int, int]:
+    """Bit pattern of the k-th largest score, and how many entries equal to it are among the first k.
+
+    Two counting passes of 16 bits each: linear time, no sort, and no copy of the scores.
+    """
+    device = next(iter(scores.values())).device
+    prefix, wanted = 0, k
+    for shift, width in ((16, 1 << 15), (0, 1 << 16)):
+        counts = torch.zeros(width, dtype=torch.int64, device=device)
+        for bits in _bit_chunks(scores):
+            if shift == 0:
+                bits = bits[(bits >> 16) == prefix] & 0xFFFF
+            else:
+                bits = bits >> shift
+            if bits.numel():
+                counts += torch.bincount(bits, minlength=width)
+        from_top = counts.flip(0).cumsum(0)  # entries in this bucket or a higher one
+        bucket = int((from_top < wanted).sum())
+        above = int(from_top[bucket - 1]) if bucket else 0
+        wanted -= above
+        prefix = (prefix << 16 if shift == 0 else 0) | (width - 1 - bucket)
+    return prefix, wanted
+
+
+def _largest(scores: Scores, k: int) -> Mask:
+    """Mark exactly the ``k`` largest scores; ties go to the earlier entry."""
+    if k == 0:
+        return {name: torch.zeros_like(values, dtype=torch.bool) for name, values in scores.items()}
+    threshold, ties = _kth_largest(scores, k)
+    mask = {}
+    for name, values in scores.items():
+        bits = values.contiguous().view(torch.int32)
+        marked = bits > threshold
+        tied = (bits == threshold).view(-1)
+        if ties and (here := int(tied.sum())):
+            rows = tied.nonzero().view(-1)[:ties]
+            marked.view(-1)[rows] = True
+            ties -= min(here, ties)
+        mask[name] = marked
+    return mask
