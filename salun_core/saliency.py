@@ -338,10 +338,7 @@ def _kth_largest(scores: Scores, k: int) -> tuple[int, int]:
     for shift, width in ((16, 1 << 15), (0, 1 << 16)):
         counts = torch.zeros(width, dtype=torch.int64, device=device)
         for bits in _bit_chunks(scores):
-            if shift == 0:
-                bits = bits[(bits >> 16) == prefix] & 0xFFFF
-            else:
-                bits = bits >> shift
+            bits = bits[(bits >> 16) == prefix] & 0xFFFF if shift == 0 else bits >> shift
             if bits.numel():
                 counts += torch.bincount(bits, minlength=width)
         from_top = counts.flip(0).cumsum(0)  # entries in this bucket or a higher one

@@ -1,7 +1,7 @@
 """Batches of images that already lie in memory: plain order for measuring, shuffled for training."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -33,9 +33,9 @@ class Batches:
         ``augment(images, rng)``, used by ``shuffled`` only.
     """
 
-    images: Tensor
-    labels: Tensor
-    ids: Tensor
+    images: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
+    ids: Tensor = field(repr=False)
     size: int = 256
     augment: Augment | None = None
 

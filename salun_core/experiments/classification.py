@@ -21,7 +21,7 @@ from salun_core.experiments.summary import write_table
 from salun_core.experiments.tuning import choose, search_space, tuning_cells, with_distance
 from salun_core.methods import METHODS
 from salun_core.methods.search import Range
-from salun_core.models import MODELS, check_arch
+from salun_core.models import check_arch
 from salun_core.saliency import SCORES
 from salun_core.tasks.classification import RELABEL
 from salun_core.tasks.training import RECIPES
@@ -133,7 +133,8 @@ class ClassifierParams(Params):
             raise UserError("scenario 'indices' needs forget_indices: give a file with one sample id a line")
         if self.tune and self.tuning_seed in self.seeds:
             raise UserError(
-                f"tuning_seed {self.tuning_seed} is also in seeds: settings must be chosen on a seed that is not reported"
+                f"tuning_seed {self.tuning_seed} is also in seeds: "
+                "settings must be chosen on a seed that is not reported"
             )
         if self.dataset == "imagefolder" and self.data_dir is None:
             raise UserError(
@@ -155,7 +156,8 @@ class ClassifierParams(Params):
         ):
             if name in given and scenario not in checked.scenario:
                 raise UserError(
-                    f"{name} is given, but scenario is {', '.join(checked.scenario)}: add {scenario} to it or leave {name} out"
+                    f"{name} is given, but scenario is {', '.join(checked.scenario)}: "
+                    f"add {scenario} to it or leave {name} out"
                 )
 
     def scenarios(self) -> list[Scenario]:

@@ -73,11 +73,11 @@ class Method:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Every setting of the method with its default value."""
+        """Every setting of the method with its default; the mask and what makes it are not settings."""
         parameters = inspect.signature(self.run).parameters.values()
         own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
         settings = {**(self.like.defaults if self.like else {}), **own}
-        return {name: value for name, value in settings.items() if name not in ("mask", "seed")}
+        return {name: value for name, value in settings.items() if name not in ("mask", "seed", "keep")}
 
     @property
     def module(self) -> str:

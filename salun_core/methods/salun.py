@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from salun_core.methods.engine import Method, Unlearned
 from salun_core.methods import rl
+from salun_core.methods.engine import Method, Unlearned
 from salun_core.methods.search import between
 from salun_core.saliency import Mask, saliency_mask
 from salun_core.tasks.base import Task

@@ -82,7 +82,9 @@ def salun_soft(
             threshold = kth_largest(sizes, count - undone + 1) if undone else 0.0
         for name, weight in model.named_parameters():
             change = changes[name]
-            weight.copy_(anchors[name] + change.sign() * (change.abs() - threshold).clamp_min_(0))
+            # Exactly the anchor where the change is undone: most weights end bit-identical to it.
+            shrunk = weight - change.sign() * threshold
+            weight.copy_(torch.where(change.abs() <= threshold, anchors[name], shrunk))
         done += 1
         if anchor == "epoch" and done % an_epoch == 0:
             reference = copy.deepcopy(model)

@@ -24,9 +24,9 @@ class Range(BaseModel):
     def _one_form(self) -> "Range":
         if bool(self.choices) == (self.low is not None and self.high is not None):
             raise ValueError("give either low and high, or choices")
-        if self.low is not None and self.high is not None:
-            if self.high < self.low or (self.log and self.low <= 0):
-                raise ValueError(f"low {self.low} and high {self.high} do not bound an interval")
+        low, high = self.low, self.high
+        if low is not None and high is not None and (high < low or (self.log and low <= 0)):
+            raise ValueError(f"low {low} and high {high} do not bound an interval")
         return self
 
     def at(self, position: float) -> Any:

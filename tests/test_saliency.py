@@ -1,0 +1,185 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from problems import same, trained_task
+from torch import nn
+
+from salun_core.errors import UserError
+from salun_core.saliency import (
+    SCORES,
+    check_mask,
+    density,
+    expected_iou,
+    kth_largest,
+    layer_table,
+    least_salient_mask,
+    load_mask,
+    mask_iou,
+    random_mask,
+    saliency_mask,
+    saliency_scores,
+    save_mask,
+    threshold_mask,
+    top_mask,
+)
+
+
+def cross_entropy(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def test_a_dead_input_makes_no_weight_salient():
+    batch = torch.tensor([[0.0, 3.0, 1.0]]), torch.tensor([0])  # d loss / d weight = (p - onehot) x
+    mask = saliency_mask(nn.Linear(3, 2, bias=False), [batch], cross_entropy, keep=2 / 6)
+    assert mask["weight"].tolist() == [[False, True, False], [False, True, False]]
+
+
+def test_scores_agree_with_single_precision_autograd_written_out():
+    task = trained_task()
+    task.model.eval().zero_grad()
+    images, labels = (torch.cat(parts) for parts in zip(*task.forget, strict=True))
+    F.cross_entropy(task.model(images), labels, reduction="sum").backward()
+    scores = saliency_scores(task.model, task.forget, task.loss)
+    for name, weight in task.model.named_parameters():
+        torch.testing.assert_close(scores[name], weight.grad.abs(), rtol=1e-3, atol=1e-4)
+    task.model.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize("size", [1, 7, 50, 120])
+def test_the_mask_does_not_depend_on_batches_or_order(size):
+    task = trained_task()
+    mask = saliency_mask(task.model, task.forget, task.loss)
+    rows = torch.randperm(task.forget.n, generator=torch.Generator().manual_seed(size))
+    again = saliency_mask(task.model, task.forget.subset(rows).resized(size), task.loss)
+    assert mask_iou(mask, again) == 1
+
+
+def test_batch_means_do_depend_on_batches():
+    # The released code's sum of batch means: the reason for the test above.
+    task = trained_task()
+    masks = [
+        saliency_mask(task.model, task.forget.resized(size), task.loss, score="batch_means") for size in (64, 119)
+    ]
+    assert mask_iou(*masks) < 1
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_scoring_leaves_the_model_alone(score):
+    task = trained_task()
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    for dtype in (torch.float64, None):
+        scores = saliency_scores(task.model, task.forget, task.loss, score=score, dtype=dtype)
+        assert all((s >= 0).all() and s.dtype == torch.float32 for s in scores.values())
+    assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items())
+    assert all(weight.grad is None for weight in task.model.parameters())
+    assert not task.model.training
+
+
+@given(
+    values=st.lists(st.sampled_from([0.0, 1e-30, 0.5, 1.0, 1.0000001, 3.0, 1e30]), min_size=1, max_size=60),
+    keep=st.floats(0.01, 1),
+    cut=st.integers(0, 60),
+)
+def test_selection_agrees_with_a_full_sort(values, keep, cut):
+    flat = torch.tensor(values)
+    scores = {"a": flat[:cut].clone(), "b": flat[cut:].clone().reshape(1, -1)}
+    scores = {name: s for name, s in scores.items() if s.numel()}
+    count = round(keep * len(values))
+    mask = torch.cat([m.flatten() for m in top_mask(scores, keep=keep).values()])
+    order = np.argsort(-flat.numpy(), kind="stable")  # ties go to the earlier entry
+    assert mask.nonzero().flatten().tolist() == sorted(order[:count].tolist())
+    low = torch.cat([m.flatten() for m in least_salient_mask(scores, keep=keep).values()])
+    assert int(low.sum()) == count
+    if count < len(values):
+        assert not count or flat[low].max() <= flat[~low].min()
+    if count:
+        assert kth_largest(scores, count) == flat.sort(descending=True).values[count - 1]
+
+
+def test_threshold_form_keeps_at_least_half_and_matches_the_count_without_ties():
+    scores = {"w": torch.rand(1001, generator=torch.Generator().manual_seed(1))}
+    assert int(threshold_mask(scores)["w"].sum()) == 501
+    assert torch.equal(threshold_mask(scores)["w"], top_mask(scores, keep=501 / 1001)["w"])
+    assert threshold_mask({"w": torch.ones(4)})["w"].all()  # all tied with the median
+    assert threshold_mask(scores, gamma=0.9)["w"].equal(scores["w"] >= 0.9)
+
+
+def test_random_masks_match_the_count_and_differ_between_draws():
+    like = dict(trained_task().model.named_parameters())
+    total = sum(w.numel() for w in like.values())
+    masks = [random_mask(like, keep=0.3, rng=torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
+    assert [sum(int(m.sum()) for m in mask.values()) for mask in masks] == [round(0.3 * total)] * 3
+    assert mask_iou(masks[0], masks[1]) == 1
+    assert abs(mask_iou(masks[0], masks[2]) - expected_iou(0.3, 0.3)) < 0.02
+
+
+def test_a_random_mask_can_take_its_counts_from_another_mask():
+    task = trained_task()
+    salient = saliency_mask(task.model, task.forget, task.loss, keep=0.2)
+    control = random_mask(salient, keep=0.2, rng=torch.Generator().manual_seed(0), per_layer=salient)
+    assert layer_table(control)["kept"].tolist() == layer_table(salient)["kept"].tolist()
+    assert mask_iou(control, salient) < 0.7
+
+
+def test_statistics_by_layer_add_up():
+    task = trained_task()
+    mask = saliency_mask(task.model, task.forget, task.loss, keep=0.25)
+    table = layer_table(mask)
+    assert table["weights"].sum() == sum(w.numel() for w in task.model.parameters())
+    assert table["kept"].sum() == round(0.25 * table["weights"].sum())
+    assert density(mask) == pytest.approx(0.25, abs=1e-4)
+
+
+def test_a_saved_mask_comes_back_in_an_eighth_of_a_byte_a_weight(tmp_path):
+    mask = random_mask({"w": torch.empty(333, 333), "b": torch.empty(5)}, keep=0.5, rng=torch.Generator())
+    path = save_mask(mask, tmp_path / "mask.safetensors", note={"keep": "0.5"})
+    assert path.stat().st_size < 333 * 333 / 8 + 1000
+    loaded = load_mask(path)
+    assert loaded.keys() == mask.keys()
+    assert all(torch.equal(loaded[name], mask[name]) for name in mask)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "other", "missing"])
+def test_a_damaged_mask_file_is_refused_by_name(tmp_path, damage):
+    path = tmp_path / "mask.safetensors"
+    if damage != "missing":
+        save_mask({"w": torch.ones(100, dtype=torch.bool)}, path)
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-5])
+    elif damage == "text":
+        path.write_text("not a mask")
+    elif damage == "other":
+        from safetensors.torch import save_file
+
+        save_file({"w": torch.ones(3)}, path)
+    with pytest.raises(UserError, match="mask.safetensors"):
+        load_mask(path)
+
+
+@pytest.mark.parametrize("keep", [0, -0.1, 1.5, float("nan")])
+def test_a_share_outside_its_range_is_refused(keep):
+    with pytest.raises(UserError, match="keep"):
+        top_mask({"w": torch.ones(4)}, keep=keep)
+
+
+def test_an_empty_forget_set_is_refused():
+    with pytest.raises(UserError, match="no images"):
+        saliency_mask(nn.Linear(2, 2), [], cross_entropy)
+
+
+def test_a_gradient_that_is_not_finite_is_refused_by_name():
+    batch = torch.tensor([[float("nan"), 1.0]]), torch.tensor([0])
+    with pytest.raises(UserError, match="weight"):
+        saliency_mask(nn.Linear(2, 2), [batch], cross_entropy)
+
+
+def test_a_mask_of_another_network_is_refused():
+    with pytest.raises(UserError, match="does not fit"):
+        check_mask({"weight": torch.ones(2, 3, dtype=torch.bool)}, nn.Linear(2, 2, bias=False))
+
+
+def test_same_tells_models_apart():
+    assert not same(nn.Linear(2, 2), nn.Linear(2, 2))
