@@ -37,6 +37,7 @@ class Rule:
     batch_means: bool = False  # every batch counts alike, also a short last one
     first_batch_only: bool = False
     train_mode: bool = False  # batch statistics in BatchNorm, dropout on
+    ascent: float = 0.0  # learning rate of a step of gradient ascent after each batch
 
 
 SCORES: dict[str, Rule] = {
@@ -45,7 +46,9 @@ SCORES: dict[str, Rule] = {
     "batch_means": Rule(batch_means=True),  # released code since December 2023
     "first_batch": Rule(first_batch_only=True),
     "train_mode": Rule(train_mode=True),
-    "first_release": Rule(absolute_per_batch=True, batch_means=True, train_mode=True),  # October 2023
+    # October 2023: the weights moved by gradient ascent while the gradients were collected.
+    "first_release": Rule(absolute_per_batch=True, batch_means=True, train_mode=True, ascent=0.01),
+    "drifting": Rule(batch_means=True, ascent=0.01),  # 1 to 17 December 2023
 }
 """Definitions of the score found in the paper, in its code over time, and in public ports."""
 
@@ -93,7 +96,7 @@ def saliency_scores(
     rule = SCORES[one_of(score, SCORES, "saliency score")]
     was_training = model.training
     net = model
-    if dtype is not None or rule.train_mode:
+    if dtype is not None or rule.train_mode or rule.ascent:
         net = copy.deepcopy(model).to(dtype=dtype)
     try:
         net.train(rule.train_mode)
@@ -123,6 +126,11 @@ def _summed_gradients(
         )
         if rule.first_batch_only:
             break
+        if rule.ascent:
+            with torch.no_grad():
+                scale = rule.ascent / (1 if rule.batch_means else len(images))
+                for weight, grad in zip(weights.values(), grads, strict=True):
+                    weight.add_(grad, alpha=scale)
     if not total:
         raise UserError("the forget set holds no images: choose a larger forget_fraction or another class")
     return dict(zip(weights, total, strict=True))

@@ -61,7 +61,8 @@ def test_batch_means_do_depend_on_batches():
     # The released code's sum of batch means: the reason for the test above.
     task = trained_task()
     masks = [
-        saliency_mask(task.model, task.forget.resized(size), task.loss, score="batch_means") for size in (64, 119)
+        saliency_mask(task.model, task.forget.resized(size), task.loss, score="batch_means")
+        for size in (64, 119)
     ]
     assert mask_iou(*masks) < 1
 

@@ -28,7 +28,7 @@ class Batches:
     ids : Tensor
         (N,) int64 sample ids.
     size : int
-        Images in a batch; the last batch may hold fewer.
+        Images in a batch, at most.
     augment : callable, optional
         ``augment(images, rng)``, used by ``shuffled`` only.
     """
@@ -53,8 +53,11 @@ class Batches:
 
     def shuffled(self, rng: torch.Generator) -> Iterator[Batch]:
         """One epoch in an order drawn from ``rng``, augmented by draws from ``rng`` (a CPU generator)."""
+        if not self.n:
+            return
         order = torch.randperm(self.n, generator=rng).to(self.images.device)
-        for rows in order.split(self.size):
+        # Batches of nearly equal size: a short last one would distort BatchNorm, one image would stop it.
+        for rows in order.tensor_split(len(self)):
             images = self._scaled(self.images[rows])
             if self.augment is not None:
                 images = self.augment(images, rng)
@@ -70,6 +73,6 @@ class Batches:
         return replace(self, images=self.images[rows], labels=self.labels[rows], ids=self.ids[rows])
 
     def _scaled(self, images: Tensor) -> Tensor:
-        if images.dtype == torch.uint8:
-            images = images.float().div_(255)
-        return images.contiguous(memory_format=torch.channels_last)
+        # Reordered first: a byte is moved where a float would be four.
+        images = images.contiguous(memory_format=torch.channels_last)
+        return images.float().div_(255) if images.dtype == torch.uint8 else images

@@ -17,11 +17,16 @@ MASKS = ("none", "salient", "random", "random_per_layer", "least_salient")
 
 @dataclass(frozen=True)
 class MaskSpec:
-    """Which mask a cell uses: a kind from ``MASKS``, the share of weights kept, the score, and a draw."""
+    """Which mask a cell uses.
+
+    A kind from ``MASKS``, the share of weights kept, a key of ``saliency.SCORES``, whether the forget set
+    is augmented while scoring (as in the released code), and the draw of a random mask or augmentation.
+    """
 
     kind: str = "none"
     keep: float = 1.0
     score: str = "abs_sum"
+    augmented: bool = False
     draw: int = 0
 
     def __post_init__(self) -> None:

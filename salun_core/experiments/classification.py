@@ -18,15 +18,13 @@ from salun_core.experiments.params import Params
 from salun_core.experiments.paths import output_folder
 from salun_core.experiments.store import Store
 from salun_core.experiments.summary import write_table
-from salun_core.experiments.tuning import choose, search_space, tuning_cells, with_distance
+from salun_core.experiments.tuning import Budget, Variant, tune
 from salun_core.methods import METHODS
 from salun_core.methods.search import Range
 from salun_core.models import check_arch
 from salun_core.saliency import SCORES
 from salun_core.tasks.classification import RELABEL
 from salun_core.tasks.training import RECIPES
-
-FREE = ("original", "retrain")  # methods without anything to tune or to mask
 
 
 class ClassifierParams(Params):
@@ -169,6 +167,18 @@ class ClassifierParams(Params):
         }
         return [made[kind]() for kind in self.scenario]
 
+    def checked_scenarios(self, lab: ClassifierLab) -> list[Scenario]:
+        """The scenarios, each tried on every seed: an impossible split is refused before any training."""
+        scenarios = self.scenarios()
+        for scenario in scenarios:
+            for seed in self.seeds:
+                lab.split(seed, scenario)
+        return scenarios
+
+    def budget(self) -> Budget:
+        """How settings are chosen."""
+        return Budget(self.tuning_seed, self.tuning_budget, self.search, self.settings, self.tune)
+
     def lab(self, *, data: ImageData | None = None) -> ClassifierLab:
         """Load the data and open the store.
 
@@ -242,8 +252,8 @@ class Results:
     params: Any
 
 
-def run(params: ClassificationParams, *, data: ImageData | None = None) -> Results:
-    """Run or resume the experiment.
+def run(params: ClassificationParams, *, lab: ClassifierLab | None = None) -> Results:
+    """Run or resume the experiment, in the lab given or in the one the parameters describe.
 
     For each scenario: settings of every method are chosen on the tuning seed, then Retrain, its
     replicas (for the noise floor) and every method run on each seed.
@@ -253,63 +263,37 @@ def run(params: ClassificationParams, *, data: ImageData | None = None) -> Resul
     UserError
         For anything the user can put right.
     """
-    lab = params.lab(data=data)
-    scenarios = params.scenarios()
-    for scenario in scenarios:  # refuse an impossible split before anything is trained
-        for seed in params.seeds:
-            lab.split(seed, scenario)
-    tuned = [m for m in params.methods if m not in FREE] if params.tune else []
-    methods = ["retrain", *(m for m in params.methods if m != "retrain")]
-
-    candidates = {
-        (scenario, m): tuning_cells(
-            m,
-            scenario,
-            default_mask(m, params.keep, params.score),
-            seed=params.tuning_seed,
-            budget=params.tuning_budget,
-            search=search_space(m, params.search),
-            fixed=params.settings.get(m, {}),
-        )
-        for scenario in scenarios
-        for m in tuned
-    }
-    total = sum(map(len, candidates.values())) + len(scenarios) * (
-        bool(tuned) + len(params.seeds) * (len(methods) + params.noise_floor)
-    )
+    lab = lab or params.lab()
+    scenarios = params.checked_scenarios(lab)
+    names = ["retrain", *(m for m in params.methods if m != "retrain")]
+    variants = [Variant(m, default_mask(m, params.keep, params.score)) for m in names]
+    budget = params.budget()
+    total = sum(budget.count(variants, scenario) for scenario in scenarios)
+    total += len(scenarios) * len(params.seeds) * (len(names) + params.noise_floor)
     cells, tunings = [], []
     with progress_bar(total, lab.experiment) as progress:
         for scenario in scenarios:
-            chosen: dict[str, dict[str, Any]] = {}
-            if tuned:
-                reference = Cell(params.tuning_seed, scenario, "retrain", reported=False)
-                retrain = run_cells(lab, [reference], progress=progress)
-                check_ran(retrain)
-                for m in tuned:
-                    rows = run_cells(lab, candidates[scenario, m], progress=progress)
-                    rows = choose(with_distance(rows, retrain.iloc[0]))
-                    tunings.append(rows)
-                    chosen[m] = rows.loc[rows["chosen"], "settings"].iloc[0]
+            rows, chosen = tune(lab, budget, variants, scenario, progress=progress)
+            tunings.append(rows)
             for seed in params.seeds:
-                wanted = [
-                    Cell(
-                        seed,
-                        scenario,
-                        m,
-                        default_mask(m, params.keep, params.score),
-                        chosen.get(m, params.settings.get(m, {})),
-                        tags={"replica": 0},
-                    )
-                    for m in methods
-                ]
-                wanted += [
-                    Cell(seed, scenario, "retrain", settings={"replica": i + 1}, tags={"replica": i + 1})
-                    for i in range(params.noise_floor)
-                ]
+                wanted = [Cell(seed, scenario, v.method, v.mask, chosen[v]) for v in variants]
+                wanted += retrain_replicas(seed, scenario, params.noise_floor)
                 cells.append(run_cells(lab, wanted, progress=progress))
+    return finished(lab, params, cells, tunings)
+
+
+def retrain_replicas(seed: int, scenario: Scenario, count: int) -> list[Cell]:
+    """Further retrained models of one split, which differ in initialisation and order only."""
+    return [Cell(seed, scenario, "retrain", settings={"replica": i + 1}) for i in range(count)]
+
+
+def finished(
+    lab: ClassifierLab, params: ClassifierParams, cells: list[pd.DataFrame], tunings: list[pd.DataFrame]
+) -> Results:
+    """Put the parts of a run together and write its table."""
     frame = pd.concat(cells, ignore_index=True)
     check_ran(frame)
-    tuning = pd.concat(tunings, ignore_index=True) if tunings else pd.DataFrame()
+    tuning = pd.concat(tunings, ignore_index=True)
     every = pd.concat([frame, tuning], ignore_index=True)
     write_table(every, output_folder(params.out_dir), params.experiment, params.shown())
     return Results(frame, tuning, lab, params)

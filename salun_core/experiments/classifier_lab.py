@@ -1,7 +1,7 @@
 """Runs classification cells: trains originals, builds masks, unlearns, measures, stores."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from salun_core.data.augment import augmentation
-from salun_core.data.batches import Batches
+from salun_core.data.batches import Batch, Batches
 from salun_core.data.images import ImageData
 from salun_core.data.splits import Split, split_data
 from salun_core.experiments.cells import Cell, MaskSpec, Scenario
@@ -79,7 +79,7 @@ class ClassifierLab:
     experiment: str = "classification"
     source: str = "quick"
     _task: tuple[tuple[int, Scenario], ClassificationTask] | None = None
-    _scores: tuple[tuple[int, Scenario, str], Scores, float] | None = None
+    _scores: tuple[tuple[Any, ...], Scores, float] | None = None
 
     def build(self, seed: int) -> nn.Module:
         """A freshly initialised network."""
@@ -133,7 +133,7 @@ class ClassifierLab:
             "peak_memory": peak_memory(self.device),
         }
         weights = {name: value.contiguous().cpu() for name, value in net.state_dict().items()}
-        self.store.put(key, values, self._provenance(), {".model.safetensors": save(weights)})
+        self.store.put(key, values, self.provenance(), {".model.safetensors": save(weights)})
         return net
 
     def task(self, seed: int, scenario: Scenario) -> ClassificationTask:
@@ -161,7 +161,7 @@ class ClassifierLab:
         seconds = 0.0
         scores: Scores = dict(task.model.named_parameters())  # a random mask needs only the shapes
         if spec.kind != "random":
-            scores, seconds = self.scores(seed, scenario, spec.score)
+            scores, seconds = self.scores(seed, scenario, spec)
         start = time.perf_counter()
         rng = generator(seed, "random mask", spec.draw)
         if spec.kind == "salient":
@@ -174,13 +174,17 @@ class ClassifierLab:
             mask = random_mask(scores, keep=spec.keep, rng=rng, per_layer=top_mask(scores, keep=spec.keep))
         return mask, seconds + self._since(start)
 
-    def scores(self, seed: int, scenario: Scenario, score: str) -> tuple[Scores, float]:
+    def scores(self, seed: int, scenario: Scenario, spec: MaskSpec) -> tuple[Scores, float]:
         """Saliency scores of the original model on the forget set, and the seconds they took."""
-        wanted = (seed, scenario, score)
+        draw = spec.draw if spec.augmented else None
+        wanted = (seed, scenario, spec.score, draw)
         if self._scores is None or self._scores[0] != wanted:
             task = self.task(seed, scenario)
+            forget: Iterable[Batch] = task.forget
+            if spec.augmented:
+                forget = task.forget.shuffled(generator(seed, "mask augmentation", spec.draw))
             start = time.perf_counter()
-            scores = saliency_scores(task.model, task.forget, task.loss, score=score)
+            scores = saliency_scores(task.model, forget, task.loss, score=spec.score)
             self._scores = (wanted, scores, self._since(start))
         return self._scores[1], self._scores[2]
 
@@ -199,7 +203,7 @@ class ClassifierLab:
             check_finite(unlearned.model)
         except Diverged as error:
             values |= {"status": "diverged", "why": str(error)}
-            return self.store.put(key, values, self._provenance())
+            return self.store.put(key, values, self.provenance())
         evaluation = evaluate(unlearned.model, task.parts)
         values |= {
             "status": "done",
@@ -212,7 +216,7 @@ class ClassifierLab:
         if mask is not None:
             values["density"] = density(mask)
             values["layers"] = layer_table(mask)[["layer", "weights", "kept"]].to_dict("list")
-        return self.store.put(key, values, self._provenance(), {".logits.safetensors": evaluation.to_bytes()})
+        return self.store.put(key, values, self.provenance(), {".logits.safetensors": evaluation.to_bytes()})
 
     def row(self, cell: Cell, result: Result) -> dict[str, Any]:
         """One row of the results table."""
@@ -256,7 +260,8 @@ class ClassifierLab:
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - start
 
-    def _provenance(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
+        """Where and with what this lab computes."""
         return provenance(self.device) | {"data": self.data.name, "data_note": self.data.note}
 
 
@@ -284,6 +289,7 @@ def result_row(cell: Cell, result: Result, lab: ClassifierLab) -> dict[str, Any]
         **{f"select_{name}": value for name, value in values.get("selection", {}).items()},
         **{f"n_{role}": counts.get(role) for role in ("forget", "retain", "validation", "test")},
         "settings": cell.all_settings,
+        "replica": cell.settings.get("replica", 0),
         "reported": cell.reported,
         **cell.tags,
         "device": result.provenance["device"],

@@ -1,0 +1,136 @@
+"""The artefact behind every metric: one row of logits for each image."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from salun_core.data.batches import Batches
+from salun_core.data.splits import ROLES
+from salun_core.errors import UserError
+from salun_core.files import write_whole
+
+FIELDS = {"logits": torch.float32, "labels": torch.int64, "ids": torch.int64, "roles": torch.uint8}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model says of every image.
+
+    Parameters
+    ----------
+    logits : Tensor
+        float32 (n, K), finite, on the CPU.
+    labels : Tensor
+        True classes, int64 (n,).
+    ids : Tensor
+        Sample ids, int64 (n,), each once.
+    roles : Tensor
+        uint8 (n,), positions in ``data.splits.ROLES``.
+
+    Raises
+    ------
+    UserError
+        If the parts do not fit together or a logit is not finite.
+    """
+
+    logits: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
+    ids: Tensor = field(repr=False)
+    roles: Tensor = field(repr=False)
+
+    def __post_init__(self) -> None:
+        n = len(self.labels)
+        for name, dtype in FIELDS.items():
+            value = getattr(self, name)
+            if value.dtype != dtype or len(value) != n or value.ndim != (2 if name == "logits" else 1):
+                raise UserError(f"{name} of an evaluation is {value.dtype} {tuple(value.shape)} for {n} images")
+        if not torch.isfinite(self.logits).all():
+            raise UserError("the model gives logits that are not finite: its weights are damaged or diverged")
+        if len(self.ids.unique()) < n:
+            raise UserError("an image has two roles: forget, retain and held-out images must be disjoint")
+
+    def part(self, role: str) -> tuple[Tensor, Tensor]:
+        """Logits and labels of the images in a role, in the order of their ids."""
+        rows = (self.roles == ROLES.index(role)).nonzero().view(-1)
+        rows = rows[self.ids[rows].argsort()]
+        return self.logits[rows], self.labels[rows]
+
+    def size(self, role: str) -> int:
+        """Number of images in a role."""
+        return int((self.roles == ROLES.index(role)).sum())
+
+    def to_bytes(self) -> bytes:
+        """The artefact as a safetensors file with a digest of its content."""
+        tensors = {name: getattr(self, name).contiguous() for name in FIELDS}
+        header = {"format": "salun-evaluation-1", "roles": json.dumps(ROLES), "sha256": _digest(tensors)}
+        return save(tensors, metadata=header)
+
+    def save(self, path: Path | str) -> Path:
+        """Write the artefact, whole or not at all."""
+        return write_whole(path, self.to_bytes())
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Evaluation":
+        """Read an artefact.
+
+        Raises
+        ------
+        UserError
+            If the file is missing, truncated or edited.
+        """
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}; run the cell again") from error
+        try:
+            tensors = load(content)
+            size = int.from_bytes(content[:8], "little")
+            header = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+        except (SafetensorError, ValueError) as error:
+            raise UserError(f"{path} is damaged: delete it and run the cell again") from error
+        if header.get("format") != "salun-evaluation-1" or tensors.keys() != FIELDS.keys():
+            raise UserError(f"{path} is not a stored evaluation: give a .logits.safetensors file of a run")
+        if header.get("sha256") != _digest(tensors):
+            raise UserError(f"{path} has been changed since it was written: delete it and run the cell again")
+        return cls(**tensors)
+
+
+def evaluate(model: nn.Module, parts: Mapping[str, Batches]) -> Evaluation:
+    """Run a model once over every image, in evaluation mode and without augmentation.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Float images (N, C, H, W) to logits (N, K). Left in the mode it was in.
+    parts : mapping of str to Batches
+        Images by role, on the model's device.
+    """
+    was_training = model.training
+    model.eval()
+    logits, labels, ids, roles = [], [], [], []
+    try:
+        with torch.no_grad():
+            for role, batches in parts.items():
+                for images, _ in batches:
+                    logits.append(model(images).float().cpu())
+                labels.append(batches.labels.cpu())
+                ids.append(batches.ids.cpu())
+                roles.append(torch.full((batches.n,), ROLES.index(role), dtype=torch.uint8))
+    finally:
+        model.train(was_training)
+    return Evaluation(torch.cat(logits), torch.cat(labels), torch.cat(ids), torch.cat(roles))
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    sha = hashlib.sha256()
+    for name in FIELDS:
+        sha.update(f"{name} {tuple(tensors[name].shape)}".encode())
+        sha.update(tensors[name].contiguous().numpy())
+    return sha.hexdigest()

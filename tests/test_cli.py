@@ -1,0 +1,76 @@
+import csv
+import io
+import json
+
+import pytest
+
+from salun_core.__main__ import main
+
+SMALL = ["-p", "seeds", "[0]", "-p", "methods", "rl,salun", "-p", "scenario", "random", "-p", "epochs", "2"]
+SMALL += ["-p", "tuning_budget", "2", "-p", "noise_floor", "0", "-p", "width", "4"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs")
+    assert main(["run", "classification", "--out", str(out), *SMALL]) == 0
+    return out
+
+
+def test_results_are_the_same_in_every_form(folder, capsys):
+    def printed(form):
+        assert main(["results", "classification", "--out", str(folder), "--format", form]) == 0
+        return capsys.readouterr().out
+
+    rows = json.loads(printed("json"))
+    assert {r["method"] for r in rows if r["reported"]} == {"retrain", "rl", "salun"}
+    assert sum(not r["reported"] for r in rows) == 5  # Retrain and two candidates for each method
+    table = list(csv.DictReader(io.StringIO(printed("csv"))))
+    assert [float(r["UA"]) for r in table] == pytest.approx([r["UA"] for r in rows])
+    assert printed("table").count("\n") == len(rows) + 1
+
+
+def test_a_second_run_computes_nothing(folder, capsys):
+    files = {p: p.stat().st_mtime_ns for p in (folder / "cells").rglob("*.json")}
+    assert main(["run", "classification", "--out", str(folder), *SMALL]) == 0
+    assert {p: p.stat().st_mtime_ns for p in (folder / "cells").rglob("*.json")} == files
+
+
+def test_a_damaged_cell_is_computed_again_with_the_same_numbers(folder, capsys):
+    def numbers():
+        main(["results", "classification", "--out", str(folder), "--format", "json"])
+        rows = json.loads(capsys.readouterr().out)
+        return [(r["cell"], r["UA"], r["RA"], r["TA"], r["MIA"]) for r in rows]
+
+    before = numbers()
+    victim = next((folder / "cells").rglob("cell-*.json"))
+    victim.write_bytes(victim.read_bytes()[:100])
+    assert main(["run", "classification", "--out", str(folder), *SMALL]) == 0
+    capsys.readouterr()
+    assert numbers() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "clasification"], "did you mean 'classification'"),
+        (["run", "classification", "-p", "kepe", "1"], "did you mean 'keep'"),
+        (["run", "classification", "-p", "forget_fraction", "1.5"], "forget_fraction"),
+        (["run", "classification", "-f", "missing.yaml"], "missing.yaml"),
+        (["run", "classification", "--out", "/proc/nowhere"], "choose"),
+        (["results", "classification", "--out", "nowhere"], "run classification"),
+    ],
+)
+def test_bad_input_ends_with_status_2_and_one_line(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_list_names_everything(capsys):
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("classification", "salun_soft", "digits", "resnet18", "MIA"))
