@@ -1,14 +1,17 @@
 """A labelled image data set that lives in memory."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from salun_core.errors import UserError
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class ImageData:
     """All images of a data set, training images first.
 
@@ -33,11 +36,16 @@ class ImageData:
         Pixels of padding for the random crop of the training augmentation; 0 turns it off.
     note : str
         Where the images come from, for provenance.
+
+    Raises
+    ------
+    UserError
+        If images, labels, boundary and class names do not fit together.
     """
 
     name: str
-    images: Tensor
-    labels: Tensor
+    images: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
     n_train: int
     classes: tuple[str, ...]
     flip: bool = False
@@ -45,22 +53,64 @@ class ImageData:
     note: str = ""
     extra: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise UserError(
+                f"{self.name}: images must be uint8 (N, C, H, W), got {self.images.dtype} "
+                f"{tuple(self.images.shape)}"
+            )
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise UserError(
+                f"{self.name}: labels must be int64 ({len(self.images)},), got {self.labels.dtype} "
+                f"{tuple(self.labels.shape)}"
+            )
+        if not 0 < self.n_train < len(self.labels):
+            raise UserError(
+                f"{self.name}: {self.n_train} of {len(self.labels)} images are for training; "
+                "both a training and a test part are needed"
+            )
+        low, high = (int(value) for value in self.labels.aminmax())
+        if low < 0 or high >= len(self.classes):
+            raise UserError(
+                f"{self.name}: labels go from {low} to {high}, but there are {len(self.classes)} class names"
+            )
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of images, labels and the train/test boundary, as 64 hexadecimal digits."""
         sha = hashlib.sha256(repr((tuple(self.images.shape), self.n_train)).encode())
-        sha.update(self.images.contiguous().numpy())
-        sha.update(self.labels.contiguous().numpy())
+        sha.update(self.images.contiguous().numpy().data)
+        sha.update(self.labels.contiguous().numpy().data)
         return sha.hexdigest()
 
     @cached_property
     def moments(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel over the training images, on the scale [0, 1]."""
-        train = self.images[: self.n_train]
-        # Exact, from a histogram per channel: no float copy of the data set.
-        counts = torch.stack([torch.bincount(c.flatten().int(), minlength=256) for c in train.unbind(1)])
+        # Exact, from a histogram per channel, a few thousand images at a time: no float copy of the data set.
+        counts = torch.zeros(self.images.shape[1], 256, dtype=torch.float64)
+        for part in self.images[: self.n_train].split(4096):
+            counts += torch.stack([torch.bincount(c.flatten(), minlength=256) for c in part.unbind(1)])
         level = torch.arange(256, dtype=torch.float64) / 255
-        share = counts.double() / counts.sum(dim=1, keepdim=True)  # (C, 256)
+        share = counts / counts.sum(dim=1, keepdim=True)  # (C, 256)
         mean = share @ level
         std = (share @ level.square() - mean.square()).clamp_min(1e-12).sqrt()
         return mean.tolist(), std.tolist()
+
+
+def resized(data: ImageData, size: int | None) -> ImageData:
+    """The same images at ``size`` x ``size`` pixels; the padding of the random crop grows or shrinks with them.
+
+    None leaves everything as it is.
+    """
+    height, width = data.images.shape[2:]
+    if size is None or (height, width) == (size, size):
+        return data
+    images = torch.cat([resized_pixels(part, size) for part in data.images.split(1024)])
+    pad = max(1, round(data.pad * size / width)) if data.pad else 0
+    return replace(data, images=images, pad=pad)
+
+
+def resized_pixels(images: Tensor, size: int) -> Tensor:
+    """Antialiased bilinear resampling of uint8 images (N, C, H, W) to (N, C, size, size)."""
+    pixels = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+    return pixels.round_().clamp_(0, 255).byte()

@@ -1,0 +1,136 @@
+"""Image files, of any format and size, into one tensor."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+from salun_core.errors import UserError
+
+GREY = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B")
+BLOCK = 256  # files a thread reads in one go: handing over single small files costs more than reading them
+
+
+def read_images(files: Sequence[Path], *, size: int | None = None, colour: bool | None = None) -> Tensor:
+    """Decode image files into one tensor.
+
+    Transparent images are laid on white, rotated photographs turned upright, 16-bit ones scaled to 8.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        At least one, in the order of the result.
+    size : int, optional
+        Resize to ``size`` x ``size`` (antialiased bilinear; a JPEG may be decoded at a fraction of its
+        size first, but never below twice ``size``). Without it all must be square and of one size.
+    colour : bool, optional
+        Three channels or one; by default one if every image is grey.
+
+    Returns
+    -------
+    Tensor
+        uint8 (N, C, H, W).
+
+    Raises
+    ------
+    UserError
+        With the file's name, if one cannot be read or has another size.
+    """
+    first = _picture(files[0], size)
+    if first.size[0] != first.size[1]:
+        raise UserError(
+            f"{files[0]} is {_pixels(first)} pixels, not square: set image_size to resize all images"
+        )
+    if colour is None and first.mode == "L":
+        try:
+            return _decoded(files, first.size[0], size, mode="L", strict=True)
+        except _Coloured:
+            colour = True
+    return _decoded(files, first.size[0], size, mode="L" if colour is False else "RGB")
+
+
+class _Coloured(Exception):
+    """A set that began with grey images holds a coloured one."""
+
+
+def _decoded(
+    files: Sequence[Path], side: int, size: int | None, *, mode: str, strict: bool = False
+) -> Tensor:
+    out = torch.empty(len(files), 3 if mode == "RGB" else 1, side, side, dtype=torch.uint8)
+    pixels = out.permute(0, 2, 3, 1).numpy()  # the same memory, (N, H, W, C)
+
+    def read(start: int) -> int:
+        block = files[start : start + BLOCK]
+        for row, file in enumerate(block, start):
+            picture = _picture(file, size)
+            if picture.size != (side, side):
+                raise UserError(
+                    f"{file} is {_pixels(picture)} pixels and {files[0]} is {side}x{side}: "
+                    "set image_size to resize all images"
+                )
+            if picture.mode != mode:
+                if strict:
+                    raise _Coloured
+                picture = picture.convert(mode)
+            pixels[row] = np.asarray(picture).reshape(side, side, -1)
+        return len(block)
+
+    with (
+        ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 2)) as pool,
+        tqdm(total=len(files), desc="reading images", unit="image", disable=len(files) < 10_000) as bar,
+    ):
+        try:
+            for count in pool.map(read, range(0, len(files), BLOCK)):
+                bar.update(count)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return out
+
+
+def _picture(file: Path, size: int | None) -> Image.Image:
+    """One image as "L" or "RGB"."""
+    try:
+        with Image.open(file) as opened:
+            if size is not None:
+                opened.draft(None, (2 * size, 2 * size))
+            opened.load()
+            image = ImageOps.exif_transpose(opened) if "exif" in opened.info else opened
+    except Exception as error:  # decoders raise whatever a broken file leads them to
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(f"{file} cannot be read as an image ({reason}): replace or remove it") from error
+    return picture_8bit(image, size, str(file))
+
+
+def picture_8bit(image: Image.Image, size: int | None, what: str) -> Image.Image:
+    """An open image as 8-bit grey ("L") or colour ("RGB"), resized.
+
+    Raises
+    ------
+    UserError
+        For pixels of 32 bits, whose range is not known.
+    """
+    if image.mode in ("I", "F"):
+        raise UserError(f"{what} has 32-bit pixels of unknown range: save it with 8 or 16 bits")
+    mode = "L" if image.mode in GREY else "RGB"
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        above = image.convert("RGBA")
+        image = Image.new("RGBA", image.size, "white")
+        image.alpha_composite(above)
+    if image.mode != mode:
+        image = image.convert(mode)
+    if size is not None and image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return image
+
+
+def _pixels(image: Image.Image) -> str:
+    return f"{image.size[0]}x{image.size[1]}"
