@@ -1,0 +1,83 @@
+# The everyday targets; `make help` lists them. Needs git, make and Python 3.11 or newer.
+# Tools go to .tools, packages to .venv; nothing is registered outside this folder.
+
+SHELL = /bin/sh
+.SUFFIXES:
+.DEFAULT_GOAL = help
+
+PROFILE ?= quick
+CORES ?= all
+EXPERIMENT ?= classification
+PYTEST ?=
+
+UV_VERSION = 0.13.9
+UV ?= .tools/bin/uv
+PY = .venv/bin/python
+READY = .venv/.ready
+SITE = $(if $(filter smoke,$(PROFILE)),data/runs/smoke/)_build/html
+
+# An environment without byte code imports torch three times slower; one user's packages are not another's.
+unexport PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
+export PYTHONNOUSERSITE = 1
+export UV_PYTHON_DOWNLOADS = never
+
+.PHONY: help book test lint check bench record lock clean clean-all
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "  make book PROFILE=smoke    the same book from the smallest settings, in data/runs/smoke"
+	@echo "  make book CORES=1          one notebook at a time"
+	@echo "  make test PYTEST='-k mask' some tests"
+
+book: $(READY) ## execute what is out of date and build the book
+	@$(PY) book/_ext/execution.py --profile $(PROFILE) build --cores $(CORES)
+
+test: $(READY) ## run the tests
+	@$(PY) -m pytest -q $(PYTEST)
+
+lint: $(READY) ## ruff check, ruff format, mypy
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+check: $(READY) ## look at every page of the built book in a headless browser
+	@test -f $(SITE)/index.html || { echo "no book in $(SITE): run 'make book PROFILE=$(PROFILE)' first" >&2; exit 2; }
+	@$(PY) -m pytest -q tests/test_pages.py --book $(SITE)
+
+bench: $(READY) ## run the benchmarks
+	@$(PY) -m benchmarks
+
+record: $(READY) ## run or resume a preset into data/recorded: make record PRESET=paper
+	@test -n "$(PRESET)" || { echo "which preset? for instance: make record PRESET=paper" >&2; exit 2; }
+	@$(PY) -m salun_core run $(EXPERIMENT) -p preset $(PRESET) --out data/recorded/$(PRESET)
+
+lock: | $(filter .tools/%,$(UV)) ## choose versions anew after a change of pyproject.toml
+	@$(UV) pip compile pyproject.toml --all-extras --universal --generate-hashes --no-emit-index-url -q -o requirements.lock
+
+clean: ## delete the built book and the executed notebooks; results of runs stay
+	rm -rf _build .snakemake data/runs/notebooks data/runs/running data/runs/failed data/runs/smoke
+
+clean-all: clean ## also delete results of runs, the environment and the tools
+	rm -rf data/runs .venv .tools
+
+# A Python that is new enough, by the name it has here.
+find_python = python=; for p in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	command -v "$$p" >/dev/null 2>&1 || continue; \
+	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null || continue; \
+	python=$$p; break; done; \
+	test -n "$$python" || { echo "no Python from 3.11 to 3.14 here: install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+
+.tools/bin/uv:
+	@$(find_python); \
+	echo "Fetching uv $(UV_VERSION) into .tools" >&2; rm -rf .tools; \
+	{ "$$python" -m venv .tools && .tools/bin/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION); } \
+	|| { rm -rf .tools; echo "uv was not fetched: this needs Python's venv module (package python3-venv) and a network, or name a uv you have: make UV=uv" >&2; exit 1; }
+
+$(READY): requirements.lock pyproject.toml | $(filter .tools/%,$(UV))
+	@$(find_python); \
+	if ! .venv/bin/python -c '' 2>/dev/null; then rm -rf .venv; $(UV) venv -q --python "$$python" .venv || exit 1; fi; \
+	echo "Installing the locked packages into .venv (about 6 GB on Linux; minutes the first time)" >&2; \
+	$(UV) pip sync --python .venv/bin/python --require-hashes requirements.lock && \
+	$(UV) pip install -q --python .venv/bin/python --no-deps --no-build-isolation -e . && \
+	touch $@

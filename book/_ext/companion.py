@@ -1,0 +1,242 @@
+"""Sphinx extension of the book: executed notebooks, numbers from results, nothing from a network.
+
+The table of contents names the notebooks' templates, so that links to sources hold and a clean checkout
+builds. While a page is read, the copy that papermill executed takes the template's place.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import re
+import shlex
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from shutil import copyfile
+from typing import Any
+
+import yaml
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxRole
+
+log = logging.getLogger(__name__)
+
+NOT_RUN = """:::{admonition} Not executed here
+:class: warning
+This page shows the code without its results. `make book` executes it.
+:::"""
+
+
+# --- executed notebooks -------------------------------------------------------------------------------
+
+
+def executed(app: Sphinx, docname: str) -> Path | None:
+    """Path of a notebook page's executed copy, which need not exist; None for other pages."""
+    folder, _, name = docname.rpartition("/")
+    return runs(app) / "notebooks" / f"{name}.ipynb" if folder == "notebooks" else None
+
+
+def runs(app: Sphinx) -> Path:
+    """Folder of this build's runs."""
+    return Path(app.srcdir, app.config.companion_runs)
+
+
+def age(path: Path) -> int:
+    """When a file was last written, in nanoseconds; 0 if it is not there."""
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def stopped(cell: dict[str, Any]) -> bool:
+    """Was this code cell never reached, or did it end in an error?"""
+    unreached = cell["execution_count"] is None and "".join(cell["source"]).strip()
+    return bool(unreached) or any(output["output_type"] == "error" for output in cell["outputs"])
+
+
+def show_executed(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Give myst-nb the executed copy of a notebook (event source-read)."""
+    path = executed(app, docname)
+    if path is None:
+        return
+    app.env.note_dependency(str(path))
+    app.env.metadata[docname]["companion_executed"] = age(path)
+    notebook = json.loads(path.read_text("utf8") if path.exists() else source[0])
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    if not path.exists():
+        notebook["cells"].insert(1, markdown("not-executed", NOT_RUN))
+    else:
+        if any(stopped(cell) for cell in code):
+            log.warning("the executed notebook stopped before its end", location=docname)
+        notebook["cells"].append(markdown("how-executed", how_executed(docname, notebook)))
+    notebook["metadata"].pop("widgets", None)  # they would ask a network for their scripts
+    source[0] = json.dumps(notebook)
+
+
+def markdown(name: str, text: str) -> dict[str, Any]:
+    """A Markdown cell."""
+    return {"cell_type": "markdown", "id": name, "metadata": {}, "source": text}
+
+
+def how_executed(docname: str, notebook: dict[str, Any]) -> str:
+    """What was run, when and for how long, as a closing note that can be copied."""
+    name = Path(docname).name
+    record = notebook["metadata"].get("papermill", {})
+    given = record.get("parameters") or {}
+    words = ["papermill", f"{docname}.ipynb", f"{name}.executed.ipynb"]
+    if given:
+        words += ["-y", yaml.safe_dump(given, default_flow_style=True, sort_keys=False, width=10**6).strip()]
+    lines = ["---", "", "**How this page was executed**", "", "```bash", shlex.join(words), "```"]
+    if record.get("duration") is not None:
+        day = str(record.get("start_time", ""))[:10]
+        lines += ["", f"It took {spell_duration(record['duration'])} on {day}."]
+    return "\n".join(lines)
+
+
+def spell_duration(seconds: float) -> str:
+    """For instance "42 s" or "3 min 5 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def outdated(
+    app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]
+) -> list[str]:
+    """Pages whose notebook was executed, or whose copy went away, since they were read (env-get-outdated)."""
+    return [
+        doc
+        for doc in env.found_docs - added
+        if (path := executed(app, doc)) and env.metadata[doc].get("companion_executed") != age(path)
+    ]
+
+
+# --- reference from docstrings ------------------------------------------------------------------------
+
+
+MODULES = re.compile(r"^<!-- modules: (\S+) -->$", re.MULTILINE)
+
+
+def show_modules(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Replace ``<!-- modules: NAME -->`` by a reference of that package or module (event source-read)."""
+
+    def reference(found: re.Match[str]) -> str:
+        sections = []
+        load([name for _, name in modules(Path(app.srcdir), found[1])])
+        for folder, name in modules(Path(app.srcdir), found[1]):
+            app.env.note_dependency(str(folder))  # a new file is a new section
+            automodule = f".. automodule:: {name}\n   :members:\n   :ignore-module-all:"
+            sections.append(f"### `{name}`\n\n```{{eval-rst}}\n{automodule}\n```\n")
+        return "\n".join(sections)
+
+    source[0] = MODULES.sub(reference, source[0])
+
+
+def load(names: list[str]) -> None:
+    """Import modules before the first one is documented.
+
+    Sphinx writes to a documented class's annotations, and pydantic cannot derive a class from it then.
+    """
+    for name in names:
+        with contextlib.suppress(Exception):  # autodoc reports it, with its place
+            importlib.import_module(name)
+
+
+def modules(top: Path, name: str) -> list[tuple[Path, str]]:
+    """A module, or a package and all public modules in it, each with its folder."""
+    place = top.joinpath(*name.split("."))
+    if not place.is_dir():
+        return [(place.parent, name)]
+    found = [(place, name)] if (place / "__init__.py").is_file() else []
+    for part in sorted(place.iterdir()):
+        if part.suffix == ".py" and part.name[0] != "_":
+            found.append((place, f"{name}.{part.stem}"))
+        elif part.is_dir() and any(part.glob("*.py")) and part.name[0] != "_":
+            found += modules(top, f"{name}.{part.name}")
+    return found
+
+
+# --- numbers in prose ---------------------------------------------------------------------------------
+
+
+class Result(SphinxRole):
+    """A number from a results file: ``{res}`runs/classification#rows/0/UA:.1%```.
+
+    Before ``#`` stands a JSON file without its suffix: ``published/...`` and ``recorded/...`` lie in
+    ``data``, ``runs/...`` in the results folder of the runs this book is built from. Behind it stand the
+    keys on the way to the value, and behind the last colon a format as in ``format``. A missing file or
+    key is a warning, which fails the build.
+    """
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        """Replace the role by the value's text."""
+        try:
+            return [nodes.inline(self.rawtext, self.value(), classes=["result"])], []
+        except (OSError, LookupError, ValueError, TypeError) as error:
+            problem = f"no result for {self.text!r}: {type(error).__name__}: {error}"
+            log.warning(problem, location=self.get_location())
+            return [nodes.problematic(self.rawtext, "?")], []
+
+    def value(self) -> str:
+        """The text to show."""
+        place, _, keys = self.text.partition("#")
+        keys, _, form = keys.rpartition(":") if ":" in keys else (keys, "", "")
+        folder, _, name = place.partition("/")
+        app = self.env.app
+        base = runs(app) / "results" if folder == "runs" else Path(app.srcdir, "data", folder)
+        file = base / f"{name}.json"
+        self.env.note_dependency(str(file))
+        found: Any = json.loads(file.read_text("utf8"))
+        for key in keys.split("/"):
+            found = found[int(key)] if isinstance(found, list) else found[key]
+        return format(found, form)
+
+
+# --- nothing from a network ---------------------------------------------------------------------------
+
+
+def drop_thebe(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Leave out the scripts of thebe, which come from a network (event html-page-context)."""
+    scripts = context.get("script_files", [])
+    context["script_files"] = [script for script in scripts if "thebe" not in repr_script(script)]
+
+
+def repr_script(script: Any) -> str:
+    """File name and body of a script tag, in one text."""
+    return f"{getattr(script, 'filename', script)} {getattr(script, 'attributes', {}).get('body', '')}"
+
+
+def finish(app: Sphinx, error: Exception | None) -> None:
+    """Put in place what Sphinx does not copy: MathJax and executed notebooks (event build-finished)."""
+    if error is not None or app.builder.format != "html":
+        return
+    spec = find_spec("sphinx-mathjax-offline")
+    assert spec is not None
+    assert spec.origin is not None
+    copy(
+        Path(spec.origin).parent / "static/mathjax/tex-svg.js",
+        Path(app.outdir, "_static", app.config.mathjax_path),
+    )
+    for doc in app.env.found_docs:
+        if (path := executed(app, doc)) and path.exists():
+            copy(path, Path(app.outdir, "_sources", f"{doc}.ipynb"))
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, making the folder it goes to."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    copyfile(source, target)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register everything with Sphinx."""
+    sys.path.insert(0, str(app.srcdir))  # docstrings come from this tree, whatever is installed
+    app.add_config_value("companion_runs", os.environ.get("COMPANION_RUNS", "data/runs"), "env", [str])
+    app.add_role("res", Result())
+    app.connect("source-read", show_executed)
+    app.connect("source-read", show_modules)
+    app.connect("env-get-outdated", outdated)
+    app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("build-finished", finish)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,312 @@
+"""Executing the notebooks: what each one depends on, with which parameters, and how it is run.
+
+The Snakefile decides *whether* a notebook is executed and calls `execute`. Run as a program, this module
+starts Snakemake, one at a time for a checkout, and goes on after a run that was killed.
+"""
+
+import argparse
+import ast
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = "salun_core"
+PROFILES = {"quick": Path("data/runs"), "smoke": Path("data/runs/smoke")}  # profile -> its output folder
+
+
+def site(profile: str) -> Path:
+    """Where the book of a profile is built, relative to the top; its pages are in ``_build/html`` there."""
+    return Path() if profile == "quick" else PROFILES[profile]
+
+
+# --- parameters ---------------------------------------------------------------------------------------
+
+
+def notebooks(root: Path = ROOT) -> dict[str, dict[str, dict[str, Any]]]:
+    """Names of the notebooks in the book, each with its parameters by profile."""
+    return yaml.safe_load((root / "notebooks.yaml").read_text("utf8"))
+
+
+def parameters(name: str, profile: str, root: Path = ROOT) -> dict[str, Any]:
+    """Parameters that a notebook is given in a profile; other profiles than quick have their own folder."""
+    given = dict(notebooks(root)[name].get(profile) or {})
+    return given if profile == "quick" else {**given, "out_dir": str(PROFILES[profile])}
+
+
+# --- what a notebook depends on -----------------------------------------------------------------------
+
+
+def dependencies(notebook: Path, given: dict[str, Any], root: Path = ROOT) -> list[Path]:
+    """Files whose change can change what a notebook shows.
+
+    These are the modules of this project that it imports, directly or not, the preset it is run with, and
+    the data files in git that it or those modules name. A package's ``__init__`` counts where a name is
+    taken from it, not where it is only passed through on the way to a module.
+
+    Parameters
+    ----------
+    notebook : Path
+        The template.
+    given : dict
+        The parameters it is executed with.
+    root : Path
+        Top of the project.
+
+    Returns
+    -------
+    list of Path
+        Sorted, relative to ``root``.
+    """
+    tree = ast.parse(code(notebook))
+    found: set[Path] = set()
+    texts = _texts(tree)
+    waiting = list(_imports(tree, "", root))
+    while waiting:
+        file = waiting.pop()
+        if file not in found:
+            found.add(file)
+            tree_of_file = ast.parse(file.read_text("utf8"))
+            texts |= _texts(tree_of_file)
+            waiting += _imports(tree_of_file, _module_name(file, root), root)
+    for folder in ("published", "recorded"):
+        found |= {file for file in _files(root / "data" / folder) if any(file.stem in text for text in texts)}
+    preset = str(given.get("preset") or _default(tree, "preset") or "")
+    named = root / PACKAGE / "experiments" / "presets" / notebook.stem / f"{preset}.yaml"
+    found |= {file for file in (named, root / preset) if file.is_file()}
+    return sorted(file.relative_to(root) for file in found)
+
+
+def code(notebook: Path) -> str:
+    """Python of a notebook's code cells, without IPython's own lines."""
+    cells = json.loads(notebook.read_text("utf8"))["cells"]
+    lines = [line for c in cells if c["cell_type"] == "code" for line in _lines(c)]
+    return "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!", "?")))
+
+
+def _lines(cell: dict[str, Any]) -> list[str]:
+    source = cell["source"]
+    return (source if isinstance(source, str) else "".join(source)).splitlines()
+
+
+def _imports(tree: ast.Module, module: str, root: Path) -> Iterator[Path]:
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom):
+            above = module.split(".")[: -node.level] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                part = f"{base}.{alias.name}"
+                names.append(part if _file(part, root) else base)
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.append(node.value)  # "salun_core.data.digits", loaded by its name
+        for name in names:
+            if file := _file(name, root):
+                yield file
+
+
+def _file(name: str, root: Path) -> Path | None:
+    parts = name.split(".")
+    if parts[0] != PACKAGE or not all(part.isidentifier() for part in parts):
+        return None
+    base = root.joinpath(*parts)
+    return next((f for f in (base.with_suffix(".py"), base / "__init__.py") if f.is_file()), None)
+
+
+def _module_name(file: Path, root: Path) -> str:
+    """Dotted name that relative imports in ``file`` count from; a package ends with ``.__init__``."""
+    return ".".join(file.relative_to(root).with_suffix("").parts)
+
+
+def _texts(tree: ast.AST) -> set[str]:
+    return {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+
+
+def _files(folder: Path) -> set[Path]:
+    return {file for file in folder.rglob("*") if file.is_file()}
+
+
+def _default(tree: ast.Module, name: str) -> Any:
+    for node in tree.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name:
+            return node.value.value if isinstance(node.value, ast.Constant) else None
+    return None
+
+
+# --- execution ----------------------------------------------------------------------------------------
+
+
+QUIET = ["--log-level=CRITICAL"]  # a kernel calls its own orderly shutdown an error
+
+
+def execute(template: Path, output: Path, given: dict[str, Any], *, threads: int = 1) -> None:
+    """Execute a notebook with papermill; ``output`` appears only when it reached its end.
+
+    The copy in work lies beside, in ``running``; the copy of a notebook that failed stays in ``failed``.
+    Progress bars of the notebook are shown on stderr while it runs. Kernels talk through files of a
+    temporary folder, not through network ports.
+
+    Raises
+    ------
+    SystemExit
+        With one line that names the cell, the error and the copy, if a cell fails.
+    """
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
+
+    runs = output.parent.parent
+    running, failed = runs / "running" / output.name, runs / "failed" / output.name
+    for file in (running, failed, output):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    failed.unlink(missing_ok=True)
+    say(f"Executing {template}")
+    with tempfile.TemporaryDirectory(prefix="salun-") as scratch:
+        os.environ |= {
+            "IPYTHONDIR": scratch,
+            "JUPYTER_RUNTIME_DIR": scratch,
+            "OMP_NUM_THREADS": str(threads),
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+            "PYTHONHASHSEED": "0",
+        }
+        try:
+            papermill.execute_notebook(
+                template,
+                running,
+                parameters=given,
+                kernel_name="python3",
+                progress_bar=False,
+                stderr_file=sys.stderr,
+                config=Config(KernelManager={"transport": "ipc"}, NotebookClient={"extra_arguments": QUIET}),
+            )
+        except PapermillExecutionError as error:
+            what = f"cell {error.cell_index + 1} ended with {error.ename}: {error.evalue}".splitlines()[0]
+        except DeadKernelError:
+            what = "its kernel died, as it does when memory runs out"
+        else:
+            running.replace(output)
+            return
+    running.replace(failed)
+    raise SystemExit(f"\n{template} did not finish: {what} (see {failed})")
+
+
+# --- rendering ----------------------------------------------------------------------------------------
+
+
+def pages(root: Path = ROOT) -> list[Path]:
+    """Files that the book is made from, beside the executed notebooks."""
+    found = {Path("_config.yml"), Path("_toc.yml")}
+    for folder in ("book", PACKAGE, "data/published", "data/recorded"):
+        found |= {file.relative_to(root) for file in _files(root / folder)}
+    return sorted(file for file in found if "__pycache__" not in file.parts and file.name[0] != ".")
+
+
+def render(profile: str) -> None:
+    """Build the HTML book of a profile; a warning is a failure.
+
+    Raises
+    ------
+    SystemExit
+        If the build fails, after what Sphinx said.
+    """
+    say("Building the book")
+    target = ROOT / site(profile)
+    program = Path(sys.executable).with_name("jupyter-book")
+    command = [sys.executable, str(program), "build", ".", "-W", "-n", "--keep-going", "-q"]
+    done = subprocess.run(
+        [*command, "--path-output", str(target)],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "COMPANION_RUNS": str(PROFILES[profile]),
+            "PYTHONWARNINGS": "ignore",
+            "NO_COLOR": "1",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode:
+        # Sphinx warns of a page once, when it reads it: it must be read again, or the next build passes.
+        shutil.rmtree(target / "_build" / ".doctrees", ignore_errors=True)
+        say(done.stdout)
+        raise SystemExit("the book was not built: see the warnings and errors above")
+
+
+# --- one Snakemake at a time --------------------------------------------------------------------------
+
+
+def build(profile: str, cores: str) -> int:
+    """Run Snakemake on this checkout; the exit status is Snakemake's, or 3 if another run is alive.
+
+    Snakemake leaves its lock behind when it is killed. The operating system lets go of ours, so where we
+    hold it, a lock of Snakemake is an old one.
+    """
+    state = ROOT / ".snakemake"
+    state.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "snakemake", "--snakefile", "Snakefile", "--quiet", "all"]
+    with (state / "companion.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another `make book` is at work in this folder: wait for it, or stop it")
+            return 3
+        if any((state / "locks").glob("*")):
+            subprocess.run([*command, "--unlock"], cwd=ROOT, check=True, capture_output=True)
+        options = ["--cores", cores, "--keep-going", "--rerun-incomplete", "--config", f"profile={profile}"]
+        child = subprocess.Popen([*command, *options], cwd=ROOT, pass_fds=[lock.fileno()])
+        while True:  # Ctrl+C reaches Snakemake too, which stops its jobs and says so
+            with contextlib.suppress(KeyboardInterrupt):
+                return child.wait()
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Command line; ``build`` is the one for people, Snakemake calls the others."""
+    parser = argparse.ArgumentParser(description="Execute what is out of date and build the book.")
+    parser.add_argument(
+        "--profile", choices=PROFILES, default="quick", help="which parameters (default quick)"
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    whole = commands.add_parser("build", help="execute what is out of date, then build the book")
+    whole.add_argument("--cores", default="all", help="notebooks at the same time (default all)")
+    one = commands.add_parser("execute", help="execute one notebook")
+    one.add_argument("name")
+    one.add_argument("--threads", type=int, default=1)
+    commands.add_parser("render", help="build the book from executed notebooks")
+    given = parser.parse_args(words)
+
+    if given.command == "execute":
+        folder = PROFILES[given.profile] / "notebooks"
+        values = parameters(given.name, given.profile)
+        name = f"{given.name}.ipynb"
+        execute(Path("notebooks", name), folder / name, values, threads=given.threads)
+        return 0
+    if given.command == "render":
+        render(given.profile)
+        return 0
+    status = build(given.profile, given.cores)
+    if status == 0:
+        print(f"The book: {(ROOT / site(given.profile) / '_build/html/index.html').as_uri()}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
