@@ -1,0 +1,63 @@
+"""ResNet-18 for small images."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with a shortcut."""
+
+    def __init__(self, entering: int, leaving: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(entering, leaving, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(leaving)
+        self.conv2 = nn.Conv2d(leaving, leaving, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(leaving)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or entering != leaving:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(entering, leaving, 1, stride, bias=False), nn.BatchNorm2d(leaving)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (N, leaving, H / stride, W / stride)."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 with a 3x3 first convolution and no pooling before the blocks.
+
+    Parameters
+    ----------
+    classes : int
+        K, number of logits.
+    channels : int
+        Channels of the images.
+    width : int
+        Channels of the first stage, doubled in each of the three that follow.
+
+    References
+    ----------
+    He et al., Deep residual learning for image recognition, CVPR 2016.
+    """
+
+    def __init__(self, classes: int, channels: int = 3, width: int = 64) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        stages: list[nn.Module] = []
+        entering = width
+        for stage in range(4):
+            leaving = width * 2**stage
+            stages.append(
+                nn.Sequential(Block(entering, leaving, 1 if stage == 0 else 2), Block(leaving, leaving, 1))
+            )
+            entering = leaving
+        self.stages = nn.Sequential(*stages)
+        self.fc = nn.Linear(entering, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K) of normalised images (N, C, H, W)."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        return self.fc(self.stages(x).mean(dim=(2, 3)))
