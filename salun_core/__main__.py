@@ -45,6 +45,12 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, help="output folder (default data/runs)")
     run.set_defaults(do=_run)
 
+    record = commands.add_parser("record", help="run or resume a preset into data/recorded, to be committed")
+    record.add_argument("experiment")
+    record.add_argument("preset")
+    record.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    record.set_defaults(do=_record, file=[], out=None)
+
     listing = commands.add_parser("list", help="experiments, methods, data sets, models, metrics")
     listing.set_defaults(do=_list)
 
@@ -79,6 +85,14 @@ def _run(given: argparse.Namespace) -> None:
     experiment = EXPERIMENTS[one_of(given.experiment, EXPERIMENTS, "experiment")]
     results = experiment.run(experiment.params.load(_parameters(given)))
     print(printed(results.cells, "table"))
+
+
+def _record(given: argparse.Namespace) -> None:
+    from salun_core.experiments.paths import project_root
+
+    folder = project_root() / "data" / "recorded" / Path(given.preset).stem
+    given.parameter += [("preset", given.preset), ("out_dir", str(folder)), ("recorded", "true")]
+    _run(given)
 
 
 def _list(given: argparse.Namespace) -> None:

@@ -64,7 +64,7 @@ def test_results_of_other_code_are_computed_again_unless_accepted(store):
     put(store)
     other = Key(KEY.kind, KEY.what, code="other")
     assert store.get(other) is None
-    assert Store(store.folder, accept_other_code=True).get(other) is not None
+    assert Store(store.folder, trusted=True).get(other) is not None
 
 
 def test_nothing_is_left_of_a_write_that_fails(tmp_path, monkeypatch):

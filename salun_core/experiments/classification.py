@@ -56,6 +56,7 @@ class ClassifierParams(Params):
     threads: int = Field(0, ge=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
+    recorded: bool = False
     out_dir: Path | None = None
 
     names: ClassVar[dict[str, tuple[Any, str]]] = {
@@ -190,7 +191,7 @@ class ClassifierParams(Params):
         device = find_device(self.device)
         if self.threads:
             torch.set_num_threads(self.threads)
-        store = Store(output_folder(self.out_dir) / "cells" / self.experiment)
+        store = Store(output_folder(self.out_dir) / "cells", trusted=self.recorded)
         if data is None:
             data = load_dataset(self.dataset, self.data_dir, size=self.image_size)
         recipe = RECIPES[self.recipe]

@@ -104,7 +104,14 @@ def run(params: MaskParams, *, lab: ClassifierLab | None = None) -> MaskResults:
             swept = [Cell(seed, scenario, "rl", spec, salun) for spec in densities]
             density.append(run_cells(lab, swept, progress=progress).assign(part="density"))
             past = [
-                Cell(seed, scenario, "rl", MaskSpec(keep=params.keep, **mask), {**salun, **more}, tags={"protocol": name})
+                Cell(
+                    seed,
+                    scenario,
+                    "rl",
+                    MaskSpec(keep=params.keep, **mask),
+                    {**salun, **more},
+                    tags={"protocol": name},
+                )
                 for name, (mask, more) in named.items()
             ]
             protocols.append(run_cells(lab, past, progress=progress).assign(part="protocols"))
@@ -138,7 +145,13 @@ def mask_agreement(
         found = lab.store.get(key)
         if found is None:
             pairs = [
-                {"what": w, "detail": d, "seed": seed, "iou": mask_iou(a, b), "expected": expected_iou(keep, keep)}
+                {
+                    "what": w,
+                    "detail": d,
+                    "seed": seed,
+                    "iou": mask_iou(a, b),
+                    "expected": expected_iou(keep, keep),
+                }
                 for w, d, a, b in _pairs(lab, seed, seeds, scenario, keep)
             ]
             found = lab.store.put(key, {"pairs": pairs}, lab.provenance())
@@ -177,7 +190,12 @@ def _pairs(
     ]
     yield "forget set", "two halves", *parts
     retained = task.retain.subset(torch.arange(min(task.forget.n, task.retain.n)))
-    yield "forget set", "forget and retain images", mask, saliency_mask(task.model, retained, task.loss, keep=keep)
+    yield (
+        "forget set",
+        "forget and retain images",
+        mask,
+        saliency_mask(task.model, retained, task.loss, keep=keep),
+    )
     count = len(lab.data.classes)
     by_class = {c: of(paper, scenario=Scenario("class", target=c)) for c in (0, count // 2, count - 1)}
     yield "forget set", "two classes", by_class[0], by_class[count - 1]
@@ -185,5 +203,3 @@ def _pairs(
     for other_seed in seeds:
         if other_seed > seed:
             yield "training seed", f"{seed} and {other_seed}", mask, of(paper, seed=other_seed)
-
-

@@ -49,7 +49,9 @@ class StabilityParams(ClassifierParams):
     @classmethod
     def _shares(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if wrong := [f for f in value if not 0 < f < 1]:
-            raise UserError(f"fractions must lie between 0 and 1 (both excluded), got {wrong[0]:g}: 0.1 is 10%")
+            raise UserError(
+                f"fractions must lie between 0 and 1 (both excluded), got {wrong[0]:g}: 0.1 is 10%"
+            )
         return value
 
     @field_validator("surface_keeps")

@@ -65,9 +65,9 @@ class Store:
     ----------
     folder : path
         Made when missing.
-    accept_other_code : bool
-        Take results that other code computed, as when recorded runs are continued after a change that
-        does not touch their numbers.
+    trusted : bool
+        Take whole results also when other code computed them or their side files are not here: for
+        recorded runs, which are continued on other machines and after changes that leave numbers alone.
 
     Raises
     ------
@@ -75,9 +75,9 @@ class Store:
         If the folder cannot be written.
     """
 
-    def __init__(self, folder: Path | str, *, accept_other_code: bool = False) -> None:
+    def __init__(self, folder: Path | str, *, trusted: bool = False) -> None:
         self.folder = check_writable(folder)
-        self.accept_other_code = accept_other_code
+        self.trusted = trusted
 
     def path(self, key: Key, suffix: str = ".json") -> Path:
         """Where a result, or a side file of it, lies."""
@@ -88,13 +88,12 @@ class Store:
         found = read_result(self.path(key))
         if found is None or digest(found.key.what) != digest(key.what):
             return None
-        if found.key.code != key.code and not self.accept_other_code:
-            return None
-        for name, expected in found.files.items():
-            file = self.folder / name
-            if not file.is_file() or sha256(file) != expected:
-                return None
-        return found
+        return found if self.trusted or (found.key.code == key.code and self.has_files(found)) else None
+
+    def has_files(self, result: Result) -> bool:
+        """Whether the side files of a result are here and whole."""
+        files = ((self.folder / name, expected) for name, expected in result.files.items())
+        return all(file.is_file() and sha256(file) == expected for file, expected in files)
 
     def put(
         self,

@@ -15,7 +15,9 @@ SHOWN = ("scenario", "method", "mask", "seed", "UA", "RA", "TA", "MIA", "seconds
 
 def write_table(cells: pd.DataFrame, folder: Path, experiment: str, params: dict[str, Any]) -> Path:
     """Write all rows and the parameters behind them to ``folder/results/EXPERIMENT.json``."""
-    record = {"experiment": experiment, "params": params, "rows": records(cells)}
+    # Where files lie on this machine is nobody else's business, and no part of a result.
+    shared = {name: value for name, value in params.items() if name not in ("data_dir", "out_dir")}
+    record = {"experiment": experiment, "params": shared, "rows": records(cells)}
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
     return write_whole(folder / "results" / f"{experiment}.json", text.encode())
 

@@ -5,7 +5,7 @@ from functools import partial
 
 from salun_core.metrics import accuracy
 from salun_core.metrics.evaluation import Evaluation, evaluate
-from salun_core.metrics.mia import mia
+from salun_core.metrics.mia import FEATURES, mia
 from salun_core.metrics.share import Share
 
 METRICS: dict[str, Callable[[Evaluation], Share]] = {
@@ -14,11 +14,13 @@ METRICS: dict[str, Callable[[Evaluation], Share]] = {
     "TA": accuracy.test_accuracy,
     "MIA": mia,
     "TFA": accuracy.test_forgetting,
-    "MIA_correctness": partial(mia, feature="correctness"),
-    "MIA_entropy": partial(mia, feature="entropy"),
-    "MIA_m_entropy": partial(mia, feature="m_entropy"),
-    "MIA_prob": partial(mia, feature="prob"),
 }
+"""Measured for every reported cell."""
+
+ATTACKS: dict[str, Callable[[Evaluation], Share]] = {
+    f"MIA {feature}": partial(mia, feature=feature) for feature in FEATURES
+}
+"""The attack with each of its features: computed from stored logits when asked for."""
 
 SELECTION: dict[str, Callable[[Evaluation], Share]] = {
     "UA": accuracy.unlearning_accuracy,
@@ -28,10 +30,4 @@ SELECTION: dict[str, Callable[[Evaluation], Share]] = {
 }
 """What settings are chosen by: no test image takes part."""
 
-
-def selection_metrics(evaluation: Evaluation) -> dict[str, Share]:
-    """The metrics that settings are chosen by."""
-    return {name: metric(evaluation) for name, metric in SELECTION.items()}
-
-
-__all__ = ["METRICS", "SELECTION", "Evaluation", "evaluate", "selection_metrics"]
+__all__ = ["ATTACKS", "METRICS", "SELECTION", "Evaluation", "evaluate"]

@@ -49,9 +49,9 @@ RECIPES: dict[str, Recipe] = {
     # For a GPU in minutes: CIFAR-10 with ResNet-18.
     "fast": Recipe(epochs=30, lr=0.2, schedule="one_cycle", nesterov=True),
     # For a processor: a narrow network, few epochs, more steps an epoch.
-    "cpu": Recipe(epochs=12, lr=0.1, schedule="one_cycle", nesterov=True, batch_size=128),
+    "cpu": Recipe(epochs=10, lr=0.1, schedule="one_cycle", nesterov=True, batch_size=128),
     # Handwritten digits in seconds.
-    "digits": Recipe(epochs=15, lr=0.1, schedule="one_cycle", nesterov=True, batch_size=64),
+    "digits": Recipe(epochs=20, lr=0.1, schedule="one_cycle", nesterov=True, batch_size=64),
 }
 
 Loss = Callable[[nn.Module, Batch], Tensor]
