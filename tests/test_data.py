@@ -150,6 +150,17 @@ def test_augmentation_is_that_of_a_slow_loop(pad, flip, shape, dtype):
     assert torch.equal(images, before)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no accelerator")
+def test_augmentation_is_the_same_on_every_device():
+    images = noise(17, 3, 8, 8)
+    here, there = (
+        crop_and_flip(images.to(device), torch.Generator().manual_seed(5), pad=2, flip=True)
+        for device in ("cpu", "cuda")
+    )
+    assert torch.equal(here, there.cpu())
+
+
 def test_every_shift_and_both_orientations_occur():
     image = torch.zeros(1, 1, 9, 9)
     image[0, 0, 4, 3] = 1
@@ -610,6 +621,15 @@ def test_a_damaged_copy_is_refused(cifar, no_network):
         load_dataset("cifar10", root)
 
 
+def test_an_archive_of_other_images_is_refused_and_leaves_nothing(cifar, no_network):
+    root, _, _ = cifar
+    written(root / "cifar-10-batches-py" / "data_batch_2", pickled({"data": [], "labels": []}))
+    pack(root)
+    with pytest.raises(UserError, match=r"tar\.gz is damaged"):
+        load_dataset("cifar10", root)
+    assert [p.name for p in root.iterdir()] == ["cifar-10-python.tar.gz"]
+
+
 def test_class_folders_are_told_from_the_original_files(animals, no_network):
     root, _ = animals
     with pytest.raises(UserError, match="is dataset imagefolder"):
@@ -679,6 +699,11 @@ def test_tiny_imagenet_is_tested_on_its_validation_part(tiny):
     assert (small.images.shape[-1], small.pad) == (32, 2)
 
 
+def test_classes_of_one_name_keep_their_wordnet_ids(tiny):
+    (tiny / "words.txt").write_text("n01\tcrane\nn02\tcrane, machine\n")
+    assert load_dataset("tiny_imagenet", tiny).classes == ("n01", "n02")
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
@@ -737,6 +762,12 @@ def test_images_come_in_many_forms(form):
     data = from_datasets(Listed(items[:4], classes=["no", "yes"]), Listed(items[4:]), name="mine")
     assert torch.equal(data.images, images) and data.labels.tolist() == [0, 1, 0, 1, 0, 1]
     assert (data.n_train, data.classes, data.name, augmentation(data)) == (4, ("no", "yes"), "mine", None)
+
+
+def test_channels_of_a_three_pixel_image_come_first_in_a_tensor_and_last_in_an_array():
+    x = noise(3, 3, 3)
+    data = from_datasets(Listed([(x, 0), (x.numpy(), 1)]), Listed([(x, 0)]), name="ambiguous")
+    assert torch.equal(data.images[0], x) and torch.equal(data.images[1], x.permute(2, 0, 1))
 
 
 def test_grey_images_and_sizes():
