@@ -51,7 +51,7 @@ def age(path: Path) -> int:
 
 
 def stopped(cell: dict[str, Any]) -> bool:
-    """Was this code cell never reached, or did it end in an error?"""
+    """Tell whether a code cell was never reached, or ended in an error."""
     unreached = cell["execution_count"] is None and "".join(cell["source"]).strip()
     return bool(unreached) or any(output["output_type"] == "error" for output in cell["outputs"])
 
@@ -126,11 +126,19 @@ def show_modules(app: Sphinx, docname: str, source: list[str]) -> None:
         load([name for _, name in modules(Path(app.srcdir), found[1])])
         for folder, name in modules(Path(app.srcdir), found[1]):
             app.env.note_dependency(str(folder))  # a new file is a new section
-            automodule = f".. automodule:: {name}\n   :members:\n   :ignore-module-all:"
+            automodule = f".. automodule:: {name}\n   :members:\n   :ignore-module-all:\n   :no-value:"
             sections.append(f"### `{name}`\n\n```{{eval-rst}}\n{automodule}\n```\n")
         return "\n".join(sections)
 
     source[0] = MODULES.sub(reference, source[0])
+
+
+def keep_bars(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Read ``|x|`` in a docstring as an absolute value (event autodoc-process-docstring)."""
+    text = "``".join(
+        part if i % 2 else part.replace("|", r"\|") for i, part in enumerate("\n".join(lines).split("``"))
+    )
+    lines[:] = text.split("\n")
 
 
 def load(names: list[str]) -> None:
@@ -196,6 +204,12 @@ class Result(SphinxRole):
 # --- nothing from a network ---------------------------------------------------------------------------
 
 
+def mend_roles(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Make the entries of a bibliography items of their list for screen readers (html-page-context)."""
+    if "body" in context:
+        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+
+
 def drop_thebe(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Leave out the scripts of thebe, which come from a network (event html-page-context)."""
     scripts = context.get("script_files", [])
@@ -231,12 +245,15 @@ def copy(source: Path, target: Path) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register everything with Sphinx."""
+    app.setup_extension("sphinx.ext.autodoc")
     sys.path.insert(0, str(app.srcdir))  # docstrings come from this tree, whatever is installed
     app.add_config_value("companion_runs", os.environ.get("COMPANION_RUNS", "data/runs"), "env", [str])
     app.add_role("res", Result())
     app.connect("source-read", show_executed)
     app.connect("source-read", show_modules)
+    app.connect("autodoc-process-docstring", keep_bars)
     app.connect("env-get-outdated", outdated)
     app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("html-page-context", mend_roles)
     app.connect("build-finished", finish)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

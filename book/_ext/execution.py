@@ -8,15 +8,18 @@ import argparse
 import ast
 import contextlib
 import fcntl
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -173,8 +176,12 @@ def execute(template: Path, output: Path, given: dict[str, Any], *, threads: int
     for file in (running, failed, output):
         file.parent.mkdir(parents=True, exist_ok=True)
     failed.unlink(missing_ok=True)
-    say(f"Executing {template}")
-    with tempfile.TemporaryDirectory(prefix="salun-") as scratch:
+    with (
+        running.with_suffix(".lock").open("a") as lock,
+        tempfile.TemporaryDirectory(prefix="salun-") as scratch,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)  # wait for a copy that outlived a Snakemake that was killed
+        say(f"Executing {template}")
         os.environ |= {
             "IPYTHONDIR": scratch,
             "JUPYTER_RUNTIME_DIR": scratch,
@@ -189,7 +196,7 @@ def execute(template: Path, output: Path, given: dict[str, Any], *, threads: int
                 parameters=given,
                 kernel_name="python3",
                 progress_bar=False,
-                stderr_file=sys.stderr,
+                stderr_file=Bars(sys.stderr),
                 config=Config(KernelManager={"transport": "ipc"}, NotebookClient={"extra_arguments": QUIET}),
             )
         except PapermillExecutionError as error:
@@ -201,6 +208,47 @@ def execute(template: Path, output: Path, given: dict[str, Any], *, threads: int
             return
     running.replace(failed)
     raise SystemExit(f"\n{template} did not finish: {what} (see {failed})")
+
+
+class Bars(io.TextIOBase):
+    """Passes progress bars on: as they are to a terminal, as a line now and then to a log.
+
+    Parameters
+    ----------
+    target : text stream
+        Where they are shown.
+    every : float
+        Seconds between two states of a bar in a log.
+    """
+
+    def __init__(self, target: TextIO, every: float = 20) -> None:
+        self.target, self.every = target, every
+        self.shown, self.last = -every, ""
+
+    def write(self, text: str) -> int:
+        """Show ``text``, or keep the state of a bar until it is time."""
+        if self.target.isatty():
+            self.target.write(text)
+            return len(text)
+        for part in re.split(r"(?<=\n)|\r", text):
+            if part.endswith("\n"):
+                line = part.strip() or self.last
+                self._line(line)
+                self.last = ""
+            elif part.strip():
+                self.last = part.strip()
+                if time.monotonic() - self.shown >= self.every:
+                    self._line(self.last)
+        return len(text)
+
+    def flush(self) -> None:
+        """Pass on to the target."""
+        self.target.flush()
+
+    def _line(self, text: str) -> None:
+        if text:
+            self.shown = time.monotonic()
+            self.target.write(text + "\n")
 
 
 # --- rendering ----------------------------------------------------------------------------------------
@@ -242,7 +290,7 @@ def render(profile: str) -> None:
     if done.returncode:
         # Sphinx warns of a page once, when it reads it: it must be read again, or the next build passes.
         shutil.rmtree(target / "_build" / ".doctrees", ignore_errors=True)
-        say(done.stdout)
+        say(re.sub(r"\x1b\[[0-9;]*m", "", done.stdout))  # without colours
         raise SystemExit("the book was not built: see the warnings and errors above")
 
 

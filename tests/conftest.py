@@ -1,0 +1,28 @@
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--book", type=Path, help="folder of built pages for test_pages.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason="torch sees no accelerator"))
+
+
+@pytest.fixture(autouse=True)
+def repeatable() -> None:
+    """Give every test the same random numbers and one thread, whatever ran before it."""
+    import numpy as np
+    import torch
+
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 - some libraries draw from the global generator
+    torch.set_num_threads(1)

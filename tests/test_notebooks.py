@@ -1,0 +1,151 @@
+"""Every notebook is a template: no outputs, typed and explained parameters, a place in the book."""
+
+import ast
+import io
+import json
+import tokenize
+from pathlib import Path
+
+import pytest
+import yaml
+from execution import PROFILES, code, dependencies, notebooks, parameters
+
+from salun_core.experiments import EXPERIMENTS
+
+ROOT = Path(__file__).parents[1]
+FOUND = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+every_notebook = pytest.mark.parametrize("path", FOUND, ids=lambda path: path.stem)
+
+
+def code_cells(path: Path) -> list[dict]:
+    return [cell for cell in json.loads(path.read_text("utf8"))["cells"] if cell["cell_type"] == "code"]
+
+
+def parameters_cell(path: Path) -> str:
+    return "".join(code_cells(path)[0]["source"])
+
+
+@every_notebook
+def test_nothing_but_the_source_is_in_git(path):
+    for cell in code_cells(path):
+        assert cell["outputs"] == []
+        assert cell["execution_count"] is None
+    assert "widgets" not in json.loads(path.read_text("utf8"))["metadata"]
+
+
+@every_notebook
+def test_the_first_code_cell_is_tagged_parameters(path):
+    tagged = ["parameters" in cell["metadata"].get("tags", []) for cell in code_cells(path)]
+    assert tagged.index(True) == 0
+    assert sum(tagged) == 1
+
+
+@every_notebook
+def test_every_parameter_has_a_type_and_a_comment(path):
+    source = parameters_cell(path)
+    nodes = ast.parse(source).body
+    assert all(isinstance(node, ast.AnnAssign) for node in nodes)
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    explained = {token.start[0] for token in tokens if token.type == tokenize.COMMENT}
+    assert [node.target.id for node in nodes if node.end_lineno not in explained] == []
+
+
+@every_notebook
+def test_parameters_are_those_of_the_experiment(path):
+    """A name the experiment does not know, or a value it refuses, would stop every run."""
+    tree = ast.parse(parameters_cell(path))
+    given = {node.target.id: ast.literal_eval(node.value) for node in tree.body}
+    params = EXPERIMENTS[path.stem].params
+    assert set(given) == set(params.model_fields)
+    params.load(given)
+
+
+@every_notebook
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_book_gives_values_that_the_experiment_accepts(path, profile):
+    EXPERIMENTS[path.stem].params.load(parameters(path.stem, profile, ROOT))
+
+
+def test_notebooks_yaml_and_the_table_of_contents_name_every_notebook():
+    names = {path.stem for path in FOUND}
+    parts = yaml.safe_load((ROOT / "_toc.yml").read_text("utf8"))["parts"]
+    pages = [chapter["file"] for part in parts for chapter in part["chapters"]]
+    assert {Path(page).name for page in pages if page.startswith("notebooks/")} == names
+    assert set(notebooks(ROOT)) == names
+    for profiles in notebooks(ROOT).values():
+        assert set(profiles) == set(PROFILES)
+
+
+# --- what a notebook depends on -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A small project: one module for each way to be imported."""
+    files = {
+        "salun_core/__init__.py": "",
+        "salun_core/direct.py": "from salun_core.inner import deep\n",
+        "salun_core/inner/__init__.py": "from salun_core.unused import x\n",
+        "salun_core/inner/deep.py": "from . import sibling\nfrom ..lazy import f\n",
+        "salun_core/inner/sibling.py": "",
+        "salun_core/lazy.py": "def f():\n    from salun_core import inside\n",
+        "salun_core/inside.py": "TABLE = 'table9'\n",
+        "salun_core/table.py": "LOADERS = {'a': 'salun_core.by_name'}\n",
+        "salun_core/by_name.py": "",
+        "salun_core/methods/__init__.py": "from salun_core.methods.one import one\nMETHODS = {}\n",
+        "salun_core/methods/one.py": "",
+        "salun_core/unused.py": "x = 1\n",
+        "salun_core/experiments/presets/demo/quick.yaml": "",
+        "salun_core/experiments/presets/demo/other.yaml": "",
+        "data/published/table9.csv": "",
+        "data/published/table8.csv": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def notebook(project: Path, *cells: str) -> Path:
+    path = project / "notebooks/demo.ipynb"
+    path.parent.mkdir(exist_ok=True)
+    made = [{"cell_type": "code", "source": cell.splitlines(keepends=True)} for cell in cells]
+    path.write_text(json.dumps({"cells": [{"cell_type": "markdown", "source": "import this"}, *made]}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("import numpy", set()),
+        ("%matplotlib inline\nfrom salun_core import by_name", {"by_name.py"}),
+        (
+            "from salun_core.direct import deep",
+            {"direct.py", "inner/deep.py", "inner/sibling.py", "lazy.py", "inside.py"},
+        ),
+        ("import salun_core.table", {"table.py", "by_name.py"}),
+        ("from salun_core.methods import METHODS", {"methods/__init__.py", "methods/one.py"}),
+        ("from salun_core.methods.one import one", {"methods/one.py"}),
+    ],
+)
+def test_imports_are_followed_from_cells_through_modules(project, cell, expected):
+    found = {file.as_posix() for file in dependencies(notebook(project, cell), {}, project)}
+    modules = {name for name in found if name.endswith(".py")}
+    assert modules == {f"salun_core/{name}" for name in expected}
+
+
+def test_the_preset_in_use_counts_and_no_other(project):
+    path = notebook(project, 'preset: str = "quick"  # which')
+    assert [f.stem for f in dependencies(path, {}, project)] == ["quick"]
+    assert [f.stem for f in dependencies(path, {"preset": "other"}, project)] == ["other"]
+
+
+def test_data_named_in_code_count(project):
+    path = notebook(project, "from salun_core.inside import TABLE")
+    assert Path("data/published/table9.csv") in dependencies(path, {}, project)
+    assert Path("data/published/table8.csv") not in dependencies(path, {}, project)
+
+
+def test_code_leaves_out_what_is_not_python(project):
+    assert code(notebook(project, "%load_ext x\n!ls\na = 1")) == "a = 1"
