@@ -35,6 +35,9 @@ class MaskSpec:
         check_keep(self.keep)
 
 
+NO_MASK = MaskSpec()
+
+
 @dataclass(frozen=True)
 class Scenario:
     """What is to be forgotten: a random share, a class, or listed sample ids."""
@@ -64,7 +67,7 @@ class Cell:
     seed: int
     scenario: Scenario
     method: str
-    mask: MaskSpec = MaskSpec()
+    mask: MaskSpec = NO_MASK
     settings: Mapping[str, Any] = field(default_factory=dict)
     reported: bool = True
     tags: Mapping[str, Any] = field(default_factory=dict)

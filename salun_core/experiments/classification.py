@@ -12,7 +12,7 @@ from salun_core.data import DATASETS, load_dataset
 from salun_core.data.images import ImageData
 from salun_core.data.splits import read_ids
 from salun_core.errors import UserError, one_of
-from salun_core.experiments.cells import Cell, MaskSpec, Scenario, check_ran, progress_bar, run_cells
+from salun_core.experiments.cells import NO_MASK, Cell, MaskSpec, Scenario, check_ran, progress_bar, run_cells
 from salun_core.experiments.classifier_lab import ClassifierLab
 from salun_core.experiments.params import Params
 from salun_core.experiments.paths import output_folder
@@ -161,12 +161,15 @@ class ClassifierParams(Params):
 
     def scenarios(self) -> list[Scenario]:
         """The scenarios asked for."""
-        made = {
-            "random": lambda: Scenario("random", fraction=self.forget_fraction),
-            "class": lambda: Scenario("class", target=self.forget_class),
-            "indices": lambda: Scenario("indices", ids=tuple(read_ids(self.forget_indices))),
-        }
-        return [made[kind]() for kind in self.scenario]
+        return [self._scenario(kind) for kind in self.scenario]
+
+    def _scenario(self, kind: Literal["random", "class", "indices"]) -> Scenario:
+        if kind == "random":
+            return Scenario(kind, fraction=self.forget_fraction)
+        if kind == "class":
+            return Scenario(kind, target=self.forget_class)
+        assert self.forget_indices is not None
+        return Scenario(kind, ids=tuple(read_ids(self.forget_indices)))
 
     def checked_scenarios(self, lab: ClassifierLab) -> list[Scenario]:
         """The scenarios, each tried on every seed: an impossible split is refused before any training."""
@@ -303,7 +306,7 @@ def finished(
 def default_mask(method: str, keep: float, score: str) -> MaskSpec:
     """The mask a method is run with unless an experiment says otherwise."""
     kind = METHODS[method].mask
-    return MaskSpec() if kind == "none" else MaskSpec(kind, keep, score)
+    return NO_MASK if kind == "none" else MaskSpec(kind, keep, score)
 
 
 def numeric(value: Any) -> Any:

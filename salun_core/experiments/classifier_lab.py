@@ -195,14 +195,14 @@ class ClassifierLab:
         found = self.store.get(key)
         if found is None:
             return self._computed(cell, key)
-        measured = "metrics" in found.values or found.values["status"] == "diverged"
+        measured = "metrics" in found.content or found.content["status"] == "diverged"
         if not cell.reported or measured:
             return found
         # So far this cell only took part in a choice, for which no test image is looked at.
         if not self.store.has_files(found):
             return self._computed(cell, key)
         content = self.store.path(key, ".logits.safetensors").read_bytes()
-        values = found.values | {"metrics": measure(METRICS, self.evaluation(found))}
+        values = found.content | {"metrics": measure(METRICS, self.evaluation(found))}
         return self.store.put(key, values, found.provenance, {".logits.safetensors": content})
 
     def _computed(self, cell: Cell, key: Key) -> Result:
@@ -281,7 +281,7 @@ class ClassifierLab:
 
 def result_row(cell: Cell, result: Result, lab: ClassifierLab) -> dict[str, Any]:
     """One row of the results table: what was run, what came out, what it cost."""
-    values = result.values
+    values = result.content
     counts = values.get("counts", {})
     return {
         "experiment": lab.experiment,

@@ -76,5 +76,5 @@ def _substance(name: str) -> str:
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
             value = body[0].value
             if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                body[0] = ast.Expr(ast.Constant(...))
+                body[:1] = [] if len(body) > 1 else [ast.Pass()]
     return ast.dump(tree)

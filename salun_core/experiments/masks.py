@@ -1,4 +1,4 @@
-"""The saliency experiment: does it matter which weights the mask keeps?"""
+"""The saliency experiment, which asks whether it matters which weights the mask keeps."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,8 +66,17 @@ class MaskParams(ClassifierParams):
 
 @dataclass(frozen=True)
 class MaskResults(Results):
-    """``cells``: methods under each mask; ``density``: SalUn and random masks over the share kept;
-    ``protocols``: the released code over time; ``agreement``: overlap of masks."""
+    """Results with three more tables.
+
+    Parameters
+    ----------
+    density : DataFrame
+        SalUn's setting under salient, random and least-salient masks over the share kept.
+    protocols : DataFrame
+        The released code over time.
+    agreement : DataFrame
+        Overlap of masks, see `mask_agreement`.
+    """
 
     density: pd.DataFrame
     protocols: pd.DataFrame
@@ -155,7 +164,7 @@ def mask_agreement(
                 for w, d, a, b in _pairs(lab, seed, seeds, scenario, keep)
             ]
             found = lab.store.put(key, {"pairs": pairs}, lab.provenance())
-        rows += found.values["pairs"]
+        rows += found.content["pairs"]
     return pd.DataFrame(rows)
 
 
@@ -180,7 +189,7 @@ def _pairs(
             yield "score", score, mask, of(MaskSpec("salient", keep, score))
     draws = [of(MaskSpec("salient", keep, augmented=True, draw=draw)) for draw in (0, 1)]
     yield "augmentation", "none and one draw", mask, draws[0]
-    yield "augmentation", "two draws", *draws
+    yield "augmentation", "two draws", draws[0], draws[1]
     yield "control", "random mask", mask, of(MaskSpec("random", keep))
     half = task.forget.n // 2
     rows = torch.arange(task.forget.n)
@@ -188,7 +197,7 @@ def _pairs(
         saliency_mask(task.model, task.forget.subset(part), task.loss, keep=keep)
         for part in (rows[:half], rows[half:])
     ]
-    yield "forget set", "two halves", *parts
+    yield "forget set", "two halves", parts[0], parts[1]
     retained = task.retain.subset(torch.arange(min(task.forget.n, task.retain.n)))
     yield (
         "forget set",

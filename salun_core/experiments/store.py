@@ -49,7 +49,7 @@ class Result:
     """A stored result: what it is, what came out, and where it came from."""
 
     key: Key
-    values: dict[str, Any]
+    content: dict[str, Any]
     provenance: dict[str, Any]
     files: dict[str, str] = field(default_factory=dict)
 

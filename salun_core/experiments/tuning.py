@@ -9,7 +9,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from salun_core.errors import UserError
-from salun_core.experiments.cells import Cell, Lab, MaskSpec, Scenario, check_ran, run_cells
+from salun_core.experiments.cells import NO_MASK, Cell, Lab, MaskSpec, Scenario, check_ran, run_cells
 from salun_core.methods import METHODS
 from salun_core.methods.search import Range, candidates
 
@@ -22,7 +22,7 @@ class Variant:
     """A method under a mask."""
 
     method: str
-    mask: MaskSpec = MaskSpec()
+    mask: MaskSpec = NO_MASK
 
 
 @dataclass(frozen=True)

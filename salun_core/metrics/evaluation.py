@@ -50,7 +50,9 @@ class Evaluation:
         for name, dtype in FIELDS.items():
             value = getattr(self, name)
             if value.dtype != dtype or len(value) != n or value.ndim != (2 if name == "logits" else 1):
-                raise UserError(f"{name} of an evaluation is {value.dtype} {tuple(value.shape)} for {n} images")
+                raise UserError(
+                    f"{name} of an evaluation is {value.dtype} {tuple(value.shape)} for {n} images"
+                )
         if not torch.isfinite(self.logits).all():
             raise UserError("the model gives logits that are not finite: its weights are damaged or diverged")
         if len(self.ids.unique()) < n:
@@ -132,5 +134,5 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     sha = hashlib.sha256()
     for name in FIELDS:
         sha.update(f"{name} {tuple(tensors[name].shape)}".encode())
-        sha.update(tensors[name].contiguous().numpy())
+        sha.update(tensors[name].contiguous().numpy().data)
     return sha.hexdigest()

@@ -1,4 +1,4 @@
-"""Membership inference: does the model behave on forget images as on images it never saw?"""
+"""Membership inference: whether the model behaves on forget images as on images it never saw."""
 
 from collections.abc import Callable
 

@@ -1,0 +1,102 @@
+"""Gaps to Retrain, their spread over seeds, and the noise floor they are read against."""
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+from scipy.stats import t as student
+
+METRICS = ("UA", "RA", "TA", "MIA")
+AVERAGE = "Avg. Gap"
+GROUP = ["scenario", "method", "mask", "keep"]
+SPLIT = ["dataset", "arch", "width", "scenario", "seed"]
+
+
+def gaps(cells: pd.DataFrame, *, metrics: Sequence[str] = METRICS) -> pd.DataFrame:
+    """Distance of every cell to the model retrained on the same split.
+
+    Parameters
+    ----------
+    cells : DataFrame
+        Results, with one Retrain (replica 0) for each data set, model, scenario and seed.
+    metrics : sequence of str
+        Columns in [0, 1].
+
+    Returns
+    -------
+    DataFrame
+        ``cells`` with a column "gap UA", … for each metric and their mean, "Avg. Gap", all in [0, 1].
+    """
+    main = cells[(cells["method"] == "retrain") & (cells["replica"] == 0)]
+    reference = main.drop_duplicates(SPLIT)[[*SPLIT, *metrics]]
+    # An unset width must match an unset width.
+    both = cells.merge(reference, on=SPLIT, how="left", suffixes=("", " of Retrain"))
+    for name in metrics:
+        both[f"gap {name}"] = (both[name].astype(float) - both[f"{name} of Retrain"].astype(float)).abs()
+    both[AVERAGE] = both[[f"gap {name}" for name in metrics]].mean(axis=1, skipna=False)
+    return both.drop(columns=[f"{name} of Retrain" for name in metrics])
+
+
+def summary(values: pd.Series, *, level: float = 0.95) -> dict[str, float]:
+    """Mean, standard deviation (n - 1), t interval and count of one number per seed.
+
+    Returns
+    -------
+    dict
+        ``mean, std, low, high, n``; ``std`` and the interval are NaN for a single seed.
+    """
+    present = values.dropna().astype(float)
+    n = len(present)
+    mean = float(present.mean()) if n else math.nan
+    std = float(present.std(ddof=1)) if n > 1 else math.nan
+    half = float(student.ppf((1 + level) / 2, n - 1)) * std / math.sqrt(n) if n > 1 else math.nan
+    return {"mean": mean, "std": std, "low": mean - half, "high": mean + half, "n": n}
+
+
+def by_method(
+    cells: pd.DataFrame, column: str, *, group: Sequence[str] = ("scenario", "method", "mask", "keep")
+) -> pd.DataFrame:
+    """`summary` of a column over the seeds of each method; replicas of Retrain are left out."""
+    main = cells[cells["replica"] == 0]
+    rows = [
+        dict(zip(group, key, strict=True)) | summary(part[column])
+        for key, part in main.groupby(list(group), sort=False)
+    ]
+    return pd.DataFrame(rows)
+
+
+def noise_floor(cells: pd.DataFrame, *, metrics: Sequence[str] = METRICS) -> pd.DataFrame:
+    """How far two retrained models of one split lie apart: what a perfect method would show as its gap.
+
+    Parameters
+    ----------
+    cells : DataFrame
+        Results with replicas of Retrain, which differ in initialisation and order only.
+
+    Returns
+    -------
+    DataFrame
+        One row per pair of replicas: ``scenario, seed, a, b``, the gap of each metric and "Avg. Gap", in
+        [0, 1]. Empty where no split has two.
+    """
+    rows = []
+    retrained = cells[cells["method"] == "retrain"]
+    for (scenario, seed), part in retrained.groupby(["scenario", "seed"], sort=False):
+        models = part.drop_duplicates("replica").sort_values("replica")
+        for i in range(len(models)):
+            for j in range(i + 1, len(models)):
+                a, b = models.iloc[i], models.iloc[j]
+                apart = {f"gap {name}": abs(float(a[name]) - float(b[name])) for name in metrics}
+                mean = sum(apart.values()) / len(apart)
+                rows.append(
+                    {"scenario": scenario, "seed": seed, "a": a["replica"], "b": b["replica"]}
+                    | apart
+                    | {AVERAGE: mean}
+                )
+    names = ["scenario", "seed", "a", "b", *(f"gap {name}" for name in metrics), AVERAGE]
+    return pd.DataFrame(rows, columns=names)
+
+
+def floor_of(floor: pd.DataFrame, scenario: str, column: str = AVERAGE) -> float:
+    """Mean gap between two retrained models of a scenario; NaN where it was not measured."""
+    return float(floor.loc[floor["scenario"] == scenario, column].mean())

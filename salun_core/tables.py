@@ -1,0 +1,228 @@
+"""Tables of results, in the paper's own layout."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from salun_core.errors import UserError
+from salun_core.metrics.gaps import AVERAGE, METRICS, by_method, floor_of, gaps, noise_floor
+
+LABELS = {
+    "original": "Original",
+    "retrain": "Retrain",
+    "ft": "FT",
+    "rl": "RL",
+    "ga": "GA",
+    "iu": "IU",
+    "be": "BE",
+    "bs": "BS",
+    "l1_sparse": "ℓ1-sparse",
+    "salun": "SalUn",
+    "salun_soft": "SalUn-soft",
+}
+OWN_MASK = {"salun": "salient"}  # the mask a method has by definition
+PUBLISHED = ("Retrain", "FT", "RL", "GA", "IU", "BE", "BS", "ℓ1-sparse", "SalUn", "SalUn-soft")
+
+
+def name_of(method: str, mask: str = "none") -> str:
+    """A method's name in tables, with the mask where it is not its own: "FT + salient mask"."""
+    label = LABELS.get(method, method)
+    return label if mask in ("none", OWN_MASK.get(method)) else f"{label} + {mask.replace('_', ' ')} mask"
+
+
+def methods_table(cells: pd.DataFrame, scenario: str) -> pd.DataFrame:
+    """Means over seeds of one scenario, as numbers.
+
+    Returns
+    -------
+    DataFrame
+        One row per method and mask, in order of first appearance: for UA, RA, TA, MIA the columns
+        ``X, X std, X gap`` in percent; "Avg. Gap", "Avg. Gap std", "floor units" (Avg. Gap over that
+        between two retrained models), "RTE" in seconds, and "seeds".
+    """
+    part = gaps(cells[cells["scenario"] == scenario])
+    if part.empty:
+        raise UserError(
+            f"there are no results for {scenario!r}: the scenarios are {', '.join(cells['scenario'].unique())}"
+        )
+    floor = floor_of(noise_floor(part), scenario)
+    rows: dict[tuple[str, str, float], dict[str, Any]] = {}
+    for column in [*METRICS, *(f"gap {m}" for m in METRICS), AVERAGE, "seconds"]:
+        for _, row in by_method(part, column).iterrows():
+            entry = rows.setdefault((row["method"], row["mask"], row["keep"]), {})
+            if column == "seconds":
+                entry |= {"RTE": row["mean"], "RTE std": row["std"]}
+                continue
+            name = f"{column.removeprefix('gap ')} gap" if column.startswith("gap ") else column
+            entry |= {name: 100 * row["mean"], f"{name} std": 100 * row["std"]}
+            if column == AVERAGE:
+                entry |= {"floor units": row["mean"] / floor if floor else math.nan, "seeds": row["n"]}
+    return pd.DataFrame(
+        [
+            {"method": key[0], "mask": key[1], "Method": name_of(*key[:2])} | entry
+            for key, entry in rows.items()
+        ]
+    )
+
+
+def main_table(cells: pd.DataFrame, scenario: str, *, caption: str | None = None) -> Styler:
+    """Method × (UA, RA, TA, MIA with the gap to Retrain, Avg. Gap, RTE): the layout of the paper's Table 1.
+
+    The best average gap is bold; Original and Retrain do not compete.
+    """
+    numbers = methods_table(cells, scenario)
+    competing = numbers[~numbers["method"].isin(["original", "retrain"])]
+    best = competing[AVERAGE].idxmin() if len(competing) else None
+    shown = pd.DataFrame({"Method": numbers["Method"]})
+    for name in METRICS:
+        shown[name] = [
+            spread(r[name], r[f"{name} std"])
+            + ("" if r["method"] == "retrain" else f" ({r[f'{name} gap']:.2f})")
+            for _, r in numbers.iterrows()
+        ]
+    shown[AVERAGE] = [spread(r[AVERAGE], r[f"{AVERAGE} std"]) for _, r in numbers.iterrows()]
+    if numbers["floor units"].notna().any():
+        shown["Floor units"] = [number(v, 1) for v in numbers["floor units"]]
+    shown["RTE (s)"] = [number(v) for v in numbers["RTE"]]
+    seeds = sorted(set(numbers["seeds"].astype(int)))
+    first = cells[cells["scenario"] == scenario].iloc[0]
+    text = caption or (
+        f"{first['dataset']}, {first['arch']}, {scenario}: percent, mean ± standard deviation over "
+        f"{' to '.join(map(str, seeds))} seeds (training and unlearning both vary), gap to Retrain in brackets, "
+        f"{first['n_forget']:.0f} forget images; best Avg. Gap bold."
+    )
+    return styled(shown, text, bold=[best] if best is not None else [])
+
+
+def published_table(path: Path | str, setting: str = "random data forgetting 10%") -> Styler:
+    """The paper's own Table 1 from its CSV, in the same layout; RTE in minutes, as printed there."""
+    rows = read_published(path)
+    rows = rows[(rows["setting"] == setting) & (rows["verified"] == "yes")]
+    shown = []
+    for method in [m for m in PUBLISHED if m in set(rows["method"])]:
+        mine = rows[rows["method"] == method].set_index("metric")
+        line: dict[str, Any] = {"Method": method}
+        for name in METRICS:
+            value = mine.loc[name]
+            gap = "" if method == "Retrain" else f" ({value['gap']:.2f})"
+            line[name] = spread(value["value"], value["std"]) + gap
+        line[AVERAGE] = f"{mine.loc[AVERAGE, 'value']:.2f}"
+        line["RTE (min)"] = f"{mine.loc['RTE', 'value']:.2f}"
+        shown.append(line)
+    table = pd.DataFrame(shown)
+    competing = table[table["Method"] != "Retrain"]
+    best = competing[AVERAGE].astype(float).idxmin()
+    caption = (
+        f"Published: Table 1 of the paper, CIFAR-10, ResNet-18, {setting}, 10 trials. Another data set and "
+        "model than the table above: compare the order of the methods, not the numbers."
+    )
+    return styled(table, caption, bold=[best])
+
+
+def read_published(path: Path | str) -> pd.DataFrame:
+    """A CSV of published numbers (columns ``table, setting, method, metric, value, std, gap, source, verified``)."""
+    try:
+        return pd.read_csv(path)
+    except (OSError, pd.errors.ParserError) as error:
+        raise UserError(f"cannot read {path}: {error}; restore it from git") from error
+
+
+def tuning_table(tuning: pd.DataFrame) -> Styler:
+    """The chosen settings of each method, with the bounds tried and the distance reached."""
+    rows = []
+    for (scenario, method, mask), part in tuning.groupby(["scenario", "method", "mask"], sort=False):
+        chosen = part[part["chosen"]].iloc[0]
+        tried = varied(part["settings"])
+        rows.append(
+            {
+                "Scenario": scenario,
+                "Method": name_of(method, mask),
+                "Tried": len(part),
+                "Searched": "; ".join(f"{n} {short(min(v))} to {short(max(v))}" for n, v in tried.items())
+                or "nothing",
+                "Chosen": "; ".join(f"{n} {short(chosen['settings'][n])}" for n in tried) or "default",
+                "Distance": f"{100 * chosen['distance']:.2f}",
+                "Worst": f"{100 * part['distance'].replace(math.inf, math.nan).max():.2f}",
+            }
+        )
+    seeds = ", ".join(map(str, sorted(tuning["seed"].unique())))
+    caption = (
+        f"Settings chosen on tuning seed {seeds}, which is not reported: mean gap to Retrain over UA, RA, "
+        "validation accuracy and MIA, in points."
+    )
+    return styled(pd.DataFrame(rows), caption)
+
+
+def varied(settings: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Settings that take more than one value, with their values."""
+    every: dict[str, list[Any]] = {}
+    for one in settings:
+        for name, value in one.items():
+            every.setdefault(name, []).append(value)
+    return {name: values for name, values in every.items() if len({json.dumps(v) for v in values}) > 1}
+
+
+def layers_table(layers: pd.DataFrame, caption: str) -> Styler:
+    """Weights, kept weights and kept share of each tensor, from `saliency.layer_table`."""
+    shown = layers.rename(columns={"layer": "Layer", "weights": "Weights", "kept": "Kept"})
+    shown = shown.assign(Share=[f"{100 * s:.1f}%" for s in layers["share"]]).drop(columns="share")
+    return styled(shown, caption)
+
+
+def attacks_table(values: pd.DataFrame, caption: str) -> Styler:
+    """MIA by feature (columns) and method (rows), shares in [0, 1], printed in percent."""
+    shown = values.rename(columns={"method": "Method"}).copy()
+    shown["Method"] = [LABELS.get(m, m) for m in shown["Method"]]
+    for column in shown.columns.drop("Method"):
+        shown[column] = [number(100 * v) for v in shown[column]]
+    return styled(shown, caption)
+
+
+def settings_table(params: Mapping[str, Any]) -> Styler:
+    """The parameters of a run."""
+    rows = [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in params.items()]
+    return styled(pd.DataFrame(rows, columns=["Parameter", "Value"]), "Parameters of this run")
+
+
+def styled(table: pd.DataFrame, caption: str, *, bold: Iterable[Any] = ()) -> Styler:
+    """A table for the book: caption, scoped headers, numbers to the right, no index, some rows bold."""
+    bold = list(bold)
+
+    def weight(row: pd.Series) -> list[str]:
+        return ["font-weight: bold" if row.name in bold else ""] * len(row)
+
+    style = table.style.hide(axis="index").set_caption(caption).apply(weight, axis=1)
+    words = [
+        c
+        for c in table.columns
+        if c
+        in ("Method", "Scenario", "Layer", "Parameter", "Value", "Searched", "Chosen", "Verdict", "Claim")
+    ]
+    style = style.set_properties(
+        subset=[c for c in table.columns if c not in words], **{"text-align": "right"}
+    )
+    if words:
+        style = style.set_properties(subset=words, **{"text-align": "left"})
+    return style.set_table_attributes('class="results"').set_uuid("t").format(escape="html")
+
+
+def spread(mean: float, std: float) -> str:
+    """``mean ± std`` with two decimals, without the second where there is one seed."""
+    if math.isnan(mean):
+        return "diverged"
+    return f"{mean:.2f}" if math.isnan(std) else f"{mean:.2f} ± {std:.2f}"
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A number, or a dash for none."""
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def short(value: Any) -> str:
+    """A setting in few characters."""
+    return f"{value:.2g}" if isinstance(value, float) else str(value)
