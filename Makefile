@@ -50,7 +50,7 @@ bench: $(READY) ## run the benchmarks
 
 record: $(READY) ## run or resume a preset into data/recorded: make record PRESET=paper
 	@test -n "$(PRESET)" || { echo "which preset? for instance: make record PRESET=paper" >&2; exit 2; }
-	@$(PY) -m salun_core run $(EXPERIMENT) -p preset $(PRESET) --out data/recorded/$(PRESET)
+	@$(PY) -m salun_core record $(EXPERIMENT) $(PRESET)
 
 lock: | $(filter .tools/%,$(UV)) ## choose versions anew after a change of pyproject.toml
 	@$(UV) pip compile pyproject.toml --all-extras --universal --generate-hashes --no-emit-index-url -q -o requirements.lock

@@ -166,8 +166,10 @@ def top_mask(scores: Scores, *, keep: float) -> Mask:
 
 
 def least_salient_mask(scores: Scores, *, keep: float) -> Mask:
-    """Mark the ``keep`` share of entries with the *smallest* scores: the control, and, by a sign error,
-    what the released code did until December 2023."""
+    """Mark the ``keep`` share of entries with the *smallest* scores.
+
+    The control, and, by a sign error, what the released code did until December 2023.
+    """
     check_keep(keep)
     total = _count(scores)
     return {name: ~marked for name, marked in _largest(scores, total - round(keep * total)).items()}

@@ -71,8 +71,7 @@ def test_a_preset_can_be_a_file(tmp_path):
 )
 def test_bad_input_gets_one_sentence(given, message):
     with pytest.raises(UserError, match=message) as caught:
-        params = load(**given)
-        params.lab()
+        load(**given).lab()
     assert "\n" not in str(caught.value)
 
 

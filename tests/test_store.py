@@ -27,7 +27,7 @@ def put(store, key=KEY):
 def test_a_result_comes_back_as_it_was(store):
     put(store)
     found = store.get(KEY)
-    assert found.values == {"UA": 0.25, "none": None}
+    assert found.content == {"UA": 0.25, "none": None}
     assert found.provenance == {"device": "cpu"}
     assert store.path(KEY, ".logits").read_bytes() == b"12345678"
     assert [r.key.name for r in store.all()] == [KEY.name]
@@ -98,12 +98,12 @@ def test_a_writer_killed_at_any_moment_leaves_whole_results(tmp_path):
         time.sleep(delay)
         writer.send_signal(signal.SIGKILL)
         writer.wait()
-        files = [p for p in tmp_path.glob("cell-*.json")]
+        files = list(tmp_path.glob("cell-*.json"))
         assert files, "the writer never got to write"
         store = Store(tmp_path)
         assert len(store.all()) == len(files)
         for result in store.all():
-            assert store.get(Key("cell", result.key.what)).values["i"] == result.key.what["i"]
+            assert store.get(Key("cell", result.key.what)).content["i"] == result.key.what["i"]
 
 
 def test_the_code_digest_follows_imports_and_ignores_comments(tmp_path, monkeypatch):

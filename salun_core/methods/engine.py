@@ -85,6 +85,7 @@ class Method:
         return self.run.__module__
 
     def __call__(self, task: Task, **settings: Any) -> Unlearned:
+        """Run the method; refuse a task of another kind."""
         if self.tasks and task.kind not in self.tasks:
             raise UserError(f"{self.label} works on {', '.join(self.tasks)} only, not on {task.kind}")
         return self.run(task, **settings)

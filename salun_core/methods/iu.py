@@ -90,7 +90,7 @@ def _summed_gradient(task: Task, model: nn.Module, batches: Batches) -> Tensor:
 
 def _per_image_gradients(task: Task, model: nn.Module, batches: Batches):  # type: ignore[no-untyped-def]
     """Yield the loss gradient (P,) of each image in order, several at a time through the network."""
-    weights = dict(model.named_parameters())
+    weights: dict[str, Tensor] = dict(model.named_parameters())
     buffers = dict(model.named_buffers())
 
     def loss_of_one(weights: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:

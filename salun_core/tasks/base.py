@@ -16,10 +16,25 @@ class Task(Protocol):
     time steps) come from ``rng``, a CPU generator, so that a run repeats on any device.
     """
 
-    kind: str  # "classification", "diffusion" or "text_to_image"
-    model: nn.Module  # trained; methods copy it and never change it
-    forget: Batches
-    retain: Batches
+    @property
+    def kind(self) -> str:
+        """One of "classification", "diffusion", "text_to_image"."""
+        ...
+
+    @property
+    def model(self) -> nn.Module:
+        """The trained model; methods copy it and never change it."""
+        ...
+
+    @property
+    def forget(self) -> Batches:
+        """The data to forget."""
+        ...
+
+    @property
+    def retain(self) -> Batches:
+        """The data to keep."""
+        ...
 
     def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator | None = None) -> Tensor:
         """The loss the model was trained with."""

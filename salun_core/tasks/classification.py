@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -88,8 +89,8 @@ class ClassificationTask:
 
     def train(self, batches: Batches, *, seed: int) -> tuple[nn.Module, list[float]]:
         """Train a new network from scratch; the loss is given for each epoch."""
-        net = self.build(seed).to(batches.images.device, memory_format=torch.channels_last)
-        step = torch.compile(net) if self.compile else net
+        net = self.build(seed).to(batches.images.device).to(memory_format=torch.channels_last)
+        step = cast(nn.Module, torch.compile(net)) if self.compile else net
         _, losses = train_network(step, batches, self.loss, recipe=self.recipe, seed=seed)
         return net.eval(), losses
 
