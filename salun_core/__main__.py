@@ -88,7 +88,7 @@ def _run(given: argparse.Namespace) -> None:
 
 
 def _record(given: argparse.Namespace) -> None:
-    from salun_core.experiments.paths import project_root
+    from salun_core.paths import project_root
 
     folder = project_root() / "data" / "recorded" / Path(given.preset).stem
     given.parameter += [("preset", given.preset), ("out_dir", str(folder)), ("recorded", "true")]
@@ -116,8 +116,8 @@ def _list(given: argparse.Namespace) -> None:
 
 def _results(given: argparse.Namespace) -> None:
     from salun_core.experiments import EXPERIMENTS
-    from salun_core.experiments.paths import output_folder
     from salun_core.experiments.summary import printed, read_table
+    from salun_core.paths import output_folder
 
     one_of(given.experiment, EXPERIMENTS, "experiment")
     print(printed(read_table(output_folder(given.out), given.experiment), given.format))

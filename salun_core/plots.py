@@ -17,6 +17,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from salun_core.data.images import ImageData
 from salun_core.files import write_whole
@@ -166,7 +167,7 @@ def salient_by_layer(layers: pd.DataFrame, *, keep: float, note: str = "") -> Ch
             ylim=(0, 100),
             xlim=(-1, len(layers)),
         )
-        handles = [plt.Rectangle((0, 0), 1, 1, color=colours[k]) for k in colours if k in kinds]
+        handles = [Rectangle((0, 0), 1, 1, color=colours[k]) for k in colours if k in kinds]
         axis.legend(
             handles, [k for k in colours if k in kinds], ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1)
         )
@@ -454,7 +455,7 @@ def break_even(cells: pd.DataFrame, scenario: str) -> Chart:
     cost = (cost / retrain).drop("retrain", level="method").sort_values("seconds", ascending=False)
     with style():
         fig, axis = panels(height=0.34 * len(cost) + 1.1)
-        for y, ((method, _), row) in enumerate(cost.iterrows()):  # type: ignore[misc]
+        for y, ((method, _), row) in enumerate(cost.iterrows()):
             colour, marker = look(str(method))
             axis.plot([row["seconds"], row["samples_seen"]], [y, y], color="0.85", zorder=0)
             axis.plot(row["seconds"], y, marker, color=colour, label="seconds" if not y else None)

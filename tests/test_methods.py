@@ -81,9 +81,9 @@ def test_salun_is_random_labelling_with_a_saliency_mask_and_nothing_else():
 
 def test_random_labelling_unlearns_and_fine_tuning_keeps():
     task = trained_task()
-    unlearned = METHODS["rl"](task, epochs=5, lr=0.1).model
-    assert accuracy(unlearned, task.forget) < accuracy(task.model, task.forget) - 0.1
-    assert accuracy(unlearned, task.retain) > accuracy(unlearned, task.forget)
+    unlearned = METHODS["rl"](task, epochs=8, lr=0.05).model
+    assert accuracy(unlearned, task.forget) < accuracy(task.model, task.forget) - 0.03
+    assert accuracy(unlearned, task.retain) > accuracy(unlearned, task.forget) + 0.02
     assert accuracy(METHODS["ft"](task, epochs=2).model, task.retain) > 0.97
 
 

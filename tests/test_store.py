@@ -134,3 +134,16 @@ def test_the_code_digest_follows_imports_and_ignores_comments(tmp_path, monkeypa
 def test_results_are_plain_json(store):
     put(store)
     assert json.loads(store.path(KEY).read_text())["key"] == dict(KEY.what)
+
+
+def test_a_users_own_network_counts_in_the_code_digest(tmp_path, monkeypatch):
+    import salun_core.experiments.code as code
+
+    file = tmp_path / "users_net.py"
+    file.write_text("from salun_core.models import vgg\nwidth = 3\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    first = code_digest("users_net")
+    file.write_text("from salun_core.models import vgg\nwidth = 4\n")
+    for cached in (code._file, code._tree, code._substance):
+        cached.cache_clear()
+    assert code_digest("users_net") != first

@@ -62,7 +62,8 @@ def split_data(
     """Give every image a role.
 
     The validation part is drawn from ``seed`` alone, by class, before anything is forgotten: the original
-    model of a seed is the same for every scenario, and no method is tuned on what it is judged by.
+    model of a seed is the same for every scenario, and no method is tuned on what it is judged by. Listed
+    ids never come into it.
 
     Parameters
     ----------
@@ -78,8 +79,7 @@ def split_data(
         Class name or number, see `class_number`; for "class". The validation and test images of that class
         get roles of their own.
     forget_ids : sequence of int or path, optional
-        Sample ids to forget, or a file of them (see `read_ids`); for "indices". All must be training images
-        outside the validation part.
+        Sample ids to forget, or a file of them (see `read_ids`); for "indices". All must be training images.
     validation : float
         Share of the training images set aside, in [0, 1).
 
@@ -95,7 +95,8 @@ def split_data(
         )
     n = len(data.labels)
     held_out = torch.zeros(n, dtype=torch.bool)
-    held_out[validation_ids(data, seed=seed, share=validation)] = True
+    listed = _listed(forget_ids, data) if scenario == "indices" else None
+    held_out[validation_ids(data, seed=seed, share=validation, without=listed)] = True
     is_train = torch.arange(n) < data.n_train
     candidates = (is_train & ~held_out).nonzero().view(-1)
     of_target = torch.zeros(n, dtype=torch.bool)
@@ -107,7 +108,8 @@ def split_data(
         if not len(forget):
             raise UserError(f"class {forget_class!r} has no training images: choose another forget_class")
     else:
-        forget = _listed(forget_ids, data, held_out, seed)
+        assert listed is not None
+        forget = listed
     forgotten = torch.zeros(n, dtype=torch.bool)
     forgotten[forget] = True
     roles = {
@@ -123,13 +125,19 @@ def split_data(
     return Split({role: roles[role].nonzero().view(-1) for role in ROLES})
 
 
-def validation_ids(data: ImageData, *, seed: int, share: float = 0.1) -> Tensor:
+def validation_ids(
+    data: ImageData, *, seed: int, share: float = 0.1, without: Tensor | None = None
+) -> Tensor:
     """Ids of the training images that ``seed`` sets aside: a share of each class, ascending.
 
     The total is ``share`` of all training images, rounded; a class differs from its own share by less
-    than one image, and always keeps at least one.
+    than one image, and always keeps at least one. Ids in ``without``, those listed to be forgotten, are
+    never set aside.
     """
     labels = data.labels[: data.n_train]
+    free = torch.ones(len(labels), dtype=torch.bool)
+    if without is not None:
+        free[without] = False
     sizes = torch.bincount(labels, minlength=len(data.classes))
     exact = sizes.double() * share
     counts = exact.floor().long()
@@ -141,7 +149,7 @@ def validation_ids(data: ImageData, *, seed: int, share: float = 0.1) -> Tensor:
     rng = generator(seed, "validation")
     taken = [torch.empty(0, dtype=torch.int64)]
     for label, count in enumerate(counts.tolist()):
-        rows = (labels == label).nonzero().view(-1)
+        rows = ((labels == label) & free).nonzero().view(-1)
         taken.append(rows[torch.randperm(len(rows), generator=rng)[:count]])
     return torch.cat(taken).sort().values
 
@@ -259,9 +267,7 @@ def _random_share(candidates: Tensor, share: float | None, seed: int) -> Tensor:
     return candidates[torch.randperm(len(candidates), generator=generator(seed, "forget"))[:count]]
 
 
-def _listed(
-    given: Sequence[int] | Tensor | Path | str | None, data: ImageData, held_out: Tensor, seed: int
-) -> Tensor:
+def _listed(given: Sequence[int] | Tensor | Path | str | None, data: ImageData) -> Tensor:
     if given is None:
         raise UserError("scenario 'indices' needs forget_ids: give sample ids or a file with one a line")
     ids = read_ids(given) if isinstance(given, str | Path) else [int(i) for i in given]
@@ -276,9 +282,4 @@ def _listed(
     values, times = listed.unique(return_counts=True)
     if len(values) < len(ids):
         raise UserError(f"sample id {int(values[times > 1][0])} is listed twice: list every image once")
-    if len(unseen := listed[held_out[listed]]):
-        raise UserError(
-            f"{len(unseen)} of {len(ids)} listed sample ids (the first is {int(unseen[0])}) are in the validation "
-            f"part of seed {seed}, on which no model is trained: leave them out (validation_ids lists that part)"
-        )
     return listed

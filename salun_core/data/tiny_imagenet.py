@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from salun_core.data.images import ImageData
-from salun_core.data.location import sets_folder
 from salun_core.data.reading import read_images
 from salun_core.errors import UserError
+from salun_core.paths import sets_folder
 
 FOLDER = "tiny-imagenet-200"
 REMEDY = f"unpack tiny-imagenet-200.zip (cs231n.stanford.edu) there, or set data_dir to the folder {FOLDER}"

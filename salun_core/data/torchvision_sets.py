@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from salun_core.data.images import ImageData, resized
-from salun_core.data.location import sets_folder
 from salun_core.errors import UserError
+from salun_core.paths import sets_folder
 
 
 @dataclass(frozen=True)

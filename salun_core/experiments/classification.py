@@ -15,13 +15,13 @@ from salun_core.errors import UserError, one_of
 from salun_core.experiments.cells import NO_MASK, Cell, MaskSpec, Scenario, check_ran, progress_bar, run_cells
 from salun_core.experiments.classifier_lab import ClassifierLab
 from salun_core.experiments.params import Params
-from salun_core.experiments.paths import output_folder
 from salun_core.experiments.store import Store
 from salun_core.experiments.summary import write_table
 from salun_core.experiments.tuning import Budget, Variant, tune
 from salun_core.methods import METHODS
 from salun_core.methods.search import Range
-from salun_core.models import check_arch
+from salun_core.models import check_arch, takes_width
+from salun_core.paths import output_folder
 from salun_core.saliency import SCORES
 from salun_core.tasks.classification import RELABEL
 from salun_core.tasks.training import RECIPES
@@ -158,6 +158,8 @@ class ClassifierParams(Params):
                     f"{name} is given, but scenario is {', '.join(checked.scenario)}: "
                     f"add {scenario} to it or leave {name} out"
                 )
+        if "width" in given and not takes_width(checked.arch):
+            raise UserError(f"width is given, but {checked.arch} has one width only: leave width out")
 
     def scenarios(self) -> list[Scenario]:
         """The scenarios asked for."""
@@ -204,7 +206,7 @@ class ClassifierParams(Params):
             data,
             store,
             self.arch,
-            self.width,
+            self.width if takes_width(self.arch) else None,
             recipe,
             batch_size=self.batch_size,
             relabel=self.relabel,

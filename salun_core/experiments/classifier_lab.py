@@ -36,7 +36,14 @@ from salun_core.saliency import (
 from salun_core.tasks.classification import ClassificationTask
 from salun_core.tasks.training import Recipe
 
-Model = Callable[[int], nn.Module]
+CODE = (
+    "salun_core.data.augment",
+    "salun_core.data.splits",
+    "salun_core.models.normalised",
+    "salun_core.saliency",
+    "salun_core.tasks.classification",
+)
+"""Modules on which every cell depends, besides those of its network and its method."""
 
 
 @dataclass
@@ -108,8 +115,8 @@ class ClassifierLab:
         )
 
     def original(self, seed: int, scenario: Scenario) -> nn.Module:
-        """The model trained on forget and retain set together; one for all scenarios of a seed."""
-        key = self._original_key(seed)
+        """The model trained on forget and retain set together: one a seed, and one a list of images."""
+        key = self._original_key(seed, scenario)
         net = self.build(seed).to(memory_format=torch.channels_last)
         found = self.store.get(key)
         if found and self.store.has_files(found):
@@ -242,12 +249,12 @@ class ClassifierLab:
 
     def key(self, cell: Cell) -> Key:
         """Identity of a cell."""
-        what = {"original": dict(self._original_key(cell.seed).what), **cell.what}
+        what = {"original": dict(self._original_key(cell.seed, cell.scenario).what), **cell.what}
         what |= {"relabel": self.relabel, "batch_size": self.batch_size}
         return Key("cell", what, self._code(METHODS[cell.method].module))
 
-    def _original_key(self, seed: int) -> Key:
-        what = {
+    def _original_key(self, seed: int, scenario: Scenario) -> Key:
+        what: dict[str, Any] = {
             "data": self.data.digest,
             "size": list(self.data.images.shape[1:]),
             "augmentation": [self.data.flip, self.data.pad],
@@ -259,11 +266,12 @@ class ClassifierLab:
             "compile": self.compile,
             "seed": seed,
         }
+        if scenario.ids is not None:  # listed images are trained on, so they change the validation part
+            what["listed"] = sorted(scenario.ids)
         return Key("original", what, self._code())
 
     def _code(self, *modules: str) -> str:
-        parts = ("salun_core.data.augment", "salun_core.data.splits", "salun_core.tasks.classification")
-        return code_digest(*parts, module_of(self.arch), "salun_core.saliency", *modules)
+        return code_digest(*CODE, module_of(self.arch), *modules)
 
     def _batches(self, ids: torch.Tensor) -> Batches:
         images, labels = self.data.images[ids].to(self.device), self.data.labels[ids].to(self.device)

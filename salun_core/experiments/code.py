@@ -5,12 +5,13 @@ import hashlib
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from sysconfig import get_path
 
 PACKAGE = __name__.partition(".")[0]
 
 
 def code_digest(*modules: str) -> str:
-    """Digest of ``modules`` and of every module of this package that they import, directly or not.
+    """Digest of ``modules`` and of every module of their projects that they import, directly or not.
 
     Comments, docstrings and layout do not count. Packages count as the names imported from them, not as
     their ``__init__``, so that adding a method to the table of methods changes no result.
@@ -18,7 +19,8 @@ def code_digest(*modules: str) -> str:
     Parameters
     ----------
     *modules : str
-        Dotted names; modules of other packages are ignored.
+        Dotted names. Installed packages other than this one count by their name only: their versions
+        are in the provenance.
 
     Returns
     -------
@@ -40,15 +42,17 @@ def code_digest(*modules: str) -> str:
 
 @cache
 def _file(name: str) -> Path | None:
-    if name.partition(".")[0] != PACKAGE:
-        return None
     try:
         spec = find_spec(name)
-    except ModuleNotFoundError:
+    except (ModuleNotFoundError, ValueError):
         return None
-    if spec is None or spec.origin is None or spec.submodule_search_locations is not None:
+    if spec is None or not spec.has_location or spec.submodule_search_locations is not None:
         return None
-    return Path(spec.origin)
+    file = Path(spec.origin or "")
+    installed = any(file.is_relative_to(get_path(part)) for part in ("stdlib", "purelib", "platlib"))
+    if file.suffix != ".py" or (installed and name.partition(".")[0] != PACKAGE):
+        return None
+    return file
 
 
 @cache
@@ -65,7 +69,8 @@ def _imports(name: str) -> list[str]:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
-    return [n for n in names if n.startswith(f"{PACKAGE}.")]
+    own = {PACKAGE, name.partition(".")[0]}
+    return [n for n in names if n.partition(".")[0] in own]
 
 
 @cache

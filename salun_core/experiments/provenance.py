@@ -2,7 +2,6 @@
 
 import datetime
 import platform
-import resource
 import subprocess
 import sys
 from functools import cache
@@ -38,10 +37,14 @@ def provenance(device: torch.device) -> dict[str, Any]:
     }
 
 
-def peak_memory(device: torch.device) -> int:
-    """Largest memory use so far, in bytes: of the process, or of the accelerator."""
+def peak_memory(device: torch.device) -> int | None:
+    """Largest memory use so far, in bytes: of the process, or of the accelerator; None on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

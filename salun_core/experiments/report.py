@@ -9,9 +9,9 @@ from pandas.io.formats.style import Styler
 from salun_core.experiments.cells import Cell, MaskSpec
 from salun_core.experiments.classification import Results, default_mask
 from salun_core.experiments.classifier_lab import ClassifierLab
-from salun_core.experiments.paths import project_root
 from salun_core.metrics import ATTACKS
 from salun_core.metrics.gaps import AVERAGE, noise_floor
+from salun_core.paths import project_root
 from salun_core.saliency import layer_table
 from salun_core.tables import methods_table, name_of, styled
 

@@ -1,4 +1,4 @@
-"""Where runs are written."""
+"""Where data sets lie and runs are written."""
 
 from pathlib import Path
 
@@ -15,3 +15,8 @@ def project_root(start: Path | None = None) -> Path:
 def output_folder(given: Path | None) -> Path:
     """``given``, or ``data/runs`` of this project: the same from the top and from ``notebooks/``."""
     return given.expanduser() if given is not None else project_root() / "data" / "runs"
+
+
+def sets_folder(given: Path | str | None) -> Path:
+    """``given``, or ``data/sets`` of this project: the same from its top and from ``notebooks/``."""
+    return Path(given).expanduser() if given is not None else project_root() / "data" / "sets"
