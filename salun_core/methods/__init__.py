@@ -28,5 +28,6 @@ METHODS: dict[str, Method] = {
     "salun": salun.METHOD,
     "salun_soft": salun_soft.METHOD,
 }
+"""Every method by its name in parameters, in the order of the tables."""
 
 __all__ = ["METHODS", "Method", "Unlearned"]
