@@ -18,6 +18,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from salun_core.data.images import ImageData
 from salun_core.files import write_whole
@@ -83,9 +84,13 @@ class Chart:
     def _repr_html_(self) -> str:
         kind, content = ("png", self.png()) if self.photo else ("svg+xml", self.svg())
         source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-        caption = f"<figcaption>{html.escape(self.caption)}</figcaption>" if self.caption else ""
+        caption = (
+            f"<figcaption>{html.escape(self.caption[:1].upper() + self.caption[1:])}</figcaption>"
+            if self.caption
+            else ""
+        )
         return (
-            f'<figure class="result"><img class="{"photo" if self.photo else "chart"}" '
+            f'<figure class="result" tabindex="0"><img class="{"photo" if self.photo else "chart"}" '
             f'alt="{html.escape(self.alt, quote=True)}" src="{source}">{caption}</figure>'
         )
 
@@ -470,7 +475,10 @@ def break_even(cells: pd.DataFrame, scenario: str) -> Chart:
             )
         axis.axvline(1, color="black", ls="--", lw=1)
         axis.set_yticks(range(len(cost)), [name_of(*pair) for pair in cost.index])
-        axis.set(xscale="log", xlabel="cost relative to retraining on the same code (1 = break even)")
+        axis.set(xscale="log", xlabel="cost in percent of retraining with the same code (100 = break even)")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
     dear = cost["seconds"].idxmax()
     finding = f"The dearest method, {name_of(*dear)}, takes {100 * cost['seconds'].max():.0f}% of the seconds of retraining"

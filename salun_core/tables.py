@@ -1,13 +1,14 @@
 """Tables of results, in the paper's own layout."""
 
+import html
 import json
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pandas.io.formats.style import Styler
 
 from salun_core.errors import UserError
 from salun_core.metrics.gaps import AVERAGE, METRICS, by_method, floor_of, gaps, noise_floor
@@ -26,7 +27,52 @@ LABELS = {
     "salun_soft": "SalUn-soft",
 }
 OWN_MASK = {"salun": "salient"}  # the mask a method has by definition
+WORDS = (
+    "Method",
+    "Scenario",
+    "Layer",
+    "Parameter",
+    "Value",
+    "Searched",
+    "Chosen",
+    "Verdict",
+    "Claim",
+    "Name",
+)
 PUBLISHED = ("Retrain", "FT", "RL", "GA", "IU", "BE", "BS", "ℓ1-sparse", "SalUn", "SalUn-soft")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts for the book: caption, scoped headers, numbers to the right, some rows bold."""
+
+    frame: pd.DataFrame
+    caption: str
+    bold: tuple[Any, ...] = ()
+
+    def _repr_html_(self) -> str:
+        head = "".join(cell(c, c, "th scope='col'") for c in self.frame.columns)
+        rows = []
+        for index, row in zip(self.frame.index, self.frame.itertuples(index=False), strict=True):
+            cells = "".join(cell(c, value) for c, value in zip(self.frame.columns, row, strict=True))
+            rows.append(f"<tr class='best'>{cells}</tr>" if index in self.bold else f"<tr>{cells}</tr>")
+        caption = html.escape(self.caption[:1].upper() + self.caption[1:])
+        label = html.escape(self.caption.partition(":")[0], quote=True)
+        return (
+            f'<figure class="result"><figcaption>{caption}</figcaption>'
+            f'<div class="wide" tabindex="0" role="region" aria-label="{label}"><table class="results">'
+            f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></figure>"
+        )
+
+    def __repr__(self) -> str:
+        return f"{self.caption}\n{self.frame.to_string(index=False)}"
+
+
+def cell(column: str, value: Any, tag: str = "td") -> str:
+    """One cell in HTML; words and numbers are set differently, and a line break is kept."""
+    kind = "words" if column in WORDS else "numbers"
+    text = html.escape(str(value)).replace("\n", "<br>")
+    return f"<{tag} class='{kind}'>{text}</{tag[:2]}>"
 
 
 def name_of(method: str, mask: str = "none") -> str:
@@ -70,7 +116,7 @@ def methods_table(cells: pd.DataFrame, scenario: str) -> pd.DataFrame:
     )
 
 
-def main_table(cells: pd.DataFrame, scenario: str, *, caption: str | None = None) -> Styler:
+def main_table(cells: pd.DataFrame, scenario: str, *, caption: str | None = None) -> Table:
     """Method × (UA, RA, TA, MIA with the gap to Retrain, Avg. Gap, RTE): the layout of the paper's Table 1.
 
     The best average gap is bold; Original and Retrain do not compete.
@@ -82,7 +128,7 @@ def main_table(cells: pd.DataFrame, scenario: str, *, caption: str | None = None
     for name in METRICS:
         shown[name] = [
             spread(r[name], r[f"{name} std"])
-            + ("" if r["method"] == "retrain" else f" ({r[f'{name} gap']:.2f})")
+            + ("" if r["method"] == "retrain" else f"\n({r[f'{name} gap']:.2f})")
             for _, r in numbers.iterrows()
         ]
     shown[AVERAGE] = [spread(r[AVERAGE], r[f"{AVERAGE} std"]) for _, r in numbers.iterrows()]
@@ -96,10 +142,10 @@ def main_table(cells: pd.DataFrame, scenario: str, *, caption: str | None = None
         f"{' to '.join(map(str, seeds))} seeds (training and unlearning both vary), gap to Retrain in brackets, "
         f"{first['n_forget']:.0f} forget images; best Avg. Gap bold."
     )
-    return styled(shown, text, bold=[best] if best is not None else [])
+    return Table(shown, text, (best,) if best is not None else ())
 
 
-def published_table(path: Path | str, setting: str = "random data forgetting 10%") -> Styler:
+def published_table(path: Path | str, setting: str = "random data forgetting 10%") -> Table:
     """The paper's own Table 1 from its CSV, in the same layout; RTE in minutes, as printed there."""
     rows = read_published(path)
     rows = rows[(rows["setting"] == setting) & (rows["verified"] == "yes")]
@@ -109,7 +155,7 @@ def published_table(path: Path | str, setting: str = "random data forgetting 10%
         line: dict[str, Any] = {"Method": method}
         for name in METRICS:
             value = mine.loc[name]
-            gap = "" if method == "Retrain" else f" ({value['gap']:.2f})"
+            gap = "" if method == "Retrain" else f"\n({value['gap']:.2f})"
             line[name] = spread(value["value"], value["std"]) + gap
         line[AVERAGE] = f"{mine.loc[AVERAGE, 'value']:.2f}"
         line["RTE (min)"] = f"{mine.loc['RTE', 'value']:.2f}"
@@ -121,7 +167,7 @@ def published_table(path: Path | str, setting: str = "random data forgetting 10%
         f"Published: Table 1 of the paper, CIFAR-10, ResNet-18, {setting}, 10 trials. Another data set and "
         "model than the table above: compare the order of the methods, not the numbers."
     )
-    return styled(table, caption, bold=[best])
+    return Table(table, caption, (best,))
 
 
 def read_published(path: Path | str) -> pd.DataFrame:
@@ -132,8 +178,12 @@ def read_published(path: Path | str) -> pd.DataFrame:
         raise UserError(f"cannot read {path}: {error}; restore it from git") from error
 
 
-def tuning_table(tuning: pd.DataFrame) -> Styler:
+def tuning_table(tuning: pd.DataFrame) -> Table:
     """The chosen settings of each method, with the bounds tried and the distance reached."""
+    if tuning.empty:
+        return Table(
+            pd.DataFrame({"Method": []}), "Tuning is off: every method has the settings it was given."
+        )
     rows = []
     for (scenario, method, mask), part in tuning.groupby(["scenario", "method", "mask"], sort=False):
         chosen = part[part["chosen"]].iloc[0]
@@ -155,7 +205,7 @@ def tuning_table(tuning: pd.DataFrame) -> Styler:
         f"Settings chosen on tuning seed {seeds}, which is not reported: mean gap to Retrain over UA, RA, "
         "validation accuracy and MIA, in points."
     )
-    return styled(pd.DataFrame(rows), caption)
+    return Table(pd.DataFrame(rows), caption)
 
 
 def varied(settings: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -167,48 +217,39 @@ def varied(settings: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return {name: values for name, values in every.items() if len({json.dumps(v) for v in values}) > 1}
 
 
-def layers_table(layers: pd.DataFrame, caption: str) -> Styler:
+def layers_table(layers: pd.DataFrame, caption: str) -> Table:
     """Weights, kept weights and kept share of each tensor, from `saliency.layer_table`."""
     shown = layers.rename(columns={"layer": "Layer", "weights": "Weights", "kept": "Kept"})
     shown = shown.assign(Share=[f"{100 * s:.1f}%" for s in layers["share"]]).drop(columns="share")
-    return styled(shown, caption)
+    return Table(shown, caption)
 
 
-def attacks_table(values: pd.DataFrame, caption: str) -> Styler:
+def attacks_table(values: pd.DataFrame, caption: str) -> Table:
     """MIA by feature (columns) and method (rows), shares in [0, 1], printed in percent."""
     shown = values.rename(columns={"method": "Method"}).copy()
     shown["Method"] = [LABELS.get(m, m) for m in shown["Method"]]
     for column in shown.columns.drop("Method"):
         shown[column] = [number(100 * v) for v in shown[column]]
-    return styled(shown, caption)
+    return Table(shown, caption)
 
 
-def settings_table(params: Mapping[str, Any]) -> Styler:
+def settings_table(params: Mapping[str, Any]) -> Table:
     """The parameters of a run."""
-    rows = [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in params.items()]
-    return styled(pd.DataFrame(rows, columns=["Parameter", "Value"]), "Parameters of this run")
+    rows = [(name, compact(value)) for name, value in params.items()]
+    return Table(pd.DataFrame(rows, columns=["Parameter", "Value"]), "Parameters of this run")
 
 
-def styled(table: pd.DataFrame, caption: str, *, bold: Iterable[Any] = ()) -> Styler:
-    """A table for the book: caption, scoped headers, numbers to the right, no index, some rows bold."""
-    bold = list(bold)
-
-    def weight(row: pd.Series) -> list[str]:
-        return ["font-weight: bold" if row.name in bold else ""] * len(row)
-
-    style = table.style.hide(axis="index").set_caption(caption).apply(weight, axis=1)
-    words = [
-        c
-        for c in table.columns
-        if c
-        in ("Method", "Scenario", "Layer", "Parameter", "Value", "Searched", "Chosen", "Verdict", "Claim")
-    ]
-    style = style.set_properties(
-        subset=[c for c in table.columns if c not in words], **{"text-align": "right"}
-    )
-    if words:
-        style = style.set_properties(subset=words, **{"text-align": "left"})
-    return style.set_table_attributes('class="results"').set_uuid("t").format(escape="html")
+def compact(value: Any) -> str:
+    """A parameter as text: nothing as a dash, bounds as "low to high", lists and mappings without marks."""
+    if value is None or value == {}:
+        return "–"
+    if isinstance(value, Mapping):
+        if "low" in value and "high" in value:
+            return ", ".join(map(str, value["choices"])) or f"{value['low']:g} to {value['high']:g}"
+        return "; ".join(f"{name}: {compact(inner)}" for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(compact, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def spread(mean: float, std: float) -> str:

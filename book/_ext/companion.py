@@ -71,6 +71,9 @@ def show_executed(app: Sphinx, docname: str, source: list[str]) -> None:
         if any(stopped(cell) for cell in code):
             log.warning("the executed notebook stopped before its end", location=docname)
         notebook["cells"].append(markdown("how-executed", how_executed(docname, notebook)))
+        for cell in code:  # the closing note tells what papermill was given
+            tags = cell["metadata"].get("tags", [])
+            cell["metadata"]["tags"] = [*tags, "remove-cell"] if "injected-parameters" in tags else tags
     notebook["metadata"].pop("widgets", None)  # they would ask a network for their scripts
     source[0] = json.dumps(notebook)
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pandas.io.formats.style import Styler
 
 from salun_core.experiments.cells import Cell, MaskSpec
 from salun_core.experiments.classification import Results, default_mask
@@ -13,7 +12,7 @@ from salun_core.metrics import ATTACKS
 from salun_core.metrics.gaps import AVERAGE, noise_floor
 from salun_core.paths import project_root
 from salun_core.saliency import layer_table
-from salun_core.tables import methods_table, name_of, styled
+from salun_core.tables import Table, methods_table, name_of
 
 
 class Prose(str):
@@ -28,7 +27,7 @@ def published_folder() -> Path:
     return project_root() / "data" / "published"
 
 
-def split_table(lab: ClassifierLab, params: Any) -> Styler:
+def split_table(lab: ClassifierLab, params: Any) -> Table:
     """Images by role for the first seed of each scenario."""
     rows = []
     for scenario in params.scenarios():
@@ -36,7 +35,7 @@ def split_table(lab: ClassifierLab, params: Any) -> Styler:
         rows.append(
             {"Scenario": scenario.label} | {r.replace("_", " "): f"{len(ids):,}" for r, ids in split.items()}
         )
-    return styled(pd.DataFrame(rows), f"{lab.data.name}: images by role, seed {params.seeds[0]}")
+    return Table(pd.DataFrame(rows), f"{lab.data.name}: images by role, seed {params.seeds[0]}")
 
 
 def salient_layers(lab: ClassifierLab, params: Any) -> pd.DataFrame:
@@ -117,7 +116,7 @@ def sentences(results: Results) -> Prose:
     return Prose("\n\n".join(said))
 
 
-def provenance_table(results: Results) -> Styler:
+def provenance_table(results: Results) -> Table:
     """Where and with what the cells of a run were computed."""
     stored = {r.key.name: r for r in results.lab.store.all()}
     found = [stored[name].provenance for name in results.cells["cell"] if name in stored]
@@ -134,4 +133,4 @@ def provenance_table(results: Results) -> Styler:
         ("data", "; ".join(sorted({p["data_note"] for p in found}))),
         ("seconds in all", f"{results.cells['seconds'].fillna(0).sum():.0f}"),
     ]
-    return styled(pd.DataFrame(rows, columns=["Parameter", "Value"]), "Provenance of the reported cells")
+    return Table(pd.DataFrame(rows, columns=["Parameter", "Value"]), "Provenance of the reported cells")
