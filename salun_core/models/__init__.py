@@ -11,12 +11,14 @@ from salun_core.errors import UserError
 from salun_core.models.external import built, check_output, find_builder, settings_of
 from salun_core.models.normalised import Normalised
 from salun_core.models.resnet import ResNet18
+from salun_core.models.resnet34 import ResNet34
 from salun_core.models.swin import swin_tiny
 from salun_core.models.vgg import VGG16
 from salun_core.rng import isolated
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": ResNet18,
+    "resnet34": ResNet34,
     "vgg16": VGG16,
     "swin_t": swin_tiny,
 }

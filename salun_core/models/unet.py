@@ -1,0 +1,240 @@
+"""The denoising network of class-conditional diffusion, from diffusers and to diffusers folders."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from salun_core.errors import UserError, one_of
+from salun_core.rng import isolated
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler, UNet2DModel
+
+SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+"""Noise schedules: the DDPM paper's (1e-4 to 0.02 for 1000 steps), and the cosine one for small images."""
+
+
+def build_unet(
+    *,
+    classes: int,
+    channels: int,
+    size: int,
+    widths: Sequence[int],
+    layers: int = 2,
+    attention: Sequence[int] = (),
+    head: int | None = None,
+    dropout: float = 0.0,
+    seed: int,
+) -> "UNet2DModel":
+    """Build a freshly initialised denoising network, conditioned on a class or on none.
+
+    Parameters
+    ----------
+    classes : int
+        K. The network embeds K + 1 conditions: number K is the null class, "no class in particular".
+    channels, size : int
+        Channels and height (= width) of the images.
+    widths : sequence of int
+        Channels at each resolution; the resolution halves from one to the next.
+    layers : int
+        Residual blocks at each resolution.
+    attention : sequence of int
+        Resolutions with self-attention, besides the middle of the network.
+    head : int, optional
+        Channels of an attention head; all in one head by default.
+    dropout : float
+        Inside the residual blocks.
+    seed : int
+        Of the initialisation. The global random state is left as it was.
+
+    Raises
+    ------
+    UserError
+        If the images cannot be halved that often, or a width is no multiple of 4.
+
+    References
+    ----------
+    Ho et al., Denoising diffusion probabilistic models, NeurIPS 2020; Ho and Salimans, Classifier-free
+    diffusion guidance, 2022 (the null class).
+    """
+    from diffusers import UNet2DModel
+
+    halvings = len(widths) - 1
+    if halvings < 0 or size < 2**halvings or size % 2**halvings:
+        raise UserError(
+            f"images of {size} pixels cannot be halved {halvings} times: "
+            f"choose an image_size that is a multiple of {2 ** max(halvings, 0)}, or give fewer widths"
+        )
+    if wrong := [width for width in widths if width < 4 or width % 4]:
+        raise UserError(f"width {wrong[0]} is not a multiple of 4, which group normalisation needs")
+    attends = [size // 2**level in attention for level in range(len(widths))]
+    groups = next(g for g in (32, 16, 8, 4, 2) if all(width % g == 0 and width > g for width in widths))
+    with isolated(seed, "initial weights"), quiet():
+        return UNet2DModel(
+            sample_size=size,
+            in_channels=channels,
+            out_channels=channels,
+            layers_per_block=layers,
+            block_out_channels=tuple(widths),
+            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+            norm_num_groups=groups,
+            attention_head_dim=head,
+            dropout=dropout,
+            num_class_embeds=classes + 1,
+        ).train()
+
+
+def noise_schedule(schedule: str = "linear", *, steps: int = 1000) -> "DDPMScheduler":
+    """How images turn into noise over ``steps`` diffusion steps.
+
+    Parameters
+    ----------
+    schedule : str
+        A key of ``SCHEDULES``.
+    steps : int
+        T.
+    """
+    from diffusers import DDPMScheduler
+
+    if steps < 2:
+        raise UserError(f"a diffusion needs at least 2 steps, got {steps}")
+    name = SCHEDULES[one_of(schedule, SCHEDULES, "noise schedule")]
+    return DDPMScheduler(num_train_timesteps=steps, beta_schedule=name, clip_sample=True)
+
+
+def predict_noise(model: nn.Module, noisy: Tensor, times: Tensor, classes: Tensor) -> Tensor:
+    """The noise in each image, (N, C, H, W), given its time step (N,) and its class (N,), or the null class."""
+    return model(noisy, times, class_labels=classes, return_dict=False)[0]
+
+
+def guided_noise(
+    model: nn.Module, noisy: Tensor, times: Tensor, classes: Tensor, *, null: int, guidance: float
+) -> Tensor:
+    r"""Classifier-free guidance, :math:`(1 + w)\,\epsilon_c - w\,\epsilon_\varnothing`.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Denoising network.
+    noisy, times, classes : Tensor
+        (N, C, H, W), (N,), (N,).
+    null : int
+        Number of the null class.
+    guidance : float
+        w; 0 is the plain prediction for the class. Libraries that call the plain prediction 1 count w + 1.
+    """
+    if not guidance:
+        return predict_noise(model, noisy, times, classes)
+    both = torch.cat([classes, torch.full_like(classes, null)])
+    of_class, of_none = predict_noise(model, noisy.repeat(2, 1, 1, 1), times.repeat(2), both).chunk(2)
+    return (1 + guidance) * of_class - guidance * of_none
+
+
+def class_count(model: nn.Module) -> int:
+    """K of a class-conditional network; its null class is number K.
+
+    Raises
+    ------
+    UserError
+        If the network takes no class.
+    """
+    embedding = getattr(model, "class_embedding", None)
+    if not isinstance(embedding, nn.Embedding):
+        raise UserError("the denoising network takes no class: give one with num_class_embeds = K + 1")
+    return embedding.num_embeddings - 1
+
+
+def save_diffusion(model: nn.Module, schedule: "DDPMScheduler", folder: Path | str) -> Path:
+    """Write network and noise schedule as a diffusers folder (``DDPMPipeline.from_pretrained`` reads it)."""
+    from diffusers import DDPMPipeline
+
+    folder = Path(folder)
+    try:
+        with quiet():
+            DDPMPipeline(unet=model, scheduler=schedule).save_pretrained(folder, safe_serialization=True)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from error
+    return folder
+
+
+def load_diffusion(
+    folder: Path | str, *, classes: int | None = None, channels: int | None = None, size: int | None = None
+) -> tuple["UNet2DModel", "DDPMScheduler"]:
+    """Read network and noise schedule from a diffusers folder; nothing is downloaded.
+
+    Parameters
+    ----------
+    folder : path
+        With ``unet/`` and ``scheduler/``, as `save_diffusion` and the pipelines of diffusers write it.
+    classes, channels, size : int, optional
+        Refuse a network that is made for other images.
+
+    Raises
+    ------
+    UserError
+        If a part is missing, damaged, of another kind, or made for other images.
+    """
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    folder = Path(folder)
+    _check_kind(folder)
+    try:
+        with quiet():
+            model = UNet2DModel.from_pretrained(
+                folder / "unet", local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
+            )
+            schedule = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
+    except (OSError, SafetensorError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"the diffusion model in {folder} is incomplete or damaged: copy or train it again"
+        ) from error
+    if schedule.config.prediction_type != "epsilon":
+        raise UserError(
+            f"the network in {folder} predicts {schedule.config.prediction_type!r}: "
+            "give one that predicts the noise ('epsilon')"
+        )
+    if model.config.out_channels != model.config.in_channels:
+        raise UserError(f"the network in {folder} also predicts variances: give one that predicts noise only")
+    found = {"classes": class_count(model), "channels": model.config.in_channels}
+    found["size"] = model.config.sample_size
+    for name, wanted in (("classes", classes), ("channels", channels), ("size", size)):
+        if wanted is not None and found[name] is not None and found[name] != wanted:
+            raise UserError(
+                f"the network in {folder} is made for {name} = {found[name]}, but the images have {wanted}"
+            )
+    return model.eval(), schedule
+
+
+def _check_kind(folder: Path) -> None:
+    for part in ("unet/config.json", "scheduler/scheduler_config.json"):
+        if not (folder / part).is_file():
+            raise UserError(
+                f"{folder} is no diffusers folder, {part} is missing: give one with unet and scheduler"
+            )
+        try:
+            config: Any = json.loads((folder / part).read_text("utf8"))
+        except (ValueError, OSError) as error:
+            raise UserError(f"{folder / part} is damaged: copy or train the model again") from error
+        kind = config.get("_class_name", "") if isinstance(config, dict) else "?"
+        if part.startswith("unet") and kind != "UNet2DModel":
+            raise UserError(f"{folder} holds a {kind}: a class-conditional diffusion needs a UNet2DModel")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep diffusers' remarks about defaults out of notebooks."""
+    loud = logging.getLogger("diffusers")
+    level = loud.level
+    loud.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        loud.setLevel(level)
