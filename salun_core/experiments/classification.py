@@ -18,7 +18,7 @@ from salun_core.experiments.params import Params
 from salun_core.experiments.store import Store
 from salun_core.experiments.summary import write_table
 from salun_core.experiments.tuning import Budget, Variant, tune
-from salun_core.methods import METHODS
+from salun_core.methods import METHODS, methods_for
 from salun_core.methods.search import Range
 from salun_core.models import check_arch, takes_width
 from salun_core.paths import output_folder
@@ -223,16 +223,17 @@ class ClassificationParams(ClassifierParams):
 
     experiment: ClassVar[str] = "classification"
 
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = methods_for("classification")
     noise_floor: int = Field(2, ge=0)
 
     @field_validator("methods")
     @classmethod
     def _known_methods(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        known = methods_for("classification")
         for name in value:
-            one_of(name, METHODS, "method")
+            one_of(name, known, "method")
         if not value:
-            raise UserError("methods is empty: choose from " + ", ".join(METHODS))
+            raise UserError("methods is empty: choose from " + ", ".join(known))
         return value
 
 

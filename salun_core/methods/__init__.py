@@ -3,6 +3,7 @@
 from salun_core.methods import (
     be,
     bs,
+    esd,
     ft,
     ga,
     iu,
@@ -25,9 +26,16 @@ METHODS: dict[str, Method] = {
     "be": be.METHOD,
     "bs": bs.METHOD,
     "l1_sparse": l1_sparse.METHOD,
+    "esd": esd.METHOD,
     "salun": salun.METHOD,
     "salun_soft": salun_soft.METHOD,
 }
 """Every method by its name in parameters, in the order of the tables."""
 
-__all__ = ["METHODS", "Method", "Unlearned"]
+
+def methods_for(kind: str) -> tuple[str, ...]:
+    """Names of the methods that work on a kind of task ("classification", "diffusion", …)."""
+    return tuple(name for name, method in METHODS.items() if not method.tasks or kind in method.tasks)
+
+
+__all__ = ["METHODS", "Method", "Unlearned", "methods_for"]

@@ -152,7 +152,12 @@ def _denoised(
         with torch.autocast(noisy.device.type, torch.bfloat16, enabled=bf16):
             found = guided_noise(model, noisy, times, classes, null=null, guidance=guidance)
         drawn = noise() if eta else None
-        return solver.step(found.to(noisy), t, noisy, eta=eta, variance_noise=drawn).prev_sample
+        # The image in sight is clipped to [-1, 1]; without taking the noise from the clipped image, guided
+        # samples of dark-and-bright pictures such as digits run off to black and white.
+        step = solver.step(
+            found.to(noisy), t, noisy, eta=eta, use_clipped_model_output=True, variance_noise=drawn
+        )
+        return step.prev_sample
 
     was_training = model.training
     model.eval()

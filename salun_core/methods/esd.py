@@ -1,0 +1,79 @@
+"""Erased Stable Diffusion, for a class-conditional model: steer the predictions for a class away from it."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from salun_core.errors import UserError
+from salun_core.methods.engine import Method, Unlearned, descend, rounds
+from salun_core.methods.search import between
+from salun_core.rng import generator
+from salun_core.saliency import Mask
+from salun_core.tasks.base import Task
+from salun_core.tasks.diffusion import DiffusionTask
+
+
+def esd(
+    task: Task,
+    *,
+    mask: Mask | None = None,
+    epochs: int = 10,
+    steps: int | None = None,
+    lr: float = 1e-5,
+    eta: float = 1.0,
+    seed: int = 0,
+) -> Unlearned:
+    r"""Match the prediction for the forgotten class c to guidance away from it.
+
+    The target comes from the frozen original model,
+
+    .. math:: \epsilon_o(x_t, \varnothing) - \eta\,(\epsilon_o(x_t, c) - \epsilon_o(x_t, \varnothing)).
+
+    The retain set is not used. Noisy images :math:`x_t` are made from the forget set; the authors draw
+    them from the model itself, which needs no images but a sampling run at every step.
+
+    Parameters
+    ----------
+    task : DiffusionTask
+        A trained diffusion model with its forget set.
+    mask : Mask, optional
+        Weights that may change; all by default.
+    epochs, steps, lr, seed
+        As in `rl`.
+    eta : float
+        Strength of the negative guidance, at least 0; at 0 the class becomes "no class".
+
+    References
+    ----------
+    Gandikota et al., Erasing concepts from diffusion models, ICCV 2023.
+    """
+    if not isinstance(task, DiffusionTask):
+        raise UserError("ESD works on a class-conditional diffusion model only")
+    if eta < 0:
+        raise UserError(f"eta must be at least 0, got {eta:g}: 0 makes the class 'no class'")
+    rng = generator(seed, "esd")
+
+    def losses(model: nn.Module) -> Iterator[tuple[Tensor, int]]:
+        for step in rounds(task, rng, order="forget", epochs=epochs, steps=steps):
+            assert step.forget is not None
+            images, labels = step.forget
+            noisy, times, _ = task.noised(images, rng)
+            null = torch.full_like(labels, task.classes)
+            with torch.no_grad():
+                of_none = task.predict(task.model, noisy, times, null, fast=True)
+                of_class = task.predict(task.model, noisy, times, labels, fast=True)
+            goal = of_none - eta * (of_class - of_none)
+            yield F.mse_loss(task.predict(model, noisy, times, labels), goal), len(images)
+
+    return descend(task, losses, lr=lr, mask=mask, seed=seed)
+
+
+METHOD = Method(
+    esd,
+    "ESD",
+    tasks=("diffusion",),
+    search={"lr": between(1e-6, 1e-3)},
+    source="Gandikota et al., ICCV 2023",
+)

@@ -1,0 +1,203 @@
+"""Fréchet distance between two sets of images, in the features of Inception or of a classifier of ours."""
+
+import contextlib
+import io
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from salun_core.errors import UserError
+from salun_core.rng import generator
+
+if TYPE_CHECKING:
+    Matrix = npt.NDArray[np.float64]
+
+INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
+INCEPTION = "FID (Inception features)"
+CLASSIFIER = "Fréchet distance (classifier features)"
+"""Never called FID: the features are others, and so is the scale."""
+
+Features = Callable[[Tensor], "Matrix"]
+"""uint8 images (N, C, H, W) to features (N, D)."""
+
+
+@dataclass(frozen=True)
+class Frechet:
+    """A Fréchet distance with what it is read against.
+
+    Parameters
+    ----------
+    name : str
+        Which features: ``INCEPTION`` or ``CLASSIFIER``.
+    value : float
+        Squared distance between generated and reference images; lower is better, and it falls with ``n``.
+    floor : float
+        The same for ``n`` held-out real images in place of generated ones: what perfect samples would show.
+    n, n_reference : int
+        Images on each side.
+    """
+
+    name: str
+    value: float
+    floor: float
+    n: int
+    n_reference: int
+
+    def __float__(self) -> float:
+        return self.value
+
+
+def frechet(
+    generated: Tensor, reference: Tensor, held_out: Tensor, features: Features, *, name: str, seed: int = 0
+) -> Frechet:
+    """Distance of generated images to real ones, with its real-versus-real floor at equal count.
+
+    Parameters
+    ----------
+    generated, reference, held_out : Tensor
+        uint8 (N, C, H, W). ``held_out`` are real images that are not in ``reference``, of the same classes.
+    features : callable
+        From `classifier_features` or `inception_features`.
+    name : str
+        Name of the distance.
+    seed : int
+        Where one of ``generated`` and ``held_out`` is larger, as many images are drawn from it as the other
+        has: the distance depends on the count.
+
+    Raises
+    ------
+    UserError
+        If a set holds fewer than 2 images.
+    """
+    n = min(len(generated), len(held_out))
+    if min(n, len(reference)) < 2:
+        raise UserError("a Fréchet distance needs at least 2 images in each set: sample more")
+    sets = []
+    for images in (generated, held_out):
+        rows = torch.randperm(len(images), generator=generator(seed, "frechet"))[:n].sort().values
+        sets.append(features(images[rows]))
+    real = features(reference)
+    value, floor = (frechet_distance(found, real) for found in sets)
+    return Frechet(name, value, floor, n, len(reference))
+
+
+def frechet_distance(a: "Matrix", b: "Matrix") -> float:
+    r"""Squared Fréchet distance of the normal distributions fitted to two sets of features.
+
+    :math:`\|\mu_a - \mu_b\|^2 + \mathrm{tr}(\Sigma_a + \Sigma_b - 2 (\Sigma_a \Sigma_b)^{1/2})`, computed by
+    pytorch-fid.
+
+    Parameters
+    ----------
+    a, b : ndarray
+        (N, D) each, at least 2 rows.
+
+    References
+    ----------
+    Heusel et al., GANs trained by a two time-scale update rule, NeurIPS 2017; pytorch-fid 0.3.0.
+    """
+    from pytorch_fid.fid_score import calculate_frechet_distance
+
+    moments = [(x.mean(axis=0), np.atleast_2d(np.cov(x, rowvar=False))) for x in (a, b)]
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        # Rounding can leave identical sets a hair below zero.
+        return max(0.0, float(calculate_frechet_distance(*moments[0], *moments[1])))
+
+
+def classifier_features(model: nn.Module, *, batch_size: int = 256) -> Features:
+    """What enters the last linear layer of a classifier.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Float images in [0, 1] to logits, in evaluation mode.
+    batch_size : int
+        Images at once.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise UserError("the classifier has no linear layer to take features from: choose another arch")
+    device = next(model.parameters()).device
+
+    @torch.no_grad()
+    def features(images: Tensor) -> "Matrix":
+        found: list[Tensor] = []
+        hook = layers[-1].register_forward_pre_hook(lambda _, given: found.append(given[0].double().cpu()))
+        try:
+            for part in images.split(batch_size):
+                model(part.to(device).float() / 255)
+        finally:
+            hook.remove()
+        return torch.cat(found).numpy()
+
+    return features
+
+
+def inception_file(given: Path | str | None = None) -> Path | None:
+    """Where Inception's weights lie: the file given, else torch's cache, else nowhere. Nothing is fetched.
+
+    Raises
+    ------
+    UserError
+        If a file was given and is not there.
+    """
+    if given is not None:
+        if not Path(given).expanduser().is_file():
+            raise UserError(
+                f"there is no file {given}: download {INCEPTION_FILE} from the releases of pytorch-fid, "
+                "or leave inception_weights out for a distance in the features of the project's classifier"
+            )
+        return Path(given).expanduser()
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+    return cached if cached.is_file() else None
+
+
+def inception_features(
+    weights: Path, *, device: torch.device | str = "cpu", batch_size: int = 64
+) -> Features:
+    """The 2,048 features of Inception that make the distance a FID.
+
+    Parameters
+    ----------
+    weights : path
+        From `inception_file`.
+    device : torch.device
+        Where to compute.
+    batch_size : int
+        Images at once, each resized to 299 x 299.
+    """
+    from pytorch_fid import inception
+
+    original = inception.load_state_dict_from_url
+    # The library names its file by an address; the file is here, and nothing may be fetched.
+    inception.load_state_dict_from_url = lambda *_, **__: torch.load(
+        weights, map_location="cpu", weights_only=True
+    )
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            model = inception.InceptionV3([inception.InceptionV3.BLOCK_INDEX_BY_DIM[2048]])
+    except Exception as error:  # a truncated pickle can raise almost anything
+        raise UserError(
+            f"{weights} does not hold the weights of pytorch-fid's Inception: fetch it again"
+        ) from error
+    finally:
+        inception.load_state_dict_from_url = original
+    model = model.eval().to(device)
+
+    @torch.no_grad()
+    def features(images: Tensor) -> "Matrix":
+        found = []
+        for part in images.split(batch_size):
+            colour = part.expand(-1, 3, -1, -1).to(device).float() / 255
+            found.append(model(colour)[0].flatten(1).double().cpu())
+        return torch.cat(found).numpy()
+
+    return features
