@@ -38,6 +38,9 @@ WORDS = (
     "Verdict",
     "Claim",
     "Name",
+    "Remark",
+    "Scores",
+    "Mask",
 )
 PUBLISHED = ("Retrain", "FT", "RL", "GA", "IU", "BE", "BS", "ℓ1-sparse", "SalUn", "SalUn-soft")
 

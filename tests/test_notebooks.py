@@ -1,6 +1,7 @@
 """Every notebook is a template: no outputs, typed and explained parameters, a place in the book."""
 
 import ast
+import importlib
 import io
 import json
 import tokenize
@@ -10,7 +11,7 @@ import pytest
 import yaml
 from execution import PROFILES, code, dependencies, notebooks, parameters
 
-from salun_core.experiments import EXPERIMENTS
+from salun_core.experiments.params import Params
 
 ROOT = Path(__file__).parents[1]
 FOUND = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -24,6 +25,17 @@ def code_cells(path: Path) -> list[dict]:
 
 def parameters_cell(path: Path) -> str:
     return "".join(code_cells(path)[0]["source"])
+
+
+def params_of(path: Path) -> type[Params]:
+    """The class that checks a notebook's parameters, by what the notebook imports."""
+    tree = ast.parse("\n".join("".join(cell["source"]) for cell in code_cells(path)))
+    called = next(
+        n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr == "from_notebook"
+    ).value.id
+    imports = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+    module = next(n.module for n in imports if called in [alias.name for alias in n.names])
+    return getattr(importlib.import_module(module), called)
 
 
 @every_notebook
@@ -56,15 +68,15 @@ def test_parameters_are_those_of_the_experiment(path):
     """A name the experiment does not know, or a value it refuses, would stop every run."""
     tree = ast.parse(parameters_cell(path))
     given = {node.target.id: ast.literal_eval(node.value) for node in tree.body}
-    params = EXPERIMENTS[path.stem].params
-    assert set(given) == set(params.model_fields)
+    params = params_of(path)
+    assert set(given) == set(params.model_fields) - set(params.fixed)
     params.load(given)
 
 
 @every_notebook
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_book_gives_values_that_the_experiment_accepts(path, profile):
-    EXPERIMENTS[path.stem].params.load(parameters(path.stem, profile, ROOT))
+    params_of(path).load(parameters(path.stem, profile, ROOT))
 
 
 def test_notebooks_yaml_and_the_table_of_contents_name_every_notebook():
@@ -145,6 +157,17 @@ def test_data_named_in_code_count(project):
     path = notebook(project, "from salun_core.inside import TABLE")
     assert Path("data/published/table9.csv") in dependencies(path, {}, project)
     assert Path("data/published/table8.csv") not in dependencies(path, {}, project)
+
+
+def test_the_recorded_run_in_use_counts_and_no_other(project):
+    for name in ("mine/results/demo.json", "mine/cells/cell-1.json", "other/cells/cell-2.json"):
+        (project / "data/recorded" / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / "data/recorded" / name).write_text("{}")
+    found = dependencies(notebook(project, 'run_name: str = "mine"'), {}, project)
+    assert {f.name for f in found} == {"demo.json", "cell-1.json"}
+    assert "cell-2.json" in [
+        f.name for f in dependencies(notebook(project, ""), {"run_name": "other"}, project)
+    ]
 
 
 def test_code_leaves_out_what_is_not_python(project):

@@ -42,9 +42,13 @@ def notebooks(root: Path = ROOT) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def parameters(name: str, profile: str, root: Path = ROOT) -> dict[str, Any]:
-    """Parameters that a notebook is given in a profile; other profiles than quick have their own folder."""
+    """Parameters that a notebook is given in a profile; other profiles than quick write to their own folder."""
     given = dict(notebooks(root)[name].get(profile) or {})
-    return given if profile == "quick" else {**given, "out_dir": str(PROFILES[profile])}
+    if profile == "quick" or "out_dir" not in _declared(
+        ast.parse(code(root / "notebooks" / f"{name}.ipynb"))
+    ):
+        return given
+    return {**given, "out_dir": str(PROFILES[profile])}
 
 
 # --- what a notebook depends on -----------------------------------------------------------------------
@@ -54,7 +58,8 @@ def dependencies(notebook: Path, given: dict[str, Any], root: Path = ROOT) -> li
     """Files whose change can change what a notebook shows.
 
     These are the modules of this project that it imports, directly or not, the preset it is run with, and
-    the data files in git that it or those modules name. A package's ``__init__`` counts where a name is
+    the published data that it or those modules name, and the recorded run of its
+    parameter ``run_name``. A package's ``__init__`` counts where a name is
     taken from it, not where it is only passed through on the way to a module.
 
     Parameters
@@ -82,9 +87,10 @@ def dependencies(notebook: Path, given: dict[str, Any], root: Path = ROOT) -> li
             tree_of_file = ast.parse(file.read_text("utf8"))
             texts |= _texts(tree_of_file)
             waiting += _imports(tree_of_file, _module_name(file, root), root)
-    for folder in ("published", "recorded"):
-        found |= {file for file in _files(root / "data" / folder) if any(file.stem in text for text in texts)}
-    preset = str(given.get("preset") or _default(tree, "preset") or "")
+    found |= {file for file in _files(root / "data/published") if any(file.stem in text for text in texts)}
+    if recorded := given.get("run_name") or _declared(tree).get("run_name"):
+        found |= {file for file in _files(root / "data/recorded" / str(recorded)) if file.suffix == ".json"}
+    preset = str(given.get("preset") or _declared(tree).get("preset") or "")
     named = root / PACKAGE / "experiments" / "presets" / notebook.stem / f"{preset}.yaml"
     found |= {file for file in (named, root / preset) if file.is_file()}
     return sorted(file.relative_to(root) for file in found)
@@ -141,11 +147,12 @@ def _files(folder: Path) -> set[Path]:
     return {file for file in folder.rglob("*") if file.is_file()}
 
 
-def _default(tree: ast.Module, name: str) -> Any:
-    for node in tree.body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name:
-            return node.value.value if isinstance(node.value, ast.Constant) else None
-    return None
+def _declared(tree: ast.Module) -> dict[str, Any]:
+    return {
+        node.target.id: node.value.value if isinstance(node.value, ast.Constant) else None
+        for node in tree.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
 
 
 # --- execution ----------------------------------------------------------------------------------------

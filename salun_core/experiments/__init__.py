@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from salun_core.experiments import classification
+from salun_core.experiments import class_wise, classification, masks, stability
 from salun_core.experiments.params import Params
 
 
@@ -22,6 +22,21 @@ EXPERIMENTS: dict[str, Experiment] = {
         classification.ClassificationParams,
         classification.run,
         "unlearning methods against Retrain on an image classifier (Table 1 of the paper)",
+    ),
+    "class_wise": Experiment(
+        class_wise.ClassWiseParams,
+        class_wise.run,
+        "every class forgotten once, with settings chosen on one of them",
+    ),
+    "stability": Experiment(
+        stability.StabilityParams,
+        stability.run,
+        "how methods fare when the share to forget or their settings change (Figure 2 of the paper)",
+    ),
+    "saliency": Experiment(
+        masks.MaskParams,
+        masks.run,
+        "whether it matters which weights the mask keeps: salient, random, least salient, none",
     ),
 }
 

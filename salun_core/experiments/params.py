@@ -22,6 +22,7 @@ class Params(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
     experiment: ClassVar[str]
+    fixed: ClassVar[tuple[str, ...]] = ()  # fields that have one value in this experiment
 
     @classmethod
     def load(cls, given: Mapping[str, Any]) -> Self:
@@ -36,8 +37,10 @@ class Params(BaseModel):
         for name in given:
             if name not in cls.model_fields:
                 raise UserError(_unknown(name, cls))
-        preset = given.get("preset", cls.model_fields["preset"].default)
-        values = {**read_preset(cls.experiment, str(preset)), **given, "preset": str(preset)}
+        values, preset = dict(given), None
+        if "preset" in cls.model_fields:
+            preset = str(given.get("preset", cls.model_fields["preset"].default))
+            values = {**read_preset(cls.experiment, preset), **given, "preset": preset}
         for name in values:
             if name not in cls.model_fields:
                 raise UserError(f"preset {preset!r}: {_unknown(name, cls)}")

@@ -21,7 +21,7 @@ from salun_core.experiments.classification import (
     retrain_replicas,
 )
 from salun_core.experiments.classifier_lab import ClassifierLab
-from salun_core.experiments.tuning import FREE, Variant, tune
+from salun_core.experiments.tuning import FREE, Variant, tune, with_distance
 from salun_core.methods import METHODS
 
 
@@ -29,6 +29,7 @@ class StabilityParams(ClassifierParams):
     """Parameters of the stability experiment."""
 
     experiment: ClassVar[str] = "stability"
+    fixed: ClassVar[tuple[str, ...]] = ("scenario", "forget_class", "forget_indices")
 
     methods: tuple[str, ...] = ("ft", "rl", "ga", "iu", "l1_sparse", "salun")
     fractions: tuple[float, ...] = (0.1, 0.5)
@@ -43,6 +44,13 @@ class StabilityParams(ClassifierParams):
     def _known_methods(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
             one_of(name, [m for m in METHODS if m not in FREE], "method")
+        return value
+
+    @field_validator("scenario")
+    @classmethod
+    def _random_only(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value != ("random",):
+            raise UserError(f"stability forgets random shares, not {', '.join(value)}: leave scenario out")
         return value
 
     @field_validator("fractions")
@@ -124,6 +132,7 @@ def run(params: StabilityParams, *, lab: ClassifierLab | None = None) -> Stabili
                 for m in ("retrain", "original")
             ]
             surface = run_cells(lab, [*ends, *surface_cells], progress=progress)
+            surface = with_distance(surface, surface.iloc[0])
     done = finished(lab, params, [*cells, spread], [tuning, surface])
     shares_only = done.cells[done.cells["part"] == "shares"].reset_index(drop=True)
     return StabilityResults(shares_only, tuning, lab, params, spread, surface)
