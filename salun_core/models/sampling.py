@@ -1,7 +1,7 @@
 """Drawing images from a diffusion model: deterministic, one random stream for each image."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -76,9 +76,11 @@ def sample(
     images = []
     with tqdm(total=len(parts) * steps, desc="sampling", unit="step", disable=not progress) as bar:
         for part, stream in parts:
-            for _, noisy in _denoised(model, schedule, part, stream, seed, guidance, steps, eta, bf16):
+            states = _denoised(model, schedule, part, stream, seed, guidance, steps, eta, bf16)
+            for done, noisy in states:
                 bar.update()
-            images.append(to_pixels(noisy))
+                if done == steps:
+                    images.append(to_pixels(noisy))
     if not images:
         return torch.empty(0, *_shape(model), dtype=torch.uint8)
     return torch.cat(images)
@@ -171,7 +173,7 @@ def _denoised(
 
 
 def _shape(model: nn.Module) -> tuple[int, int, int]:
-    config = model.config
+    config: Any = model.config
     return config.in_channels, config.sample_size, config.sample_size
 
 
