@@ -107,7 +107,8 @@ def frechet_distance(a: "Matrix", b: "Matrix") -> float:
 
     moments = [(x.mean(axis=0), np.atleast_2d(np.cov(x, rowvar=False))) for x in (a, b)]
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        # Fewer images than features make a singular matrix, which the library handles; it says so thrice.
+        warnings.simplefilter("ignore")
         # Rounding can leave identical sets a hair below zero.
         return max(0.0, float(calculate_frechet_distance(*moments[0], *moments[1])))
 
