@@ -47,6 +47,13 @@ MASK_LOOK = {
     "random_per_layer": ("#8C8C8C", "P"),
     "least_salient": ("#009E73", "v"),
 }
+MASK_LABELS = {
+    "none": "no mask",
+    "salient": "salient mask",
+    "random": "random mask",
+    "random_per_layer": "random mask by layer",
+    "least_salient": "least salient mask",
+}
 WIDTH = 6.5  # inches: legible when a phone shrinks it to 390 pixels
 PAPER_NAMES = {label: key for key, label in LABELS.items()}
 
@@ -537,11 +544,13 @@ def masks_compared(cells: pd.DataFrame, scenario: str) -> Chart:
                     marker,
                     color=colour,
                     mec="white",
-                    label=f"{kind.replace('_', ' ')} mask" if not x else None,
+                    label=MASK_LABELS[kind] if not x else None,
                 )
         axis.set_xticks(range(len(methods)), [LABELS.get(m, m) for m in methods])
+        axis.set_yscale("symlog", linthresh=1)
         axis.set(ylabel="Avg. Gap (points)")
         axis.set_ylim(bottom=0)
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
     means = part.pivot_table(index="method", columns="mask", values=AVERAGE)
     wins = int((means.idxmin(axis=1) == "salient").sum())
@@ -562,17 +571,20 @@ def over_density(density: pd.DataFrame, retrain: pd.DataFrame) -> Chart:
             for kind, mine in density.groupby("mask", sort=False):
                 colour, marker = MASK_LOOK[str(kind)]
                 table = by_method(mine, metric, group=("keep",)).sort_values("keep")
-                half = 100 * (table["high"] - table["mean"])
+                middle = 100 * table["mean"]
                 axis.errorbar(
                     100 * table["keep"],
-                    100 * table["mean"],
-                    yerr=half,
+                    middle,
+                    yerr=[
+                        middle - 100 * table["low"].clip(lower=0),
+                        100 * table["high"].clip(upper=1) - middle,
+                    ],
                     color=colour,
                     marker=marker,
                     ms=5,
                     lw=1.3,
                     capsize=2,
-                    label=f"{str(kind).replace('_', ' ')}",
+                    label=MASK_LABELS[str(kind)],
                 )
             axis.set_title(metric)
         for axis in axes[1]:

@@ -204,7 +204,11 @@ def execute(template: Path, output: Path, given: dict[str, Any], *, threads: int
                 kernel_name="python3",
                 progress_bar=False,
                 stderr_file=Bars(sys.stderr),
-                config=Config(KernelManager={"transport": "ipc"}, NotebookClient={"extra_arguments": QUIET}),
+                start_timeout=600,
+                config=Config(
+                    KernelManager={"transport": "ipc", "ip": f"{scratch}/kernel"},  # its sockets, no other's
+                    NotebookClient={"extra_arguments": QUIET},
+                ),
             )
         except PapermillExecutionError as error:
             what = f"cell {error.cell_index + 1} ended with {error.ename}: {error.evalue}".splitlines()[0]

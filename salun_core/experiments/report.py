@@ -277,8 +277,7 @@ def stability_sentences(results: StabilityResults) -> Prose:
         near.append(f"{name_of(*map(str, key))} {int((apart <= floor).sum())} of {len(mine)}")
     said.append(f"Settings that bring UA within that distance of Retrain: {', '.join(near)}.")
     if len(results.surface):
-        found = results.surface[~results.surface["method"].isin(["retrain", "original"])]
-        best = 100 * found.groupby("keep")["distance"].min()
+        best = 100 * results.surface.groupby("keep")["distance"].min()
         said.append(
             "The smallest distance on the surface is "
             + ", ".join(f"{value:.1f} points at keep {keep:g}" for keep, value in best.items())

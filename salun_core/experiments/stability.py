@@ -114,7 +114,7 @@ def run(params: StabilityParams, *, lab: ClassifierLab | None = None) -> Stabili
     ]
     each = len(variants) + 1 + params.noise_floor
     total = budget.count(variants, base) + len(params.seeds) * len(shares) * each + len(spread_cells)
-    total += 2 * bool(surface_cells) + len(surface_cells)
+    total += 1 + 2 * bool(surface_cells) + len(surface_cells)
     with progress_bar(total, lab.experiment) as progress:
         tuning, chosen = tune(lab, budget, variants, base, progress=progress)
         cells = []
@@ -132,7 +132,7 @@ def run(params: StabilityParams, *, lab: ClassifierLab | None = None) -> Stabili
                 for m in ("retrain", "original")
             ]
             surface = run_cells(lab, [*ends, *surface_cells], progress=progress)
-            surface = with_distance(surface, surface.iloc[0])
+            surface = with_distance(surface, surface.iloc[0]).iloc[len(ends) :]
     done = finished(lab, params, [*cells, spread], [tuning, surface])
     shares_only = done.cells[done.cells["part"] == "shares"].reset_index(drop=True)
     return StabilityResults(shares_only, tuning, lab, params, spread, surface)
