@@ -413,11 +413,11 @@ def test_an_interrupted_training_continues_to_the_same_weights(tmp_path):
 
     whole, losses = train()
     with pytest.raises(Paused, match="1 of 9"):
-        train(checkpoint=file, stop_after=0.0)
+        train(checkpoint=file, deadline=0.0)
     with pytest.raises(UserError, match="other settings"):
         train(checkpoint=file, identity="another model")
     with pytest.raises(Paused, match="2 of 9"):
-        train(checkpoint=file, stop_after=0.0)
+        train(checkpoint=file, deadline=0.0)
     resumed, again = train(checkpoint=file)
     assert same(whole, resumed)
     assert losses == again

@@ -1,7 +1,7 @@
 """Runs classification cells: trains originals, builds masks, unlearns, measures, stores."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,29 +10,20 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from salun_core.data.augment import augmentation
-from salun_core.data.batches import Batch, Batches
+from salun_core.data.batches import Batches
 from salun_core.data.images import ImageData
 from salun_core.data.splits import Split, split_data
-from salun_core.experiments.cells import Cell, MaskSpec, Scenario
+from salun_core.experiments.cells import Cell, Scenario
 from salun_core.experiments.code import code_digest
-from salun_core.experiments.provenance import peak_memory, provenance
+from salun_core.experiments.masking import MaskingLab
+from salun_core.experiments.provenance import peak_memory
 from salun_core.experiments.store import Key, Result, Store
 from salun_core.methods import METHODS
 from salun_core.methods.engine import Diverged
 from salun_core.metrics import METRICS, SELECTION
 from salun_core.metrics.evaluation import Evaluation, evaluate
 from salun_core.models import build_model, module_of
-from salun_core.rng import generator
-from salun_core.saliency import (
-    Mask,
-    Scores,
-    density,
-    layer_table,
-    least_salient_mask,
-    random_mask,
-    saliency_scores,
-    top_mask,
-)
+from salun_core.saliency import density, layer_table
 from salun_core.tasks.classification import ClassificationTask
 from salun_core.tasks.training import Recipe
 
@@ -47,7 +38,7 @@ CODE = (
 
 
 @dataclass
-class ClassifierLab:
+class ClassifierLab(MaskingLab):
     """One data set and one kind of network; every seed and scenario on them.
 
     Parameters
@@ -86,7 +77,6 @@ class ClassifierLab:
     experiment: str = "classification"
     source: str = "quick"
     _task: tuple[tuple[int, Scenario], ClassificationTask] | None = None
-    _scores: tuple[tuple[Any, ...], Scores, float] | None = None
 
     def build(self, seed: int) -> nn.Module:
         """A freshly initialised network."""
@@ -160,41 +150,6 @@ class ClassifierLab:
             )
             self._task = ((seed, scenario), task)
         return self._task[1]
-
-    def mask(self, seed: int, scenario: Scenario, spec: MaskSpec) -> tuple[Mask | None, float]:
-        """The mask of a cell and the seconds it costs (the scores are shared, their cost is not)."""
-        if spec.kind == "none":
-            return None, 0.0
-        task = self.task(seed, scenario)
-        seconds = 0.0
-        scores: Scores = dict(task.model.named_parameters())  # a random mask needs only the shapes
-        if spec.kind != "random":
-            scores, seconds = self.scores(seed, scenario, spec)
-        start = time.perf_counter()
-        rng = generator(seed, "random mask", spec.draw)
-        if spec.kind == "salient":
-            mask = top_mask(scores, keep=spec.keep)
-        elif spec.kind == "least_salient":
-            mask = least_salient_mask(scores, keep=spec.keep)
-        elif spec.kind == "random":
-            mask = random_mask(scores, keep=spec.keep, rng=rng)
-        else:
-            mask = random_mask(scores, keep=spec.keep, rng=rng, per_layer=top_mask(scores, keep=spec.keep))
-        return mask, seconds + self._since(start)
-
-    def scores(self, seed: int, scenario: Scenario, spec: MaskSpec) -> tuple[Scores, float]:
-        """Saliency scores of the original model on the forget set, and the seconds they took."""
-        draw = spec.draw if spec.augmented else None
-        wanted = (seed, scenario, spec.score, draw)
-        if self._scores is None or self._scores[0] != wanted:
-            task = self.task(seed, scenario)
-            forget: Iterable[Batch] = task.forget
-            if spec.augmented:
-                forget = task.forget.shuffled(generator(seed, "mask augmentation", spec.draw))
-            start = time.perf_counter()
-            scores = saliency_scores(task.model, forget, task.loss, score=spec.score)
-            self._scores = (wanted, scores, self._since(start))
-        return self._scores[1], self._scores[2]
 
     def run(self, cell: Cell) -> Result:
         """The cell's result, from the store or computed now."""
@@ -276,15 +231,6 @@ class ClassifierLab:
     def _batches(self, ids: torch.Tensor) -> Batches:
         images, labels = self.data.images[ids].to(self.device), self.data.labels[ids].to(self.device)
         return Batches(images, labels, ids, size=self.batch_size, augment=augmentation(self.data))
-
-    def _since(self, start: float) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter() - start
-
-    def provenance(self) -> dict[str, Any]:
-        """Where and with what this lab computes."""
-        return provenance(self.device) | {"data": self.data.name, "data_note": self.data.note}
 
 
 def result_row(cell: Cell, result: Result, lab: ClassifierLab) -> dict[str, Any]:

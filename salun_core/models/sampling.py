@@ -74,7 +74,9 @@ def sample(
     wanted, numbers = _checked(model, schedule, labels, streams, steps, guidance)
     parts = list(zip(wanted.split(batch_size), numbers.split(batch_size), strict=True))
     images = []
-    with tqdm(total=len(parts) * steps, desc="sampling", unit="step", disable=not progress) as bar:
+    with tqdm(
+        total=len(parts) * steps, desc="sampling", unit="step", leave=False, disable=not progress
+    ) as bar:
         for part, stream in parts:
             states = _denoised(model, schedule, part, stream, seed, guidance, steps, eta, bf16)
             for done, noisy in states:

@@ -62,7 +62,9 @@ class DiffusionTask:
     compile : bool
         Train through ``torch.compile``.
     checkpoint : callable, optional
-        ``checkpoint(seed)`` names the file from which training from scratch continues.
+        ``checkpoint(seed, batches)`` names the file from which training from scratch continues.
+    deadline : float, optional
+        Where such a training stops to be continued, see `train_diffusion`.
     progress : bool
         Show a bar while training from scratch.
     """
@@ -80,7 +82,8 @@ class DiffusionTask:
     antithetic: bool = False
     bf16: bool = False
     compile: bool = False
-    checkpoint: Callable[[int], Path] | None = None
+    checkpoint: Callable[[int, Batches], Path] | None = None
+    deadline: float | None = None
     progress: bool = False
     kind: str = "diffusion"
     classes: int = field(init=False)
@@ -196,16 +199,16 @@ class DiffusionTask:
     def train(self, batches: Batches, *, seed: int) -> tuple[nn.Module, list[float]]:
         """Train a new network from scratch; the loss is given for each pass through the data."""
         net = self.build(seed).to(batches.images.device)
-        loss: Callable[[nn.Module, Batch, torch.Generator], Tensor] = self.loss
         if self.compile:
             net.compile()
         return train_diffusion(
             net,
             batches,
-            loss,
+            self.loss,
             recipe=self.recipe,
             seed=seed,
-            checkpoint=self.checkpoint(seed) if self.checkpoint is not None else None,
+            checkpoint=self.checkpoint(seed, batches) if self.checkpoint is not None else None,
+            deadline=self.deadline,
             progress=self.progress,
         )
 

@@ -109,7 +109,7 @@ def train_diffusion(
     seed: int,
     checkpoint: Path | None = None,
     every: float = 120.0,
-    stop_after: float | None = None,
+    deadline: float | None = None,
     identity: str = "",
     progress: bool = False,
 ) -> tuple[nn.Module, list[float]]:
@@ -132,8 +132,9 @@ def train_diffusion(
         weights as one that was never interrupted.
     every : float
         Seconds between two checkpoints.
-    stop_after : float, optional
-        Save and stop (with `Paused`) after so many seconds, where machines are lent for minutes.
+    deadline : float, optional
+        Reading of ``time.monotonic()`` at which to save and stop (with `Paused`), where machines are lent for
+        minutes; needs a checkpoint.
     identity : str
         Names what is trained; a checkpoint of something else is refused.
     progress : bool
@@ -156,10 +157,11 @@ def train_diffusion(
     average = copy.deepcopy(model).requires_grad_(False) if recipe.ema else None
     state = _State(identity, model, average, optimizer)
     saved = time.monotonic()
-    deadline = None if stop_after is None else saved + stop_after
     with isolated(seed, "train diffusion"):
         done = state.load(checkpoint) if checkpoint is not None else 0
-        bar = tqdm(total=recipe.steps, initial=done, desc="training", unit="step", disable=not progress)
+        bar = tqdm(
+            total=recipe.steps, initial=done, desc="training", unit="step", leave=False, disable=not progress
+        )
         model.train()
         for step, batch in _from(steps, seed, done, recipe.steps):
             for group in optimizer.param_groups:
