@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from salun_core.experiments import class_wise, classification, masks, stability
+from salun_core.experiments import class_wise, classification, diffusion, masks, stability
 from salun_core.experiments.params import Params
 
 
@@ -37,6 +37,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         masks.MaskParams,
         masks.run,
         "whether it matters which weights the mask keeps: salient, random, least salient, none",
+    ),
+    "diffusion": Experiment(
+        diffusion.DiffusionParams,
+        diffusion.run,
+        "a class forgotten by a class-conditional diffusion model (Figures 3 and 4 of the paper)",
     ),
 }
 

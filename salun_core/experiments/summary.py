@@ -10,7 +10,7 @@ import pandas as pd
 from salun_core.errors import UserError
 from salun_core.files import write_whole
 
-SHOWN = ("scenario", "method", "mask", "seed", "UA", "RA", "TA", "MIA", "seconds", "status")
+SHOWN = ("scenario", "method", "mask", "seed", "UA", "RA", "TA", "MIA", "OA", "FD", "seconds", "status")
 
 
 def write_table(cells: pd.DataFrame, folder: Path, experiment: str, params: dict[str, Any]) -> Path:
@@ -66,4 +66,6 @@ def printed(cells: pd.DataFrame, form: str) -> str:
         buffer = io.StringIO()
         flat.to_csv(buffer, index=False, lineterminator="\n")
         return buffer.getvalue().rstrip("\n")
-    return cells[list(SHOWN)].to_string(index=False, float_format=lambda x: f"{x:.4f}")
+    return cells[[name for name in SHOWN if name in cells]].to_string(
+        index=False, float_format=lambda x: f"{x:.4f}"
+    )

@@ -228,9 +228,15 @@ def _check_kind(folder: Path) -> None:
             raise UserError(f"{folder} holds a {kind}: a class-conditional diffusion needs a UNet2DModel")
 
 
+def _no_false_alarm(record: logging.LogRecord) -> bool:
+    return "should be kept in float32: []" not in record.getMessage()
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep diffusers' remarks about defaults out of notebooks."""
+    # Masks are made in double precision, and diffusers warns of it although no layer objects.
+    logging.getLogger("diffusers.models.modeling_utils").addFilter(_no_false_alarm)
     loud = logging.getLogger("diffusers")
     level = loud.level
     loud.setLevel(logging.ERROR)
