@@ -192,7 +192,7 @@ def test_modules_are_named_for_the_digest_of_the_code(arch):
         ({"arch": "resnet81"}, "unknown arch 'resnet81': did you mean 'resnet18'?"),
         (
             {"arch": "perceptron"},
-            "choose resnet18, vgg16, swin_t, torchvision:NAME or package.module:function",
+            "choose resnet18, resnet34, vgg16, swin_t, torchvision:NAME or package.module:function",
         ),
         ({"arch": "torchvision:resnet81"}, "did you mean 'resnet18'"),
         ({"arch": "torchvision:fcn_resnet50"}, "unknown torchvision classifier"),
