@@ -15,6 +15,10 @@ class UserError(ValueError):
         return [f"{type(self).__name__}: {self}"]
 
 
+class Diverged(UserError):
+    """A run whose loss, weights or outputs stopped being finite: a result of its settings, not a crash."""
+
+
 def one_of(name: str, known: Iterable[str], what: str) -> str:
     """Return ``name`` if it is known, else refuse it with the nearest known name.
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from problems import accuracy, digit_batches, same, trained_task
 from torch import nn
 
-from salun_core.errors import UserError
+from salun_core.errors import Diverged, UserError
 from salun_core.methods import METHODS, methods_for
 from salun_core.methods.be import classifier_head
 from salun_core.methods.bs import label_across
-from salun_core.methods.engine import Diverged, descend, round_count, rounds
+from salun_core.methods.engine import descend, round_count, rounds
 from salun_core.methods.search import Range, between, candidates, one_from
 from salun_core.saliency import random_mask, saliency_mask
 from salun_core.tasks.classification import random_labels

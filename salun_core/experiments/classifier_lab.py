@@ -13,13 +13,13 @@ from salun_core.data.augment import augmentation
 from salun_core.data.batches import Batches
 from salun_core.data.images import ImageData
 from salun_core.data.splits import Split, split_data
+from salun_core.errors import Diverged
 from salun_core.experiments.cells import Cell, Scenario
 from salun_core.experiments.code import code_digest
 from salun_core.experiments.masking import MaskingLab
 from salun_core.experiments.provenance import peak_memory
 from salun_core.experiments.store import Key, Result, Store
 from salun_core.methods import METHODS
-from salun_core.methods.engine import Diverged
 from salun_core.metrics import METRICS, SELECTION
 from salun_core.metrics.evaluation import Evaluation, evaluate
 from salun_core.models import build_model, module_of
@@ -176,10 +176,10 @@ class ClassifierLab(MaskingLab):
             unlearned = METHODS[cell.method](task, mask=mask, seed=cell.seed, **cell.settings)
             values |= {"seconds": mask_seconds + self._since(start), "samples": unlearned.samples}
             check_finite(unlearned.model)
+            evaluation = evaluate(unlearned.model, task.parts)
         except Diverged as error:
             values |= {"status": "diverged", "why": str(error)}
             return self.store.put(key, values, self.provenance())
-        evaluation = evaluate(unlearned.model, task.parts)
         values |= {
             "status": "done",
             "selection": measure(SELECTION, evaluation),

@@ -17,7 +17,7 @@ from salun_core.data.augment import augmentation, crop_and_flip
 from salun_core.data.batches import Batch, Batches
 from salun_core.data.images import ImageData
 from salun_core.data.splits import split_data
-from salun_core.errors import UserError
+from salun_core.errors import Diverged, UserError
 from salun_core.experiments.cells import Cell, Scenario
 from salun_core.experiments.classifier_lab import check_finite, thinned
 from salun_core.experiments.code import code_digest
@@ -26,7 +26,6 @@ from salun_core.experiments.provenance import peak_memory
 from salun_core.experiments.store import Key, Result, Store, digest
 from salun_core.files import sha256
 from salun_core.methods import METHODS
-from salun_core.methods.engine import Diverged
 from salun_core.metrics.frechet import (
     CLASSIFIER,
     INCEPTION,

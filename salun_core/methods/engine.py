@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from salun_core.data.batches import Batch
-from salun_core.errors import UserError, one_of
+from salun_core.errors import Diverged, UserError, one_of
 from salun_core.methods.search import Range
 from salun_core.rng import isolated
 from salun_core.saliency import Mask, check_mask, restore_unmarked_
@@ -245,10 +245,6 @@ def descend(
         if not math.isfinite(value_):
             raise Diverged(f"the loss stopped being finite at step {step + 1}: lower the learning rate {lr}")
     return Unlearned(model.eval(), trace, samples)
-
-
-class Diverged(UserError):
-    """A run whose loss or weights stopped being finite: a result of its settings, not a crash."""
 
 
 def set_train_mode(model: nn.Module, *, bn_stats: str) -> None:

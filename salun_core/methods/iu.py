@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from salun_core.data.batches import Batches
-from salun_core.errors import UserError
-from salun_core.methods.engine import Diverged, Method, Unlearned
+from salun_core.errors import Diverged, UserError
+from salun_core.methods.engine import Method, Unlearned
 from salun_core.methods.search import between
 from salun_core.rng import generator
 from salun_core.saliency import Mask, check_mask

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from salun_core.data.batches import Batches
 from salun_core.data.splits import ROLES
-from salun_core.errors import UserError
+from salun_core.errors import Diverged, UserError
 from salun_core.files import write_whole
 
 FIELDS = {"logits": torch.float32, "labels": torch.int64, "ids": torch.int64, "roles": torch.uint8}
@@ -54,7 +54,7 @@ class Evaluation:
                     f"{name} of an evaluation is {value.dtype} {tuple(value.shape)} for {n} images"
                 )
         if not torch.isfinite(self.logits).all():
-            raise UserError("the model gives logits that are not finite: its weights are damaged or diverged")
+            raise Diverged("the model gives logits that are not finite: its weights are damaged or diverged")
         if len(self.ids.unique()) < n:
             raise UserError("an image has two roles: forget, retain and held-out images must be disjoint")
 
