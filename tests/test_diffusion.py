@@ -29,8 +29,9 @@ from salun_core.models.unet import (
 )
 from salun_core.saliency import density, random_mask, saliency_mask
 from salun_core.tasks.base import Task
-from salun_core.tasks.diffusion import DiffusionTask, alpha_on_means, fixed_draws, wrong_classes
+from salun_core.tasks.diffusion import DiffusionTask, alpha_on_means, wrong_classes
 from salun_core.tasks.diffusion_training import DiffusionRecipe, Paused, train_diffusion
+from salun_core.tasks.noise_prediction import fixed_draws
 
 RECIPE = DiffusionRecipe(steps=40, lr=3e-3, batch_size=64, decline="cosine", warmup=5, ema=0.9)
 DRIVEN = ["ft", "ga", "rl", "l1_sparse", "salun", "salun_soft", "esd"]

@@ -27,8 +27,9 @@ from salun_core.models import check_arch, takes_width
 from salun_core.models.unet import SCHEDULES
 from salun_core.paths import output_folder
 from salun_core.saliency import SCORES, check_keep
-from salun_core.tasks.diffusion import RELABEL, TARGETS
+from salun_core.tasks.diffusion import RELABEL
 from salun_core.tasks.diffusion_training import DECLINES, DiffusionRecipe
+from salun_core.tasks.noise_prediction import TARGETS
 from salun_core.tasks.training import RECIPES
 
 

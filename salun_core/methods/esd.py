@@ -60,7 +60,7 @@ def esd(
             assert step.forget is not None
             images, labels = step.forget
             noisy, times, _ = task.noised(images, rng)
-            null = torch.full_like(labels, task.classes)
+            null = torch.full_like(labels, task.null)
             with torch.no_grad():
                 of_none = task.predict(task.model, noisy, times, null, fast=True)
                 of_class = task.predict(task.model, noisy, times, labels, fast=True)

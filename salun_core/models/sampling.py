@@ -1,6 +1,6 @@
 """Drawing images from a diffusion model: deterministic, one random stream for each image."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,20 +72,43 @@ def sample(
     Song et al., Denoising diffusion implicit models, ICLR 2021.
     """
     wanted, numbers = _checked(model, schedule, labels, streams, steps, guidance)
-    parts = list(zip(wanted.split(batch_size), numbers.split(batch_size), strict=True))
+    null = class_count(model)
+    images = sampled(
+        lambda part, stream: _denoised(
+            model, schedule, part, stream, seed, guidance, steps, eta, bf16, null=null
+        ),
+        to_pixels,
+        wanted,
+        numbers,
+        steps=steps,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return images if len(images) else torch.empty(0, *_shape(model), dtype=torch.uint8)
+
+
+def sampled(
+    states: Callable[[Tensor, Tensor], Iterator[tuple[int, Tensor]]],
+    finish: Callable[[Tensor], Tensor],
+    conditions: Tensor,
+    streams: Tensor,
+    *,
+    steps: int,
+    batch_size: int,
+    progress: bool,
+) -> Tensor:
+    """Run the denoising ``states`` of each batch of conditions and streams to its end, and ``finish`` the last."""
+    parts = list(zip(conditions.split(batch_size), streams.split(batch_size), strict=True))
     images = []
     with tqdm(
         total=len(parts) * steps, desc="sampling", unit="step", leave=False, disable=not progress
     ) as bar:
         for part, stream in parts:
-            states = _denoised(model, schedule, part, stream, seed, guidance, steps, eta, bf16)
-            for done, noisy in states:
+            for done, noisy in states(part, stream):
                 bar.update()
                 if done == steps:
-                    images.append(to_pixels(noisy))
-    if not images:
-        return torch.empty(0, *_shape(model), dtype=torch.uint8)
-    return torch.cat(images)
+                    images.append(finish(noisy))
+    return torch.cat(images) if images else torch.empty(0, dtype=torch.uint8)
 
 
 def trajectory(
@@ -117,7 +140,8 @@ def trajectory(
     if not 1 <= frames <= steps:
         raise UserError(f"frames must lie in [1, {steps}], got {frames}: one for each step at most")
     shown = [round(steps * (i + 1) / frames) for i in range(frames)]
-    states = _denoised(model, schedule, wanted, numbers, seed, guidance, steps, 0.0, False)
+    null = class_count(model)
+    states = _denoised(model, schedule, wanted, numbers, seed, guidance, steps, 0.0, False, null=null)
     return torch.stack([to_pixels(noisy) for done, noisy in states if done in shown]), shown
 
 
@@ -129,23 +153,28 @@ def to_pixels(images: Tensor) -> Tensor:
 def _denoised(
     model: nn.Module,
     schedule: "DDPMScheduler",
-    labels: Tensor,
+    conditions: Tensor,
     streams: Tensor,
     seed: int,
     guidance: float,
     steps: int,
     eta: float,
     bf16: bool,
+    *,
+    null: int | Tensor,
+    clip: bool = True,
 ) -> Iterator[tuple[int, Tensor]]:
     """Steps done so far and the images, still in [-1, 1], after each denoising step."""
     from diffusers import DDIMScheduler
 
     weight = next(model.parameters())
     # "trailing" starts at pure noise whatever the number of steps; "leading" would start below it.
-    solver = DDIMScheduler.from_config(schedule.config, timestep_spacing="trailing", set_alpha_to_one=True)
+    solver = DDIMScheduler.from_config(
+        schedule.config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=clip
+    )
     solver.set_timesteps(steps)
     rngs = [generator(seed, "sample", int(s)) for s in streams]
-    shape, null, classes = _shape(model), class_count(model), labels.to(weight.device)
+    shape, wanted = _shape(model), conditions.to(weight.device)
 
     def noise() -> Tensor:
         return torch.stack([torch.randn(shape, generator=rng) for rng in rngs]).to(weight)
@@ -154,12 +183,12 @@ def _denoised(
     def denoised(noisy: Tensor, t: int) -> Tensor:
         times = torch.full((len(noisy),), t, device=noisy.device)
         with torch.autocast(noisy.device.type, torch.bfloat16, enabled=bf16):
-            found = guided_noise(model, noisy, times, classes, null=null, guidance=guidance)
+            found = guided_noise(model, noisy, times, wanted, null=null, guidance=guidance)
         drawn = noise() if eta else None
         # The image in sight is clipped to [-1, 1]; without taking the noise from the clipped image, guided
         # samples of dark-and-bright pictures such as digits run off to black and white.
         step = solver.step(
-            found.to(noisy), t, noisy, eta=eta, use_clipped_model_output=True, variance_noise=drawn
+            found.to(noisy), t, noisy, eta=eta, use_clipped_model_output=clip, variance_noise=drawn
         )
         return step.prev_sample
 
@@ -188,18 +217,31 @@ def _checked(
     guidance: float,
 ) -> tuple[Tensor, Tensor]:
     wanted = torch.as_tensor(labels, dtype=torch.int64)
-    numbers = torch.arange(len(wanted)) if streams is None else torch.as_tensor(streams, dtype=torch.int64)
     classes = class_count(model)
     if len(wanted) and not (wanted.min() >= 0 and wanted.max() <= classes):
         raise UserError(
             f"labels go from {int(wanted.min())} to {int(wanted.max())}, "
             f"but the model knows classes 0 to {classes - 1} and {classes} for no class"
         )
-    if len(numbers) != len(wanted):
-        raise UserError(f"{len(numbers)} streams were given for {len(wanted)} labels: give one each")
+    return wanted, checked_streams(streams, len(wanted), schedule, steps, guidance, what="labels")
+
+
+def checked_streams(
+    streams: Sequence[int] | None,
+    n: int,
+    schedule: "DDPMScheduler",
+    steps: int,
+    guidance: float,
+    *,
+    what: str,
+) -> Tensor:
+    """The number of each image's noise, (N,); refuses settings of sampling that are out of range."""
+    numbers = torch.arange(n) if streams is None else torch.as_tensor(streams, dtype=torch.int64)
+    if len(numbers) != n:
+        raise UserError(f"{len(numbers)} streams were given for {n} {what}: give one each")
     longest = schedule.config.num_train_timesteps
     if not 1 <= steps <= longest:
         raise UserError(f"steps must lie in [1, {longest}], got {steps}")
     if guidance < 0:
         raise UserError(f"guidance must be at least 0, got {guidance:g}: 0 is the plain prediction")
-    return wanted, numbers
+    return numbers

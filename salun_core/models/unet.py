@@ -110,13 +110,24 @@ def noise_schedule(schedule: str = "linear", *, steps: int = 1000) -> "DDPMSched
     return DDPMScheduler(num_train_timesteps=steps, beta_schedule=name, clip_sample=True)
 
 
-def predict_noise(model: nn.Module, noisy: Tensor, times: Tensor, classes: Tensor) -> Tensor:
-    """The noise in each image, (N, C, H, W), given its time step (N,) and its class (N,), or the null class."""
-    return model(noisy, times, class_labels=classes, return_dict=False)[0]
+def predict_noise(model: nn.Module, noisy: Tensor, times: Tensor, conditions: Tensor) -> Tensor:
+    """The noise in each image, (N, C, H, W), given its time step (N,) and what it should show.
+
+    Conditions are classes, int64 (N,), for a class-conditional network, or embedded prompts, floats
+    (N, L, D), for one that is conditioned on text.
+    """
+    name = "encoder_hidden_states" if conditions.is_floating_point() else "class_labels"
+    return model(noisy, times, **{name: conditions}, return_dict=False)[0]
 
 
 def guided_noise(
-    model: nn.Module, noisy: Tensor, times: Tensor, classes: Tensor, *, null: int, guidance: float
+    model: nn.Module,
+    noisy: Tensor,
+    times: Tensor,
+    conditions: Tensor,
+    *,
+    null: int | Tensor,
+    guidance: float,
 ) -> Tensor:
     r"""Classifier-free guidance, :math:`(1 + w)\,\epsilon_c - w\,\epsilon_\varnothing`.
 
@@ -124,18 +135,19 @@ def guided_noise(
     ----------
     model : nn.Module
         Denoising network.
-    noisy, times, classes : Tensor
-        (N, C, H, W), (N,), (N,).
-    null : int
-        Number of the null class.
+    noisy, times, conditions : Tensor
+        As in `predict_noise`.
+    null : int or Tensor
+        The condition that stands for none: number of the null class, or the embedded empty prompt (L, D).
     guidance : float
-        w; 0 is the plain prediction for the class. Libraries that call the plain prediction 1 count w + 1.
+        w; 0 is the plain prediction. Libraries that call the plain prediction 1 count w + 1.
     """
     if not guidance:
-        return predict_noise(model, noisy, times, classes)
-    both = torch.cat([classes, torch.full_like(classes, null)])
-    of_class, of_none = predict_noise(model, noisy.repeat(2, 1, 1, 1), times.repeat(2), both).chunk(2)
-    return (1 + guidance) * of_class - guidance * of_none
+        return predict_noise(model, noisy, times, conditions)
+    none = torch.as_tensor(null, dtype=conditions.dtype, device=conditions.device).expand_as(conditions)
+    both = torch.cat([conditions, none])
+    of_condition, of_none = predict_noise(model, noisy.repeat(2, 1, 1, 1), times.repeat(2), both).chunk(2)
+    return (1 + guidance) * of_condition - guidance * of_none
 
 
 def class_count(model: nn.Module) -> int:

@@ -1,31 +1,28 @@
 """Class-conditional diffusion: the noise-prediction loss, wrong classes, and the data of one problem."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from salun_core.data.batches import Batch, Batches
+from salun_core.data.batches import Batches
 from salun_core.errors import UserError, one_of
-from salun_core.models.unet import class_count, guided_noise, predict_noise
-from salun_core.rng import derive
+from salun_core.models.unet import class_count
 from salun_core.tasks.classification import random_labels
 from salun_core.tasks.diffusion_training import DiffusionRecipe, adam, train_diffusion
+from salun_core.tasks.noise_prediction import TARGETS, NoisePrediction
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
 
 RELABEL = ("next", "random")
-TARGETS = ("original", "current")
 
 
 @dataclass(frozen=True)
-class DiffusionTask:
+class DiffusionTask(NoisePrediction):
     """A trained diffusion model and the images it should forget and keep.
 
     Parameters
@@ -99,98 +96,27 @@ class DiffusionTask:
         object.__setattr__(self, "classes", class_count(self.model))
 
     @property
-    def forget(self) -> Batches:
-        """The images to forget."""
-        return self.parts["forget"]
+    def null(self) -> int:
+        """Number of the class that stands for none."""
+        return self.classes
 
     @property
-    def retain(self) -> Batches:
-        """The images to keep."""
-        return self.parts["retain"]
+    def drop(self) -> float:
+        """Share of images trained without their class."""
+        return self.recipe.drop
 
     @property
-    def steps(self) -> int:
-        """T, the number of diffusion steps."""
-        return self.schedule.config.num_train_timesteps
+    def autocast(self) -> torch.dtype | None:
+        """Precision of the training passes."""
+        return torch.bfloat16 if self.bf16 else None
 
-    def noised(self, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Noisy images, their time steps (N,) and the noise in them, drawn from ``rng``."""
-        n = len(images)
-        if self.antithetic:
-            half = torch.randint(0, self.steps, ((n + 1) // 2,), generator=rng)
-            times = torch.cat([half, self.steps - 1 - half])[:n]
-        else:
-            times = torch.randint(0, self.steps, (n,), generator=rng)
-        noise = torch.randn(tuple(images.shape), generator=rng).to(images)
-        times = times.to(images.device)
-        return self.noisy(images, noise, times), times, noise
+    def clean(self, images: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """Images in [0, 1] as the network sees them, in [-1, 1]."""
+        return images * 2 - 1
 
-    def noisy(self, images: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """Images in [0, 1] mapped to [-1, 1] and mixed with noise up to their time steps."""
-        # Batches come channels last, which suits wide networks on an accelerator and none on a processor.
-        layout = torch.channels_last if images.is_cuda else torch.contiguous_format
-        mixed = self.schedule.add_noise(images * 2 - 1, noise, times)
-        return mixed.contiguous(memory_format=layout)
-
-    def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator | None = None) -> Tensor:
-        r"""Noise-prediction error, :math:`\|\epsilon_\theta(x_t, c) - \epsilon\|^2` as a mean over elements.
-
-        With ``rng``: time steps and noise are drawn from it, and a model in training mode sees no class
-        for a share of the images. Without: `fixed_loss`, for masks.
-        """
-        if rng is None:
-            return self.fixed_loss(model, batch)
-        images, labels = batch
-        noisy, times, noise = self.noised(images, rng)
-        classes = self.dropped(labels, rng, self.recipe.drop if model.training else 0.0)
-        return F.mse_loss(self.predict(model, noisy, times, classes), noise)
-
-    def fixed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The same error with time steps and noise that depend on nothing but the image itself.
-
-        So the gradient over a set of images, and the mask made from it, does not depend on how the set is
-        ordered or cut into batches. ``mask_guidance`` and ``mask_draws`` apply here.
-        """
-        images, labels = batch
-        drawn = [fixed_draws(image, steps=self.steps, draws=self.mask_draws) for image in images]
-        times = torch.cat([t for t, _ in drawn]).to(images.device)  # (N * draws,)
-        noise = torch.cat([e for _, e in drawn]).to(images)
-        noisy = self.noisy(images.repeat_interleave(self.mask_draws, dim=0), noise, times)
-        classes = labels.repeat_interleave(self.mask_draws)
-        found = guided_noise(model, noisy, times, classes, null=self.classes, guidance=self.mask_guidance)
-        return F.mse_loss(found, noise)
-
-    def relabel_loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> Tensor:
-        r"""Distance to the prediction for a wrong class, :math:`\|\epsilon_\theta(x_t, c) - \epsilon(x_t, c')\|^2`.
-
-        A mean over elements, like `loss`, so that a weight between the two does not depend on the size of
-        the images (see `alpha_on_means`). The target is a constant: no gradient flows into it.
-        """
-        images, labels = batch
-        noisy, times, _ = self.noised(images, rng)
-        wrong = wrong_classes(labels, self.classes, rng, how=self.relabel)
-        of_true = self.dropped(labels, rng, self.relabel_drop)
-        of_wrong = self.dropped(wrong, rng, self.relabel_drop)
-        with torch.no_grad():
-            source = model if self.target == "current" else self.model
-            goal = self.predict(source, noisy, times, of_wrong, fast=model.training)
-        return F.mse_loss(self.predict(model, noisy, times, of_true), goal)
-
-    def predict(
-        self, model: nn.Module, noisy: Tensor, times: Tensor, classes: Tensor, *, fast: bool | None = None
-    ) -> Tensor:
-        """The noise in each image, float32 (or double, for a double model)."""
-        fast = model.training if fast is None else fast
-        with torch.autocast(noisy.device.type, torch.bfloat16, enabled=self.bf16 and fast):
-            found = predict_noise(model, noisy, times, classes)
-        return found if found.dtype == torch.float64 else found.float()
-
-    def dropped(self, classes: Tensor, rng: torch.Generator, share: float) -> Tensor:
-        """The classes, a random ``share`` of them replaced by the null class K."""
-        if not share:
-            return classes
-        gone = (torch.rand(classes.shape, generator=rng) < share).to(classes.device)
-        return classes.masked_fill(gone, self.classes)
+    def wrong(self, conditions: Tensor, rng: torch.Generator) -> Tensor:
+        """A wrong class for each image."""
+        return wrong_classes(conditions, self.classes, rng, how=self.relabel)
 
     def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
         """Adam without weight decay, constant learning rate, gradients limited as in training."""
@@ -220,19 +146,6 @@ def wrong_classes(labels: Tensor, classes: int, rng: torch.Generator, *, how: st
             raise UserError(f"another class needs at least 2 classes, got {classes}")
         return (labels + 1) % classes
     return random_labels(labels, classes, rng)
-
-
-def fixed_draws(image: Tensor, *, steps: int, draws: int = 1) -> tuple[Tensor, Tensor]:
-    """Time steps (draws,) and noise (draws, C, H, W) that depend on the pixels of one image only.
-
-    One time step from each of ``draws`` equal parts of the diffusion.
-    """
-    pixels = (image.detach().float() * 255).round().to(torch.int16).cpu().contiguous()
-    name = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).hexdigest()
-    rng = torch.Generator().manual_seed(derive(0, "noise of an image", name))
-    places = (torch.arange(draws) + torch.rand(draws, generator=rng)) / draws
-    times = (places * steps).long().clamp_(max=steps - 1)
-    return times, torch.randn((draws, *image.shape), generator=rng)
 
 
 def alpha_on_means(alpha: float, shape: tuple[int, int, int]) -> float:

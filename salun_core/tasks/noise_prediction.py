@@ -1,0 +1,176 @@
+"""What tasks with a noise-predicting network share: noise, losses, and the condition an image is drawn for."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from salun_core.data.batches import Batch, Batches
+from salun_core.models.unet import guided_noise, predict_noise
+from salun_core.rng import derive
+
+TARGETS = ("original", "current")
+
+
+class NoisePrediction:
+    """Base of such tasks. One that derives from it says what a condition is, and what a wrong one.
+
+    A condition is a number: of a class, or of a prompt. ``null`` is the number of none in particular.
+    """
+
+    model: nn.Module
+    parts: Mapping[str, Batches]
+    schedule: Any
+    target: str
+    relabel_drop: float
+    mask_guidance: float
+    mask_draws: int
+    antithetic: bool
+
+    @property
+    def null(self) -> int:
+        """Number of the condition that stands for none."""
+        raise NotImplementedError
+
+    @property
+    def drop(self) -> float:
+        """Share of images that a network in training sees without their condition."""
+        return 0.0
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """Precision of the training passes, None for that of the weights."""
+        return None
+
+    @property
+    def forget(self) -> Batches:
+        """The images to forget."""
+        return self.parts["forget"]
+
+    @property
+    def retain(self) -> Batches:
+        """The images to keep."""
+        return self.parts["retain"]
+
+    @property
+    def steps(self) -> int:
+        """T, the number of diffusion steps."""
+        return self.schedule.config.num_train_timesteps
+
+    def clean(self, images: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """What the network sees of images without noise, on its own scale; drawn from ``rng`` where it is random."""
+        raise NotImplementedError
+
+    def wrong(self, conditions: Tensor, rng: torch.Generator) -> Tensor:
+        """A wrong condition for each one."""
+        raise NotImplementedError
+
+    def condition(self, conditions: Tensor) -> Tensor:
+        """What the network is given for the numbers of conditions, (N,)."""
+        return conditions
+
+    def noised(self, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy images, their time steps (N,) and the noise in them, drawn from ``rng``."""
+        n = len(images)
+        if self.antithetic:
+            half = torch.randint(0, self.steps, ((n + 1) // 2,), generator=rng)
+            times = torch.cat([half, self.steps - 1 - half])[:n]
+        else:
+            times = torch.randint(0, self.steps, (n,), generator=rng)
+        clean = self.clean(images, rng)
+        noise = torch.randn(tuple(clean.shape), generator=rng).to(clean)
+        times = times.to(clean.device)
+        return self.noisy(clean, noise, times), times, noise
+
+    def noisy(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """Images on the network's scale, mixed with noise up to their time steps."""
+        # Batches come channels last, which suits wide networks on an accelerator and none on a processor.
+        layout = torch.channels_last if clean.is_cuda else torch.contiguous_format
+        return self.schedule.add_noise(clean, noise, times).contiguous(memory_format=layout)
+
+    def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator | None = None) -> Tensor:
+        r"""Noise-prediction error, :math:`\|\epsilon_\theta(x_t, c) - \epsilon\|^2` as a mean over elements.
+
+        With ``rng``: time steps and noise are drawn from it, and a model in training mode sees no condition
+        for a share of the images. Without: `fixed_loss`, for masks.
+        """
+        if rng is None:
+            return self.fixed_loss(model, batch)
+        images, given = batch
+        noisy, times, noise = self.noised(images, rng)
+        seen = self.dropped(given, rng, self.drop if model.training else 0.0)
+        return F.mse_loss(self.predict(model, noisy, times, seen), noise)
+
+    def fixed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The same error with time steps and noise that depend on nothing but the image itself.
+
+        So the gradient over a set of images, and the mask made from it, does not depend on how the set is
+        ordered or cut into batches. ``mask_guidance`` and ``mask_draws`` apply here.
+        """
+        images, given = batch
+        clean = self.clean(images)
+        shape = tuple(clean.shape[1:])
+        drawn = [fixed_draws(image, shape, steps=self.steps, draws=self.mask_draws) for image in images]
+        times = torch.cat([t for t, _ in drawn]).to(clean.device)  # (N * draws,)
+        noise = torch.cat([e for _, e in drawn]).to(clean)
+        noisy = self.noisy(clean.repeat_interleave(self.mask_draws, dim=0), noise, times)
+        seen = self.condition(given.repeat_interleave(self.mask_draws))
+        null = self.condition(torch.full_like(given[:1], self.null))[0]
+        if seen.is_floating_point():
+            seen, null = seen.to(noisy.dtype), null.to(noisy.dtype)
+        found = guided_noise(model, noisy, times, seen, null=null, guidance=self.mask_guidance)
+        return F.mse_loss(found, noise)
+
+    def relabel_loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> Tensor:
+        r"""Distance to the prediction for a wrong condition, :math:`\|\epsilon_\theta(x_t, c) - \epsilon(x_t, c')\|^2`.
+
+        A mean over elements, like `loss`, so that a weight between the two does not depend on the size of
+        the images (see `alpha_on_means`). The target is a constant: no gradient flows into it.
+        """
+        images, given = batch
+        noisy, times, _ = self.noised(images, rng)
+        wrong = self.wrong(given, rng)
+        of_true = self.dropped(given, rng, self.relabel_drop)
+        of_wrong = self.dropped(wrong, rng, self.relabel_drop)
+        with torch.no_grad():
+            source = model if self.target == "current" else self.model
+            goal = self.predict(source, noisy, times, of_wrong, fast=model.training)
+        return F.mse_loss(self.predict(model, noisy, times, of_true), goal)
+
+    def predict(
+        self, model: nn.Module, noisy: Tensor, times: Tensor, conditions: Tensor, *, fast: bool | None = None
+    ) -> Tensor:
+        """The noise in each image, float32 (or double, for a double model)."""
+        fast = model.training if fast is None else fast
+        own = next(model.parameters()).dtype
+        seen = self.condition(conditions)
+        seen = seen.to(own) if seen.is_floating_point() else seen
+        reduced = self.autocast if fast and own == torch.float32 else None
+        with torch.autocast(noisy.device.type, reduced, enabled=reduced is not None):
+            found = predict_noise(model, noisy.to(own), times, seen)
+        return found if found.dtype == torch.float64 else found.float()
+
+    def dropped(self, conditions: Tensor, rng: torch.Generator, share: float) -> Tensor:
+        """The conditions, a random ``share`` of them replaced by none."""
+        if not share:
+            return conditions
+        gone = (torch.rand(conditions.shape, generator=rng) < share).to(conditions.device)
+        return conditions.masked_fill(gone, self.null)
+
+
+def fixed_draws(
+    image: Tensor, shape: tuple[int, ...] | None = None, *, steps: int, draws: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Time steps (draws,) and noise (draws, C, H, W) that depend on the values of one image only.
+
+    One time step from each of ``draws`` equal parts of the diffusion.
+    """
+    pixels = (image.detach().float() * 255).round().to(torch.int16).cpu().contiguous()
+    name = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).hexdigest()
+    rng = torch.Generator().manual_seed(derive(0, "noise of an image", name))
+    places = (torch.arange(draws) + torch.rand(draws, generator=rng)) / draws
+    times = (places * steps).long().clamp_(max=steps - 1)
+    return times, torch.randn((draws, *(shape or image.shape)), generator=rng)
