@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from salun_core.data.batches import Batch
-from salun_core.errors import UserError, one_of
+from salun_core.errors import Diverged, UserError, one_of
 from salun_core.files import write_whole
 
 Mask = dict[str, Tensor]
@@ -88,6 +88,8 @@ def saliency_scores(
     ------
     UserError
         If ``forget`` holds no images, or a gradient is not finite.
+    Diverged
+        If it is a score that moves the weights between batches, and they overflow.
 
     References
     ----------
@@ -107,6 +109,8 @@ def saliency_scores(
     scores = {name: grad.abs_().float() for name, grad in total.items()}
     for name, values in scores.items():
         if not torch.isfinite(values).all():
+            if rule.ascent:
+                raise Diverged(f"the ascent of score {score} overflows on this model: choose another score")
             raise UserError(f"the gradient of {name} is not finite: check the model and the images for NaN")
     return scores
 

@@ -169,10 +169,11 @@ class ClassifierLab(MaskingLab):
 
     def _computed(self, cell: Cell, key: Key) -> Result:
         task = self.task(cell.seed, cell.scenario)
-        mask, mask_seconds = self.mask(cell.seed, cell.scenario, cell.mask)
-        start = time.perf_counter()
-        values: dict[str, Any] = {"mask_seconds": mask_seconds}
+        values: dict[str, Any] = {"mask_seconds": None}
         try:
+            mask, mask_seconds = self.mask(cell.seed, cell.scenario, cell.mask)
+            values["mask_seconds"] = mask_seconds
+            start = time.perf_counter()
             unlearned = METHODS[cell.method](task, mask=mask, seed=cell.seed, **cell.settings)
             values |= {"seconds": mask_seconds + self._since(start), "samples": unlearned.samples}
             check_finite(unlearned.model)
