@@ -489,7 +489,7 @@ def break_even(cells: pd.DataFrame, scenario: str) -> Chart:
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
     dear = cost["seconds"].idxmax()
-    finding = f"The dearest method, {name_of(*dear)}, takes {100 * cost['seconds'].max():.0f}% of the seconds of retraining"
+    finding = f"The costliest method, {name_of(*dear)}, takes {100 * cost['seconds'].max():.0f}% of the seconds of retraining"
     return Chart(
         fig,
         f"{finding}.",

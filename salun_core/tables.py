@@ -198,7 +198,8 @@ def tuning_table(tuning: pd.DataFrame) -> Table:
                 "Tried": len(part),
                 "Searched": "; ".join(f"{n} {short(min(v))} to {short(max(v))}" for n, v in tried.items())
                 or "nothing",
-                "Chosen": "; ".join(f"{n} {short(chosen['settings'][n])}" for n in tried) or "default",
+                "Chosen": "; ".join(_choice(n, chosen["settings"][n], v) for n, v in tried.items())
+                or "default",
                 "Distance": f"{100 * chosen['distance']:.2f}",
                 "Worst": f"{100 * part['distance'].replace(math.inf, math.nan).max():.2f}",
             }
@@ -208,7 +209,13 @@ def tuning_table(tuning: pd.DataFrame) -> Table:
         f"Settings chosen on tuning seed {seeds}, which is not reported: mean gap to Retrain over UA, RA, "
         "validation accuracy and MIA, in points."
     )
+    if any("*" in row["Chosen"] for row in rows):
+        caption += " * the largest or smallest value tried: a better one may lie beyond."
     return Table(pd.DataFrame(rows), caption)
+
+
+def _choice(name: str, value: Any, tried: list[Any]) -> str:
+    return f"{name} {short(value)}" + ("*" if value in (min(tried), max(tried)) else "")
 
 
 def varied(settings: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
