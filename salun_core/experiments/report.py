@@ -179,9 +179,13 @@ def notes_table(path: Path, figure: str) -> Table:
             "Remark": rows["note"].fillna(""),
         }
     )
-    return Table(
-        shown, f"Published: {figure} of the paper ({rows['dataset'].iloc[0]}, {rows['model'].iloc[0]})"
-    )
+    caption = f"Published: {figure} of the paper ({rows['dataset'].iloc[0]}, {rows['model'].iloc[0]})"
+    for column in [
+        c for c in shown if (shown[c] == shown[c].iloc[0]).all()
+    ]:  # what all rows share is said once
+        caption += f"; {shown[column].iloc[0]}".rstrip("; ")
+        shown = shown.drop(columns=column)
+    return Table(shown, caption)
 
 
 def masks_table(cells: pd.DataFrame) -> Table:
@@ -324,19 +328,25 @@ class RecordedParams(Params):
         return folder / self.run_name
 
 
-def recorded_settings(folder: Path) -> dict[str, Any]:
-    """Parameters of a recorded classification run."""
-    return dict(json.loads((folder / "results" / "classification.json").read_text("utf8"))["params"])
+def recorded_settings(folder: Path, experiment: str = "classification") -> dict[str, Any]:
+    """Parameters of a recorded run."""
+    return dict(json.loads((folder / "results" / f"{experiment}.json").read_text("utf8"))["params"])
 
 
-def recorded_cells(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Reported cells and tuning candidates of a recorded classification run."""
-    rows = read_table(folder, "classification")
+def recorded_cells(folder: Path, experiment: str = "classification") -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Reported cells and tuning candidates of a recorded run."""
+    rows = read_table(folder, experiment)
     reported = rows["reported"].astype(bool)
     tried = rows[~reported & rows["chosen"].notna()]
     return rows[reported].reset_index(drop=True), tried.assign(
         chosen=tried["chosen"].astype(bool)
     ).reset_index(drop=True)
+
+
+def recorded_agreement(folder: Path) -> pd.DataFrame:
+    """Overlap of pairs of masks in a recorded run, see `masks.mask_agreement`."""
+    found = [result for result in read_results(folder / "cells") if result.key.kind == "agreement"]
+    return pd.DataFrame([pair for result in found for pair in result.content["pairs"]])
 
 
 def recorded_setting(cells: pd.DataFrame, settings: dict[str, Any]) -> Prose:
