@@ -54,6 +54,12 @@ def parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", help="experiments, methods, data sets, models, metrics")
     listing.set_defaults(do=_list)
 
+    tiny = commands.add_parser("train-tiny-sd", help="train the small text-to-image pipeline from scratch")
+    tiny.add_argument("--out", type=Path, help="folder for it (default data/models/tiny-sd)")
+    tiny.add_argument("--seed", type=int, default=0)
+    tiny.add_argument("--threads", type=int, default=1, help="1 by default, for the same weights everywhere")
+    tiny.set_defaults(do=_train_tiny_sd)
+
     results = commands.add_parser("results", help="print the results of an experiment's last run")
     results.add_argument("experiment")
     results.add_argument("--format", choices=("table", "csv", "json"), default="table")
@@ -93,6 +99,21 @@ def _record(given: argparse.Namespace) -> None:
     folder = project_root() / "data" / "recorded" / Path(given.preset).stem
     given.parameter += [("preset", given.preset), ("out_dir", str(folder)), ("recorded", "true")]
     _run(given)
+
+
+def _train_tiny_sd(given: argparse.Namespace) -> None:
+    import torch
+
+    from salun_core.experiments.tiny_sd import make
+    from salun_core.paths import models_folder
+
+    torch.set_num_threads(given.threads)
+    folder = given.out or models_folder() / "tiny-sd"
+    command = f"python -m salun_core train-tiny-sd --seed {given.seed} --threads {given.threads}"
+    record = make(folder, seed=given.seed, command=command)
+    for kind, share in record["shown"].items():
+        print(f"{kind}: {share['value']:.1%} of {share['n']} images show the digit asked for")
+    print(f"written to {folder}, digest {record['digest']}")
 
 
 def _list(given: argparse.Namespace) -> None:

@@ -20,3 +20,8 @@ def output_folder(given: Path | None) -> Path:
 def sets_folder(given: Path | str | None) -> Path:
     """``given``, or ``data/sets`` of this project: the same from its top and from ``notebooks/``."""
     return Path(given).expanduser() if given is not None else project_root() / "data" / "sets"
+
+
+def models_folder() -> Path:
+    """``data/models`` of this project, where small trained models are committed."""
+    return project_root() / "data" / "models"

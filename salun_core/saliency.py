@@ -286,7 +286,7 @@ def save_mask(mask: Mask, path: Path | str, *, note: Mapping[str, str] | None = 
     note : mapping of str to str, optional
         Stored in the file's header (data set, keep, seed, …).
     """
-    packed = {name: torch.from_numpy(np.packbits(m.cpu().numpy().reshape(-1))) for name, m in mask.items()}
+    packed = {name: packed_bits(marked) for name, marked in mask.items()}
     shapes = json.dumps({name: list(m.shape) for name, m in mask.items()})
     header = {"format": "salun-mask-1", "shapes": shapes, **(note or {})}
     return write_whole(path, save(packed, metadata=header))
@@ -307,7 +307,7 @@ def load_mask(path: Path | str, *, device: torch.device | str = "cpu") -> Mask:
                 raise UserError(f"{path} is not a saliency mask: give a file written by save_mask")
             shapes = json.loads(header["shapes"])
             return {
-                name: _unpacked(file.get_tensor(name), shape).to(device) for name, shape in shapes.items()
+                name: unpacked_bits(file.get_tensor(name), shape).to(device) for name, shape in shapes.items()
             }
     except FileNotFoundError as error:
         raise UserError(f"there is no mask file {path}: compute the mask first") from error
@@ -321,7 +321,13 @@ def check_keep(keep: float) -> None:
         raise UserError(f"keep must lie in (0, 1], got {keep}: it is the share of weights that may change")
 
 
-def _unpacked(bits: Tensor, shape: list[int]) -> Tensor:
+def packed_bits(marked: Tensor) -> Tensor:
+    """Boolean entries as uint8, eight in each."""
+    return torch.from_numpy(np.packbits(marked.cpu().numpy().reshape(-1)))
+
+
+def unpacked_bits(bits: Tensor, shape: list[int]) -> Tensor:
+    """The boolean tensor of a shape that `packed_bits` made ``bits`` of."""
     count = int(np.prod(shape, dtype=np.int64))
     return torch.from_numpy(np.unpackbits(bits.numpy(), count=count).astype(bool)).view(shape)
 

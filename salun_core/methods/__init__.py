@@ -3,7 +3,9 @@
 from salun_core.methods import (
     be,
     bs,
+    ca,
     esd,
+    fmn,
     ft,
     ga,
     iu,
@@ -13,6 +15,7 @@ from salun_core.methods import (
     rl,
     salun,
     salun_soft,
+    uce,
 )
 from salun_core.methods.engine import Method, Unlearned
 
@@ -27,6 +30,9 @@ METHODS: dict[str, Method] = {
     "bs": bs.METHOD,
     "l1_sparse": l1_sparse.METHOD,
     "esd": esd.METHOD,
+    "fmn": fmn.METHOD,
+    "ca": ca.METHOD,
+    "uce": uce.METHOD,
     "salun": salun.METHOD,
     "salun_soft": salun_soft.METHOD,
 }

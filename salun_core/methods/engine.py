@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from salun_core.data.batches import Batch
 from salun_core.errors import Diverged, UserError, one_of
+from salun_core.methods.lora import Lora
 from salun_core.methods.search import Range
 from salun_core.rng import isolated
 from salun_core.saliency import Mask, check_mask, restore_unmarked_
@@ -182,7 +183,7 @@ def descend(
     losses: Losses,
     *,
     lr: float,
-    mask: Mask | None,
+    mask: Mask | Lora | None,
     seed: int,
     bn_stats: str = "update",
     decay_unmarked: bool = False,
@@ -198,10 +199,10 @@ def descend(
         See `Losses`.
     lr : float
         Learning rate, constant.
-    mask : Mask or None
-        Weights that may change; None for all.
+    mask : Mask, Lora or None
+        Weights that may change; None for all. `Lora` changes layers by adapters of low rank instead.
     seed : int
-        For dropout inside the model.
+        For dropout inside the model, and the first values of adapters.
     bn_stats : str
         "update": running statistics of BatchNorm follow the batches seen, as in the released code, also
         under a mask. "freeze": they stay, and the layers normalise with them.
@@ -209,7 +210,8 @@ def descend(
         Only to reproduce the released code before February 2026: mask the gradient and nothing else, so
         that weight decay moves the weights outside the mask.
     after_step : callable, optional
-        Called with the model after each step, before weights outside the mask are restored.
+        Called with the model after each step, before weights outside the mask are restored; not with
+        adapters, which leave the weights alone until the end.
 
     Raises
     ------
@@ -219,20 +221,32 @@ def descend(
     one_of(bn_stats, BN_STATS, "treatment of BatchNorm statistics")
     if not lr > 0:
         raise UserError(f"lr must be positive, got {lr}")
-    model = copy.deepcopy(task.model).requires_grad_(True)
+    model = trainable_copy(task.model)
+    adapters = None
+    if isinstance(mask, Lora):
+        if after_step is not None:
+            raise UserError(
+                "this method changes weights after each step: use it with a mask, not with adapters"
+            )
+        with isolated(seed, "adapters"):
+            adapters, mask = mask.attach(model), None
     if mask is not None:
         check_mask(mask, model)
     set_train_mode(model, bn_stats=bn_stats)
     optimizer = task.optimizer(model, lr)
+    # Gradients in half precision would vanish: they are taken of a multiple of the loss, and divided again.
+    scaled = getattr(task, "precision", "fp32") == "fp16"
+    scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=scaled)
     values: list[Tensor] = []
     samples = 0
     with isolated(seed, "descend"):
         for value, images in losses(model):
             optimizer.zero_grad()
-            value.backward()
+            scaler.scale(value).backward()
             if mask is not None and decay_unmarked:
                 mask_gradients_(model, mask)
-            optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
             if after_step is not None:
                 after_step(model)
             if mask is not None and not decay_unmarked:
@@ -244,7 +258,15 @@ def descend(
     for step, value_ in enumerate(trace):
         if not math.isfinite(value_):
             raise Diverged(f"the loss stopped being finite at step {step + 1}: lower the learning rate {lr}")
+    if adapters is not None:
+        model = Lora.merge(adapters)
     return Unlearned(model.eval(), trace, samples)
+
+
+def trainable_copy(model: nn.Module) -> nn.Module:
+    """A copy whose weights can be trained: in single precision where the model has half of it."""
+    twin = copy.deepcopy(model).requires_grad_(True)
+    return twin.float() if any(w.itemsize < 4 for w in twin.parameters()) else twin
 
 
 def set_train_mode(model: nn.Module, *, bn_stats: str) -> None:

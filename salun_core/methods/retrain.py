@@ -27,4 +27,9 @@ def retrain(task: Task, *, mask: Mask | None = None, replica: int = 0, seed: int
     return Unlearned(model, losses, samples=len(losses) * task.retain.n)
 
 
-METHOD = Method(retrain, "Retrain", source="training from scratch on the retain set")
+METHOD = Method(
+    retrain,
+    "Retrain",
+    tasks=("classification", "diffusion"),
+    source="training from scratch on the retain set",
+)

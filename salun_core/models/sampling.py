@@ -74,7 +74,7 @@ def sample(
     wanted, numbers = _checked(model, schedule, labels, streams, steps, guidance)
     null = class_count(model)
     images = sampled(
-        lambda part, stream: _denoised(
+        lambda part, stream: denoising(
             model, schedule, part, stream, seed, guidance, steps, eta, bf16, null=null
         ),
         to_pixels,
@@ -141,7 +141,7 @@ def trajectory(
         raise UserError(f"frames must lie in [1, {steps}], got {frames}: one for each step at most")
     shown = [round(steps * (i + 1) / frames) for i in range(frames)]
     null = class_count(model)
-    states = _denoised(model, schedule, wanted, numbers, seed, guidance, steps, 0.0, False, null=null)
+    states = denoising(model, schedule, wanted, numbers, seed, guidance, steps, 0.0, False, null=null)
     return torch.stack([to_pixels(noisy) for done, noisy in states if done in shown]), shown
 
 
@@ -150,7 +150,7 @@ def to_pixels(images: Tensor) -> Tensor:
     return images.add(1).mul(127.5).round().clamp(0, 255).byte().cpu()
 
 
-def _denoised(
+def denoising(
     model: nn.Module,
     schedule: "DDPMScheduler",
     conditions: Tensor,

@@ -1,7 +1,8 @@
 """tiny-sd: a Stable Diffusion pipeline small enough to train on a laptop, of the same classes as the large ones."""
 
-import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from salun_core.errors import UserError
@@ -115,20 +116,28 @@ def build_tokenizer(words: Iterable[str], *, length: int = 24) -> "CLIPTokenizer
     length : int
         Tokens of a prompt at most, with start and end.
     """
-    from tokenizers import Tokenizer, models, trainers
     from transformers import CLIPTokenizer
 
-    # The trainer joins the most frequent pair of pieces until every word is one; ties are settled by number.
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix=WORD_END))
-    trainer = trainers.BpeTrainer(
-        vocab_size=100_000, end_of_word_suffix=WORD_END, initial_alphabet=list(LETTERS), show_progress=False
+    merges: Any = joins(words)
+    pieces = [*LETTERS, *(letter + WORD_END for letter in LETTERS), *("".join(pair) for pair in merges)]
+    tokens = [*dict.fromkeys(pieces), START, END]
+    return CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(tokens)}, merges=merges, model_max_length=length
     )
-    tokenizer.train_from_iterator([*sorted(set(words)), *LETTERS], trainer)
-    model: dict[str, Any] = json.loads(tokenizer.to_str())["model"]
-    vocabulary: dict[str, int] = model["vocab"]
-    vocabulary |= {START: len(vocabulary), END: len(vocabulary) + 1}
-    merges: Any = [tuple(pair) for pair in model["merges"]]
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
+
+
+def joins(words: Iterable[str]) -> list[tuple[str, str]]:
+    """The byte-pair merges that make each word one token: the most frequent pair first, ties by alphabet."""
+    cut = [[*word[:-1], word[-1] + WORD_END] for word in sorted(set(words))]
+    found = []
+    while counts := Counter(pair for pieces in cut for pair in pairwise(pieces)):
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        found.append(best)
+        for pieces in cut:
+            for i in range(len(pieces) - 2, -1, -1):
+                if tuple(pieces[i : i + 2]) == best:
+                    pieces[i : i + 2] = ["".join(best)]
+    return found
 
 
 def _clip_config(tokenizer: "CLIPTokenizer", size: int, width: int, layers: int) -> Any:

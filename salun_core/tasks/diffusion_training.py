@@ -89,9 +89,13 @@ DIFFUSION_RECIPES: dict[str, DiffusionRecipe] = {
 
 def adam(model: nn.Module, lr: float, *, clip: float = 1.0) -> torch.optim.Optimizer:
     """Adam without weight decay, its gradients limited to norm ``clip`` (0 for no limit)."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    return limited(torch.optim.Adam(model.parameters(), lr=lr), clip)
+
+
+def limited(optimizer: torch.optim.Optimizer, clip: float) -> torch.optim.Optimizer:
+    """The optimiser, its gradients limited to norm ``clip`` (0 for no limit) before each step."""
     if clip:
-        weights = list(model.parameters())
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
 
         def limit(*_: Any) -> None:
             nn.utils.clip_grad_norm_(weights, clip)

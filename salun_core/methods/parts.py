@@ -1,0 +1,61 @@
+"""Parts of a text-conditioned denoising network, as masks."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from salun_core.errors import UserError, one_of
+from salun_core.methods.lora import Lora
+from salun_core.saliency import Mask, check_mask
+
+PARTS: dict[str, Callable[[str], bool]] = {
+    "full": lambda name: True,
+    "xattn": lambda name: ".attn2." in name,
+    # Neither the embedding of the time step nor the last layer, as in the authors' code.
+    "noxattn": lambda name: (
+        ".attn2." not in name and not name.startswith(("conv_out", "conv_norm_out", "time_embedding"))
+    ),
+    "selfattn": lambda name: ".attn1." in name,
+    "kv": lambda name: name.endswith((".attn2.to_k.weight", ".attn2.to_v.weight")),
+}
+"""Which weights belong to a part, by their names in diffusers.
+
+"full": all. "xattn": cross-attention, where the text comes in. "noxattn": all else. "selfattn":
+self-attention. "kv": the keys and values of cross-attention.
+"""
+
+
+def part_mask(model: nn.Module, part: str, mask: Mask | None = None) -> Mask | None:
+    """A mask for one part of a network, and within a mask that is given.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Denoising network.
+    part : str
+        A key of ``PARTS``.
+    mask : Mask, optional
+        Only weights that it marks too. Adapters are handed on, with "full" only.
+
+    Raises
+    ------
+    UserError
+        If the network has no such part.
+    """
+    belongs = PARTS[one_of(part, PARTS, "part of the network")]
+    if part == "full":
+        return mask
+    if isinstance(mask, Lora):
+        raise UserError(f"adapters name their own layers: give them with part 'full', not {part!r}")
+    weights = dict(model.named_parameters())
+    if not any(belongs(name) and ".attn" in name for name in weights):
+        raise UserError(f"the network attends to no text, so it has no part {part!r}: choose 'full'")
+    # One value seen as many: the mask of a part takes no memory.
+    whole = {
+        name: torch.tensor(belongs(name), device=w.device).expand(w.shape) for name, w in weights.items()
+    }
+    if mask is None:
+        return whole
+    check_mask(mask, model)
+    return {name: whole[name] & mask[name] for name in whole}

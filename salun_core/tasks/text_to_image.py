@@ -1,0 +1,216 @@
+"""Text-to-image: what a Stable Diffusion pipeline should forget, in whose place, and what it should keep."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from salun_core.data.batches import Batches
+from salun_core.errors import UserError, one_of
+from salun_core.models.pipelines import Prompts, check_pipeline, encode_images, encode_prompts
+from salun_core.tasks.diffusion_training import limited
+from salun_core.tasks.noise_prediction import TARGETS, NoisePrediction
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+OPTIMIZERS = ("adam", "adafactor")
+TOKENS = ("concept", "all", "padded")
+
+
+@dataclass(frozen=True)
+class TextToImageTask(NoisePrediction):
+    """The denoising network of a pipeline, with the latents and prompts it should forget and keep.
+
+    Only this network is unlearned; text encoder and autoencoder have done their part when the task exists.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A ``UNet2DConditionModel``. Half precision is enough: methods train a copy in single precision.
+    parts : mapping of str to Batches
+        By role, at least "forget" and "retain": latents as `encode_images` gives them, and numbers of prompts.
+    prompts : Prompts
+        What the numbers mean; number 0 is the empty prompt.
+    replacement : Tensor
+        int64 (M,), number of the prompt c' that takes the place of each prompt; -1 where there is none.
+    schedule : scheduler of diffusers
+        How latents turn into noise.
+    target : str
+        As in `DiffusionTask`: whose prediction for c' is aimed at.
+    relabel_drop, drop_share : float
+        Share of prompts dropped, in the forgetting loss and in the loss the model was trained with.
+    mask_guidance, mask_draws, antithetic
+        As in `DiffusionTask`.
+    precision : str
+        Of the training passes: "fp32", "bf16" or "fp16" (with scaled gradients). The weights that are
+        trained and the optimiser's state stay in single precision.
+    optimizer_name : str
+        "adam", or "adafactor", whose state takes almost no memory.
+    clip : float
+        Largest norm of the gradient of a step; 0 for no limit.
+    """
+
+    model: nn.Module
+    parts: Mapping[str, Batches]
+    prompts: Prompts
+    replacement: Tensor = field(repr=False)
+    schedule: Any
+    target: str = "original"
+    relabel_drop: float = 0.0
+    drop_share: float = 0.0
+    mask_guidance: float = 0.0
+    mask_draws: int = 1
+    antithetic: bool = False
+    precision: str = "fp32"
+    optimizer_name: str = "adam"
+    clip: float = 1.0
+    kind: str = "text_to_image"
+
+    def __post_init__(self) -> None:
+        one_of(self.target, TARGETS, "target of the forgetting loss")
+        one_of(self.precision, PRECISIONS, "precision")
+        one_of(self.optimizer_name, OPTIMIZERS, "optimiser")
+        if self.mask_draws < 1:
+            raise UserError(f"mask_draws must be at least 1, got {self.mask_draws}")
+        for role in ("forget", "retain"):
+            if self.parts[role].n == 0:
+                raise UserError(f"the {role} set holds no images: give at least one with its prompt")
+        asked = self.parts["forget"].labels.unique().cpu()
+        if (self.replacement[asked] < 0).any():
+            number = int(asked[self.replacement[asked] < 0][0])
+            raise UserError(
+                f"the prompt {self.prompts.texts[number]!r} is to be forgotten but has no replacement: give one"
+            )
+
+    @property
+    def null(self) -> int:
+        """Number of the empty prompt."""
+        return 0
+
+    @property
+    def drop(self) -> float:
+        """Share of images that a network in training sees without their prompt."""
+        return self.drop_share
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """Precision of the training passes, None for that of the weights."""
+        return PRECISIONS[self.precision]
+
+    def clean(self, images: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """Latents (N, C, h, w) drawn from their distributions, or their means without ``rng``."""
+        mean, std = images.chunk(2, dim=1)
+        if rng is None:
+            return mean
+        return mean + std * torch.randn(tuple(mean.shape), generator=rng).to(mean)
+
+    def wrong(self, conditions: Tensor, rng: torch.Generator) -> Tensor:
+        """The replacement of each prompt."""
+        return self.replacement.to(conditions.device)[conditions]
+
+    def condition(self, conditions: Tensor) -> Tensor:
+        """Embeddings (N, L, D) of prompts by number."""
+        return self.prompts.embeddings[conditions.to(self.prompts.embeddings.device)]
+
+    def tokens(self, which: str = "concept") -> Tensor:
+        """Tokens of each prompt, bool (M, L).
+
+        Parameters
+        ----------
+        which : str
+            "concept": those that the prompt's replacement lacks, or all if there are none. "all": everything
+            between start and end. "padded": that, the end, and the padding.
+        """
+        one_of(which, TOKENS, "choice of tokens")
+        ids, lengths = self.prompts.ids, self.prompts.lengths[:, None]
+        places = torch.arange(ids.shape[1])[None]
+        if which == "padded":
+            return (places > 0).expand_as(ids)
+        inside = (places > 0) & (places < lengths - 1)
+        if which == "all":
+            return inside
+        marked = inside.clone()
+        for number, other in enumerate(self.replacement.tolist()):
+            if other >= 0:
+                own = inside[number] & ~torch.isin(ids[number], ids[other])
+                marked[number] = own if own.any() else inside[number]
+        return marked
+
+    def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+        """Adam or Adafactor without weight decay, constant learning rate, gradients limited."""
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        made: torch.optim.Optimizer
+        if self.optimizer_name == "adafactor":
+            made = torch.optim.Adafactor(weights, lr=lr, weight_decay=0.0)
+        else:
+            made = torch.optim.Adam(weights, lr=lr)
+        return limited(made, self.clip)
+
+    def train(self, batches: Batches, *, seed: int) -> tuple[nn.Module, list[float]]:
+        """Refused: these pipelines are not trained from scratch here."""
+        raise UserError(
+            "a text-to-image pipeline is not trained again here: compare with the original and with the "
+            "prompts that should stay"
+        )
+
+
+def text_to_image_task(
+    pipe: "StableDiffusionPipeline",
+    *,
+    forget: tuple[Tensor, Sequence[str]],
+    retain: tuple[Tensor, Sequence[str]],
+    replacement: str | Mapping[str, str],
+    batch_size: int = 8,
+    gradient_checkpointing: bool = False,
+    **settings: Any,
+) -> TextToImageTask:
+    """Encode images and prompts once, and make a task of them.
+
+    Parameters
+    ----------
+    pipe : StableDiffusionPipeline
+        From `load_pipeline`. After this only its denoising network is needed on the accelerator.
+    forget, retain : (images, prompts)
+        uint8 (N, 1 or 3, H, W), and a prompt for each image.
+    replacement : str or mapping of str to str
+        The prompt that takes the place of a forgotten one: the same for all, or by prompt.
+    batch_size : int
+        Images in a step, of each set.
+    gradient_checkpointing : bool
+        Compute activations twice instead of keeping them. Switched on in the pipeline's own network.
+    **settings
+        Those of `TextToImageTask`.
+
+    Raises
+    ------
+    UserError
+        If images and prompts do not fit, or a forgotten prompt has no replacement.
+    """
+    check_pipeline(pipe)
+    for role, (images, texts) in (("forget", forget), ("retain", retain)):
+        if len(images) != len(texts):
+            raise UserError(f"{len(images)} images to {role} came with {len(texts)} prompts: give one each")
+    asked = tuple(dict.fromkeys(forget[1]))
+    instead = dict.fromkeys(asked, replacement) if isinstance(replacement, str) else dict(replacement)
+    if missing := [text for text in asked if text not in instead]:
+        raise UserError(f"the prompt {missing[0]!r} is to be forgotten but has no replacement: give one")
+    prompts = encode_prompts(pipe, [*asked, *(instead[text] for text in asked), *retain[1]])
+    wrong = torch.full((len(prompts.texts),), -1)
+    wrong[prompts.numbers(asked)] = prompts.numbers([instead[text] for text in asked])
+    if gradient_checkpointing:
+        pipe.unet.enable_gradient_checkpointing()
+    parts = {
+        role: latent_batches(pipe, images, prompts.numbers(texts), size=batch_size)
+        for role, (images, texts) in (("forget", forget), ("retain", retain))
+    }
+    return TextToImageTask(pipe.unet, parts, prompts, wrong, pipe.scheduler, **settings)
+
+
+def latent_batches(pipe: "StableDiffusionPipeline", images: Tensor, labels: Tensor, *, size: int) -> Batches:
+    """Images as latents, on the pipeline's device, with a number each."""
+    latents = encode_images(pipe, images)
+    return Batches(latents, labels.to(latents.device), torch.arange(len(labels)), size=size)
