@@ -1,0 +1,80 @@
+"""Training steps and sampling of a class-conditional diffusion model, against plain loops in single precision."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.measure import Row, in_turn
+from benchmarks.problems import DEVICE, noise_images
+from salun_core.data.batches import Batches
+from salun_core.models.sampling import sample
+from salun_core.models.unet import build_unet, noise_schedule
+from salun_core.tasks.diffusion import DiffusionTask
+from salun_core.tasks.diffusion_training import DiffusionRecipe
+
+BF16 = DEVICE.type == "cuda"
+
+
+def run(*, small: bool) -> list[Row]:
+    """The same network, batches of the same size, the same number of steps."""
+    if small:
+        widths, count, steps, drawn = [8, 16], 16, 2, 4
+    else:
+        widths, count, steps, drawn = (
+            ([128, 256, 256, 256], 128, 20, 64) if BF16 else ([32, 64, 64], 64, 4, 16)
+        )
+    pixels, labels = (part.to(DEVICE) for part in noise_images(count))
+    schedule = noise_schedule()
+    recipe = DiffusionRecipe(steps=steps, batch_size=count)
+
+    def build(seed: int) -> torch.nn.Module:
+        return build_unet(classes=10, channels=3, size=32, widths=widths, layers=1, seed=seed).to(DEVICE)
+
+    batches = Batches(pixels, labels, torch.arange(count), size=count)
+    task = DiffusionTask(build(0), {"forget": batches, "retain": batches}, build, recipe, schedule, bf16=BF16)
+
+    def ours() -> None:
+        task.train(batches, seed=0)
+
+    def plain() -> None:
+        model = copy.deepcopy(task.model).train()
+        optimizer = torch.optim.Adam(model.parameters(), lr=2e-4)
+        for _ in range(steps):
+            images = pixels.float() / 255 * 2 - 1
+            noise = torch.randn_like(images)
+            times = torch.randint(0, 1000, (count,), device=DEVICE)
+            given = torch.where(torch.rand(count, device=DEVICE) < 0.1, 10, labels)
+            predicted = model(schedule.add_noise(images, noise, times), times, class_labels=given).sample
+            loss = F.mse_loss(predicted, noise)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+
+    trained = in_turn(ours, plain, repeats=1 if small else 3)
+
+    wanted = torch.arange(drawn) % 10
+    denoisings = 2 if small else 10
+
+    def drawn_by_us() -> None:
+        sample(task.model, schedule, wanted, guidance=0.0, steps=denoisings, bf16=BF16)
+
+    @torch.no_grad()
+    def drawn_plainly() -> None:
+        from diffusers import DDIMScheduler
+
+        stepper = DDIMScheduler.from_config(schedule.config)
+        stepper.set_timesteps(denoisings)
+        for label in wanted:  # one image after the other, each with its own noise
+            image = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(int(label))).to(DEVICE)
+            for time in stepper.timesteps:
+                predicted = task.model(image, time, class_labels=label[None].to(DEVICE)).sample
+                image = stepper.step(predicted, time, image).prev_sample
+
+    sampled = in_turn(drawn_by_us, drawn_plainly, repeats=1 if small else 3)
+    weights = f"{sum(w.numel() for w in task.model.parameters()):,} weights"
+    return [
+        Row(f"training, {weights}, {steps} steps of {count} images", *trained),
+        Row(f"sampling, {weights}, {drawn} images in {denoisings} steps, seeded each", *sampled),
+    ]

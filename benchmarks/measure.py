@@ -1,0 +1,81 @@
+"""Two ways of doing one thing, measured in turn."""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison; ``ratio`` is the plain way over ours, so that more is better.
+
+    Parameters
+    ----------
+    what : str
+        What is compared, with its size.
+    ours, plain : float
+        Both measurements in ``unit``.
+    unit : str
+        "s" or "MiB".
+    note : str
+        What else there is to say, for instance whether a bound holds.
+    """
+
+    what: str
+    ours: float
+    plain: float
+    unit: str = "s"
+    note: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """Plain over ours."""
+        return self.plain / self.ours
+
+    def shown(self) -> dict[str, str]:
+        """The row as printed."""
+        return {
+            "compared": self.what,
+            "ours": f"{self.ours:.4g} {self.unit}",
+            "plain": f"{self.plain:.4g} {self.unit}",
+            "ratio": f"{self.ratio:.2f}",
+            "note": self.note,
+        }
+
+
+def in_turn(ours: Callable[[], object], plain: Callable[[], object], *, repeats: int) -> tuple[float, float]:
+    """Median seconds of both ways; they alternate, after one round that is not counted."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for turn in range(repeats + 1):
+        for way, taken in zip((ours, plain), seconds, strict=True):
+            start = time.perf_counter()
+            way()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn:
+                taken.append(time.perf_counter() - start)
+    return statistics.median(seconds[0]), statistics.median(seconds[1])
+
+
+def peak(module: str, function: str, size: int) -> float:
+    """MiB by which the memory of a fresh process grows, at most, while ``module.function(prepared)`` runs.
+
+    ``module.prepared(size)`` makes the argument and is not counted.
+    """
+    code = f"""
+import importlib, json, resource
+part = importlib.import_module({module!r})
+argument = part.prepared({size})
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+getattr(part, {function!r})(argument)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps((after - before) / 1024))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return max(float(json.loads(done.stdout)), 1.0)  # below a page or so nothing can be told
