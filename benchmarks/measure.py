@@ -1,6 +1,5 @@
 """Two ways of doing one thing, measured in turn."""
 
-import json
 import statistics
 import subprocess
 import sys
@@ -66,16 +65,27 @@ def in_turn(ours: Callable[[], object], plain: Callable[[], object], *, repeats:
 def peak(module: str, function: str, size: int) -> float:
     """MiB by which the memory of a fresh process grows, at most, while ``module.function(prepared)`` runs.
 
-    ``module.prepared(size)`` makes the argument and is not counted.
+    ``module.prepared(size)`` makes the argument and is not counted. Memory is read every few milliseconds:
+    the high-water mark that the system keeps is inherited from the process that started this one.
     """
     code = f"""
-import importlib, json, resource
+import importlib, threading, psutil
 part = importlib.import_module({module!r})
 argument = part.prepared({size})
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-getattr(part, {function!r})(argument)
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps((after - before) / 1024))
+process = psutil.Process()
+before = most = process.memory_info().rss
+done = threading.Event()
+def watch():
+    global most
+    while not done.wait(0.002):
+        most = max(most, process.memory_info().rss)
+watcher = threading.Thread(target=watch)
+watcher.start()
+result = getattr(part, {function!r})(argument)
+most = max(most, process.memory_info().rss)
+done.set()
+watcher.join()
+print((most - before) / 2**20)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return max(float(json.loads(done.stdout)), 1.0)  # below a page or so nothing can be told
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return max(float(ended.stdout), 0.1)  # less cannot be told

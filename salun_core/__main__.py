@@ -13,10 +13,10 @@ from salun_core.errors import UserError, one_of
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, or 2 with one sentence on stderr."""
+    """Run the command; returns the exit status: 0, 1 where a check fails, or 2 with one sentence on stderr."""
     given = parser().parse_args(words)
     try:
-        given.do(given)
+        status = given.do(given)
         sys.stdout.flush()
     except UserError as error:
         print(f"salun_core: {error}", file=sys.stderr)
@@ -27,7 +27,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("salun_core: interrupted; finished cells are kept, the same command goes on", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,6 +59,15 @@ def parser() -> argparse.ArgumentParser:
     tiny.add_argument("--seed", type=int, default=0)
     tiny.add_argument("--threads", type=int, default=1, help="1 by default, for the same weights everywhere")
     tiny.set_defaults(do=_train_tiny_sd)
+
+    check = commands.add_parser("check", help="whether a data set and a model of your own fit")
+    check.add_argument("--dataset", required=True, help="a data set's name, or package.module:function")
+    check.add_argument("--data-dir", help="where its files are")
+    check.add_argument("--image-size", type=int, help="resize images to this many pixels")
+    check.add_argument("--arch", required=True, help="resnet18, torchvision:NAME, package.module:function, …")
+    check.add_argument("--width", type=int)
+    check.add_argument("--keep", type=float, default=0.5, help="density of the mask")
+    check.set_defaults(do=_check)
 
     results = commands.add_parser("results", help="print the results of an experiment's last run")
     results.add_argument("experiment")
@@ -133,6 +142,19 @@ def _list(given: argparse.Namespace) -> None:
         print(f"{title}:")
         for name, text in names.items():
             print(f"  {name:<16} {text}".rstrip())
+
+
+def _check(given: argparse.Namespace) -> int:
+    from salun_core.adapters import check_adapter, find_dataset
+    from salun_core.models import check_arch
+    from salun_core.saliency import check_keep
+
+    check_arch(given.arch)
+    check_keep(given.keep)
+    dataset = find_dataset(given.dataset, given.data_dir, given.image_size)
+    report = check_adapter(dataset, given.arch, size=given.image_size, width=given.width, keep=given.keep)
+    print(report)
+    return 0 if report.ok else 1
 
 
 def _results(given: argparse.Namespace) -> None:

@@ -1,0 +1,123 @@
+"""Defects built into data sets and models are found, and named."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from problems import small_network, trained_task
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from salun_core.__main__ import main
+from salun_core.adapters import check_adapter
+
+
+def digits(first, last):
+    found = load_digits()
+    images = torch.from_numpy(found.images[first:last] / 16).float()[:, None]
+    return TensorDataset(images, torch.from_numpy(found.target[first:last]).long())
+
+
+TRAIN, TEST = digits(0, 900), digits(900, 1200)
+
+
+class Changed(TensorDataset):
+    """The training digits, each passed through ``change`` when read."""
+
+    def __init__(self, change):
+        super().__init__(*TRAIN.tensors)
+        self.change = change
+
+    def __getitem__(self, row):
+        return self.change(*super().__getitem__(row))
+
+
+class Around(nn.Module):
+    """A small network with ``defect`` behind it."""
+
+    def __init__(self, defect, net=None):
+        super().__init__()
+        self.net = net or small_network(0)
+        self.defect = defect
+
+    def forward(self, images):
+        return self.defect(self.net(images))
+
+
+def wrong(report):
+    return " ".join(str(check) for check in report.checks if check.ok is False)
+
+
+def test_a_fitting_pair_passes_and_stays_as_it_was():
+    model = trained_task().model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    report = check_adapter((TRAIN, TEST), model)
+    assert report.ok, str(report)
+    assert all(check.ok for check in report.checks)
+    assert "raises UA" in report.checks[-1].what
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda image, label: (image + torch.rand(()) * (1 - image), label), "differs when read again"),
+        (lambda image, label: (image * 2 - 1, label), "leave out normalisation"),
+        (lambda image, label: (image, label + 1), "none for 0"),
+        (lambda image, label: (image, -1), "whole number from 0"),
+        (lambda image, label: image, "not \\(image, label\\)|has shape|whole number"),
+    ],
+)
+def test_data_sets_with_a_defect(change, said):
+    report = check_adapter((Changed(change), TEST), small_network(0))
+    assert not report.ok
+    assert re.search(said, wrong(report)), str(report)
+
+
+def test_a_test_set_of_training_images():
+    assert "also training images" in wrong(check_adapter((TRAIN, TRAIN), small_network(0)))
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (lambda: Around(lambda x: x.softmax(1)), "leave the softmax out"),
+        (lambda: Around(lambda x: F.dropout(x, 0.5)), "random is on in evaluation mode"),
+        (lambda: Around(lambda x: x - x.mean(0)), "looks at other images of the batch"),
+        (lambda: Around(lambda x: x[:, :7]), "must give logits"),
+        (lambda: Around(lambda x: x, nn.Sequential(nn.Flatten(), nn.Linear(100, 10))), "does not take"),
+        (lambda: small_network(0).requires_grad_(False), "requires_grad"),
+    ],
+)
+def test_models_with_a_defect(model, said):
+    report = check_adapter((TRAIN, TEST), model())
+    assert not report.ok
+    assert said in wrong(report), str(report)
+
+
+def test_an_unused_weight_is_named():
+    model = Around(lambda x: x)
+    model.spare = nn.Linear(2, 2)
+    assert "spare.weight" in wrong(check_adapter((TRAIN, TEST), model))
+
+
+def test_a_model_that_cannot_learn_leaves_the_direction_open():
+    report = check_adapter((TRAIN, TEST), Around(lambda x: x * 1e-9))
+    last = report.checks[-1]
+    assert last.ok is None
+    assert "trained model" in last.said
+
+
+def test_the_command_tells_by_its_status(capsys):
+    assert main(["check", "--dataset", "digits", "--arch", "resnet18", "--width", "4"]) == 0
+    assert "Everything fits" in capsys.readouterr().out
+    assert main(["check", "--dataset", "test_adapters:leaking", "--arch", "resnet18", "--width", "4"]) == 1
+    assert "also training images" in capsys.readouterr().out
+    assert main(["check", "--dataset", "digit", "--arch", "resnet18"]) == 2
+    assert "did you mean 'digits'" in capsys.readouterr().err
+
+
+def leaking():
+    return TRAIN, TRAIN
