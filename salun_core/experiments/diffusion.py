@@ -16,7 +16,8 @@ from salun_core.data.splits import class_number
 from salun_core.errors import UserError, one_of
 from salun_core.experiments.cells import MASKS, Cell, MaskSpec, Scenario, check_ran, progress_bar, run_cells
 from salun_core.experiments.classification import default_mask, find_device, numeric, retrain_replicas
-from salun_core.experiments.diffusion_lab import DiffusionLab, Forgetting, Judge, Sampling, Unet
+from salun_core.experiments.diffusion_lab import DiffusionLab, Forgetting, Unet
+from salun_core.experiments.generation_lab import Judge, Sampling
 from salun_core.experiments.params import Params
 from salun_core.experiments.store import Store
 from salun_core.experiments.summary import write_table

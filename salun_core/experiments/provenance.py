@@ -1,9 +1,11 @@
 """Where and with what a result was computed."""
 
+import contextlib
 import datetime
 import platform
 import subprocess
 import sys
+import time
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,6 +37,17 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "libraries": _libraries(),
     }
+
+
+def fresh_clock(device: torch.device) -> float:
+    """A reading of ``time.perf_counter()``, with `peak_memory` counted from here on (on Linux, or an accelerator)."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+    return time.perf_counter()
 
 
 def peak_memory(device: torch.device) -> int | None:
