@@ -5,9 +5,11 @@ import importlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from salun_core.data import DATASETS, ImageData, from_datasets, load_dataset
@@ -15,11 +17,13 @@ from salun_core.data.batches import Batches
 from salun_core.data.images import resized
 from salun_core.data.splits import split_data
 from salun_core.errors import UserError
+from salun_core.experiments.params import Params
 from salun_core.methods import METHODS
 from salun_core.metrics import Evaluation, evaluate
 from salun_core.metrics.accuracy import unlearning_accuracy
 from salun_core.models import build_model, takes_width
 from salun_core.models.external import check_output
+from salun_core.paths import output_folder
 from salun_core.rng import generator
 from salun_core.saliency import Mask, density, saliency_mask
 from salun_core.tasks.classification import ClassificationTask
@@ -382,3 +386,42 @@ def _forgotten(task: ClassificationTask, mask: Mask) -> tuple[nn.Module, float, 
         if gain > 0.05:
             break
     return model, gain, rate
+
+
+class YourDataParams(Params):
+    """Parameters of the notebook that shows how to bring data, a network and a method."""
+
+    experiment: ClassVar[str] = "your_data"
+
+    data_dir: Path | None = None
+    image_size: int | None = Field(None, ge=1)
+    epochs: int = Field(8, ge=1)
+    threads: int = Field(1, ge=0)
+    out_dir: Path | None = None
+
+    def folder(self) -> Path:
+        """Where the notebook writes what it makes up."""
+        folder = output_folder(self.out_dir) / "your_data"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def write_image_folder(dataset: Any, folder: Path) -> Path:
+    """Write (image, label) pairs as ``train/<class>/<number>.png`` and ``test/…``, every fourth image to ``test``.
+
+    Parameters
+    ----------
+    dataset : iterable of (Tensor, int)
+        Grey or colour images, uint8 (C, H, W).
+    folder : Path
+        Written to; pictures that are there already are left.
+    """
+    from torchvision.io import write_png
+
+    for number, (image, label) in enumerate(dataset):
+        place = folder / ("test" if number % 4 == 3 else "train") / str(label)
+        place.mkdir(parents=True, exist_ok=True)
+        path = place / f"{number:04}.png"
+        if not path.exists():
+            write_png(image, str(path))
+    return folder
