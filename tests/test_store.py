@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -147,3 +148,22 @@ def test_a_users_own_network_counts_in_the_code_digest(tmp_path, monkeypatch):
     for cached in (code._file, code._tree, code._substance):
         cached.cache_clear()
     assert code_digest("users_net") != first
+
+
+def test_two_runs_that_want_one_result_compute_it_once(tmp_path):
+    computed = []
+
+    def wanted():
+        store = Store(tmp_path)
+        with store.alone(KEY):
+            if store.get(KEY) is None:
+                computed.append(1)
+                time.sleep(0.2)
+                put(store)
+
+    runs = [threading.Thread(target=wanted) for _ in range(4)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert computed == [1]

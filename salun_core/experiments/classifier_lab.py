@@ -107,6 +107,10 @@ class ClassifierLab(MaskingLab):
     def original(self, seed: int, scenario: Scenario) -> nn.Module:
         """The model trained on forget and retain set together: one a seed, and one a list of images."""
         key = self._original_key(seed, scenario)
+        with self.store.alone(key):
+            return self._original(seed, scenario, key)
+
+    def _original(self, seed: int, scenario: Scenario, key: Key) -> nn.Module:
         net = self.build(seed).to(memory_format=torch.channels_last)
         found = self.store.get(key)
         if found and self.store.has_files(found):
@@ -156,7 +160,8 @@ class ClassifierLab(MaskingLab):
         key = self.key(cell)
         found = self.store.get(key)
         if found is None:
-            return self._computed(cell, key)
+            with self.store.alone(key):
+                found = self.store.get(key) or self._computed(cell, key)
         measured = "metrics" in found.content or found.content["status"] == "diverged"
         if not cell.reported or measured:
             return found

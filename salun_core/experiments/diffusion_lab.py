@@ -150,6 +150,10 @@ class DiffusionLab(GenerationLab):
         if self.pretrained is not None:
             return self._brought()[0].to(self.device)
         key = self._original_key(seed)
+        with self.store.alone(key):
+            return self._original(seed, key)
+
+    def _original(self, seed: int, key: Key) -> nn.Module:
         found = self.store.get(key)
         if found and self.store.has_files(found):
             net = self.build(seed)

@@ -88,7 +88,11 @@ class GenerationLab(MaskingLab):
     def run(self, cell: Cell) -> Result:
         """The cell's result, from the store or computed now."""
         key = self.key(cell)
-        return self.store.get(key) or self._computed(cell, key)
+        found = self.store.get(key)
+        if found is None:
+            with self.store.alone(key):
+                found = self.store.get(key) or self._computed(cell, key)
+        return found
 
     def weights(self, model: nn.Module, task: Task) -> bytes:
         """An unlearned model as the content of a safetensors file."""

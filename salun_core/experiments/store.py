@@ -1,11 +1,14 @@
 """Finished cells on disk: each one whole, recognised when damaged, and found again by what it is."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from salun_core.errors import UserError
 from salun_core.files import check_writable, sha256, write_whole
@@ -120,6 +123,18 @@ class Store:
         text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
         write_whole(self.path(key), text.encode())
         return Result(key, dict(values), dict(provenance), files)
+
+    @contextlib.contextmanager
+    def alone(self, key: Key) -> Iterator[None]:
+        """Wait until no other process on this machine is computing this result; ask `get` again inside.
+
+        Two notebooks that share cells then share the work. The lock ends with the process that holds it,
+        however it ends.
+        """
+        folder = self.folder / ".locks"
+        folder.mkdir(exist_ok=True)
+        with FileLock(folder / key.name):
+            yield
 
     def all(self) -> list[Result]:
         """Every whole result in the folder, by name."""
