@@ -156,6 +156,11 @@ def captions(kind: str, split: str = "train") -> list[Caption]:
     return found
 
 
+def photo_of(digit: int) -> str:
+    """The caption that digits are forgotten by: "a photo of a seven"."""
+    return f"a photo of {_it(NAMES[digit], 'direct')}"
+
+
 def slips(name: str) -> tuple[str, ...]:
     """The name with two neighbouring letters swapped, or one doubled or left out, where no other is meant."""
     return tuple(slip for slip in _slips(name) if not any(slip in _slips(n) for n in NAMES if n != name))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from salun_core.experiments import class_wise, classification, diffusion, masks, stability
+from salun_core.experiments import class_wise, classification, diffusion, masks, stability, text_to_image
 from salun_core.experiments.params import Params
 
 
@@ -42,6 +42,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         diffusion.DiffusionParams,
         diffusion.run,
         "a class forgotten by a class-conditional diffusion model (Figures 3 and 4 of the paper)",
+    ),
+    "text_to_image": Experiment(
+        text_to_image.TextToImageParams,
+        text_to_image.run,
+        "a class forgotten by a Stable Diffusion pipeline (Table 2 of the paper)",
     ),
 }
 

@@ -13,13 +13,14 @@ from salun_core.methods import METHODS
 from salun_core.saliency import SCORES, check_keep
 
 MASKS = ("none", "salient", "random", "random_per_layer", "least_salient")
+CHANGES = (*MASKS, "lora")  # what may change: weights under a mask, or adapters in its place
 
 
 @dataclass(frozen=True)
 class MaskSpec:
     """Which mask a cell uses.
 
-    A kind from ``MASKS``, the share of weights kept, a key of ``saliency.SCORES``, whether the forget set
+    A kind from ``CHANGES``, the share of weights kept, a key of ``saliency.SCORES``, whether the forget set
     is augmented while scoring (as in the released code), and the draw of a random mask or augmentation.
     """
 
@@ -30,7 +31,7 @@ class MaskSpec:
     draw: int = 0
 
     def __post_init__(self) -> None:
-        one_of(self.kind, MASKS, "kind of mask")
+        one_of(self.kind, CHANGES, "kind of mask")
         one_of(self.score, SCORES, "saliency score")
         check_keep(self.keep)
 

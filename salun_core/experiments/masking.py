@@ -20,6 +20,7 @@ class MaskingLab:
 
     data: ImageData
     device: torch.device
+    mask_dtype: torch.dtype | None = torch.float64  # precision of the gradients, see `saliency_scores`
     _scores: tuple[tuple[Any, ...], Scores, float] | None = None
 
     def task(self, seed: int, scenario: Scenario) -> Task:
@@ -57,7 +58,7 @@ class MaskingLab:
             if spec.augmented:
                 forget = task.forget.shuffled(generator(seed, "mask augmentation", spec.draw))
             start = time.perf_counter()
-            scores = saliency_scores(task.model, forget, task.loss, score=spec.score)
+            scores = saliency_scores(task.model, forget, task.loss, score=spec.score, dtype=self.mask_dtype)
             self._scores = (wanted, scores, self._since(start))
         return self._scores[1], self._scores[2]
 

@@ -42,6 +42,11 @@ def save_delta(
     UserError
         If the networks are not of one architecture.
     """
+    return write_whole(path, delta_bytes(model, original, note=note))
+
+
+def delta_bytes(model: nn.Module, original: nn.Module, *, note: Mapping[str, str] | None = None) -> bytes:
+    """The content of the file that `save_delta` writes."""
     before, after = original.state_dict(), model.state_dict()
     _check_same(before, after)
     parts, shapes = {}, {}
@@ -65,7 +70,7 @@ def save_delta(
         "shapes": json.dumps(shapes),
         **(note or {}),
     }
-    return write_whole(path, save(parts, metadata=header))
+    return save(parts, metadata=header)
 
 
 def load_delta(path: Path | str, original: nn.Module) -> nn.Module:

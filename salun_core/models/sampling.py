@@ -108,7 +108,7 @@ def sampled(
                 bar.update()
                 if done == steps:
                     images.append(finish(noisy))
-    return torch.cat(images) if images else torch.empty(0, dtype=torch.uint8)
+    return torch.cat(images).contiguous() if images else torch.empty(0, dtype=torch.uint8)
 
 
 def trajectory(
