@@ -39,6 +39,10 @@ LOOK: dict[str, tuple[str, str]] = {
     "l1_sparse": ("#999933", "P"),
     "salun": ("#D55E00", "D"),
     "salun_soft": ("#009E73", "d"),
+    "esd": ("#332288", "h"),
+    "fmn": ("#117733", "p"),
+    "ca": ("#AA4499", "H"),
+    "uce": ("#DDCC77", "8"),
 }
 MASK_LOOK = {
     "none": ("#56B4E9", "o"),

@@ -25,6 +25,10 @@ LABELS = {
     "l1_sparse": "ℓ1-sparse",
     "salun": "SalUn",
     "salun_soft": "SalUn-soft",
+    "esd": "ESD",
+    "fmn": "FMN",
+    "ca": "CA",
+    "uce": "UCE",
 }
 OWN_MASK = {"salun": "salient"}  # the mask a method has by definition
 WORDS = (

@@ -91,8 +91,11 @@ def dependencies(notebook: Path, given: dict[str, Any], root: Path = ROOT) -> li
     if recorded := given.get("run_name") or _declared(tree).get("run_name"):
         found |= {file for file in _files(root / "data/recorded" / str(recorded)) if file.suffix == ".json"}
     preset = str(given.get("preset") or _declared(tree).get("preset") or "")
-    named = root / PACKAGE / "experiments" / "presets" / notebook.stem / f"{preset}.yaml"
-    found |= {file for file in (named, root / preset) if file.is_file()}
+    presets = root / PACKAGE / "experiments" / "presets"
+    # An experiment's presets are in a folder named after it: the notebook's name, or that of its module.
+    folders = {notebook.stem} | {file.stem for file in found if file.parent.name == "experiments"}
+    named = {presets / folder / f"{preset}.yaml" for folder in folders}
+    found |= {file for file in (*named, root / preset) if file.is_file()}
     return sorted(file.relative_to(root) for file in found)
 
 

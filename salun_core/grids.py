@@ -1,0 +1,232 @@
+"""Figures of generated images, and of what an independent classifier sees in them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from salun_core.metrics.gaps import summary
+from salun_core.plots import Chart, look, panels, style
+from salun_core.tables import name_of
+
+FRAME = "#D55E00"
+SHOWN = {
+    "UA": ("UA: forgotten class\nnot recognised (%)", 100),
+    "OA": ("OA: other classes\nrecognised (%)", 100),
+    "FD": ("Fréchet distance\nof the other classes", 1),
+}
+
+
+def picture(axis: Axes, image: Tensor) -> None:
+    """Draw one image, uint8 (C, H, W), without ticks; grey images as ink on paper."""
+    pixels = image.permute(1, 2, 0).numpy()
+    grey: dict[str, Any] = {"cmap": "gray_r", "vmin": 0, "vmax": 255} if pixels.shape[2] == 1 else {}
+    axis.imshow(pixels.squeeze(), interpolation="nearest", **grey)
+    axis.set(xticks=[], yticks=[])
+    for side in axis.spines.values():
+        side.set_visible(False)
+
+
+def beside(axis: Axes, name: str, *, rows: int) -> None:
+    """Write the name of a band of ``rows`` images to the left of its first one."""
+    axis.text(-0.15, 1 - rows / 2, name, transform=axis.transAxes, ha="right", va="center", fontsize=9.5)
+
+
+def method_grid(
+    rows: Mapping[str, tuple[Tensor, Tensor]],
+    classes: Sequence[str],
+    *,
+    forgotten: int,
+    each: int = 2,
+    most: int = 10,
+) -> Chart:
+    """Samples of each model: a band for each model, a column for each class, equal noise down a column.
+
+    Parameters
+    ----------
+    rows : mapping of str to (Tensor, Tensor)
+        By the name to show: samples uint8 (n, C, H, W) and the classes they were asked for (n,).
+    classes : sequence of str
+        Names of the classes, in the order of their numbers.
+    forgotten : int
+        The forgotten class, whose column is framed.
+    each : int
+        Samples of each class.
+    most : int
+        Classes shown, the forgotten one among them.
+    """
+    columns = list(range(min(most, len(classes))))
+    if forgotten not in columns:
+        columns[-1] = forgotten
+    with style():
+        size = 5.7 / len(columns)
+        fig, axes = panels(
+            len(rows) * each, len(columns), height=size * len(rows) * each + 0.4, squeeze=False
+        )
+        for band, (name, (images, labels)) in enumerate(rows.items()):
+            for x, label in enumerate(columns):
+                found = images[labels == label][:each]
+                for k in range(each):
+                    axis = axes[band * each + k, x]
+                    axis.axis("off")
+                    if k < len(found):
+                        axis.axis("on")
+                        picture(axis, found[k])
+                    if label == forgotten:
+                        frame = Rectangle(
+                            (0, 0),
+                            1,
+                            1,
+                            transform=axis.transAxes,
+                            fill=False,
+                            ec=FRAME,
+                            lw=1.6,
+                            clip_on=False,
+                        )
+                        axis.add_patch(frame)
+            beside(axes[band * each, 0], name, rows=each)
+        for x, label in enumerate(columns):
+            axes[0, x].set_title(
+                str(classes[label]), fontsize=9, color=FRAME if label == forgotten else "black", pad=3
+            )
+        fig.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
+    text = (
+        f"Samples of {len(rows)} models ({', '.join(rows)}) for {len(columns)} classes; class {classes[forgotten]} was "
+        "to be forgotten."
+    )
+    return Chart(
+        fig,
+        text,
+        f"{text} Images in one column start from the same noise, so that rows can be compared; the forgotten class "
+        f"is framed. n = {each} of each class and model.",
+        photo=True,
+    )
+
+
+def trajectories(
+    before: Tensor, after: Tensor, times: Sequence[int], *, asked: str, names: tuple[str, str]
+) -> Chart:
+    """The way from noise to image for the forgotten class, in two models.
+
+    Parameters
+    ----------
+    before, after : Tensor
+        uint8 (frames, n, C, H, W), from `models.sampling.trajectory` with equal streams.
+    times : sequence of int
+        Denoising steps behind each frame.
+    asked : str
+        What was asked for.
+    names : tuple of str
+        Names of the two models.
+    """
+    count = before.shape[1]
+    with style():
+        fig, axes = panels(2 * count, len(times), height=2 * count * 6.0 / len(times) + 0.4, squeeze=False)
+        for half, (name, frames) in enumerate(zip(names, (before, after), strict=True)):
+            for k in range(count):
+                for x in range(len(times)):
+                    picture(axes[half * count + k, x], frames[x, k])
+            beside(axes[half * count, 0], name, rows=count)
+        for x, step in enumerate(times):
+            axes[0, x].set_title(f"step {step}", fontsize=8.5, pad=3)
+        fig.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
+    text = f"From noise to image for {asked}: {names[0]} above, {names[1]} below, from equal noise."
+    return Chart(fig, text, f"{text} n = {count} images each.", photo=True)
+
+
+def confusions(counts: Mapping[str, Tensor], classes: Sequence[str], *, forgotten: int) -> Chart:
+    """Classes asked for against classes recognised, a panel for each model.
+
+    Parameters
+    ----------
+    counts : mapping of str to Tensor
+        By the name to show: int64 (K, K), rows asked for, columns recognised.
+    classes : sequence of str
+        Their names.
+    forgotten : int
+        The forgotten class.
+    """
+    across = min(3, len(counts))
+    down = math.ceil(len(counts) / across)
+    with style():
+        fig, axes = panels(down, across, height=2.35 * down, squeeze=False, sharex=True, sharey=True)
+        for axis, (name, table) in zip(axes.flat, counts.items(), strict=False):
+            share = (100 * table / table.sum(1, keepdim=True).clamp_min(1)).numpy()
+            drawn = axis.imshow(share, cmap="cividis", vmin=0, vmax=100)
+            axis.add_patch(Rectangle((-0.5, forgotten - 0.5), len(table), 1, fill=False, ec=FRAME, lw=1.4))
+            axis.set_title(name, fontsize=10)
+            axis.set_xticks(range(len(classes)), [str(c)[:6] for c in classes], fontsize=8, rotation=90)
+            axis.set_yticks(range(len(classes)), [str(c)[:6] for c in classes], fontsize=8)
+        for axis in axes.flat[len(counts) :]:
+            axis.axis("off")
+        fig.supxlabel("recognised", fontsize=9.5)
+        fig.supylabel("asked for", fontsize=9.5)
+        fig.colorbar(drawn, ax=axes, shrink=0.7, label="%")
+    instead = {name: str(classes[int(table[forgotten].argmax())]) for name, table in counts.items()}
+    finding = f"Asked for {classes[forgotten]}, " + ", ".join(
+        f"{name} mostly shows {seen}" for name, seen in instead.items()
+    )
+    n = int(next(iter(counts.values())).sum(1).max())
+    return Chart(
+        fig,
+        f"{finding}.",
+        f"{finding}. Share of samples (n = {n} a row) that the judge takes for each class.",
+    )
+
+
+def generation_compared(cells: pd.DataFrame) -> Chart:
+    """UA, accuracy of the other classes, and Fréchet distance of every model, with Retrain as line.
+
+    Parameters
+    ----------
+    cells : DataFrame
+        Rows of the diffusion or text-to-image experiment.
+    """
+    part = cells[(cells["replica"] == 0) & (cells["status"] == "done")]
+    names = list(dict.fromkeys(zip(part["method"], part["mask"], strict=True)))[::-1]
+    retrain = part[part["method"] == "retrain"]
+    with style():
+        fig, axes = panels(1, 3, height=0.32 * len(names) + 1.3, sharey=True)
+        for axis, (column, (title, scale)) in zip(axes, SHOWN.items(), strict=True):
+            for y, (method, mask) in enumerate(names):
+                mine = scale * part.loc[(part["method"] == method) & (part["mask"] == mask), column].astype(
+                    float
+                )
+                colour, marker = look(method)
+                found = summary(mine)
+                axis.plot(mine, [y] * len(mine), ".", color=colour, alpha=0.45)
+                filled = colour if mask in ("none", "salient") else "white"
+                axis.plot(found["mean"], y, marker, color=colour, mfc=filled, ms=6)
+            if len(retrain):
+                axis.axvline(scale * retrain[column].astype(float).mean(), color="black", ls="--", lw=1)
+            if column == "FD":
+                floor = part["FD floor"].astype(float)
+                axis.axvspan(0, floor.max(), color="0.88", lw=0)
+                axis.set_xlim(left=0)
+            axis.set_title(title, fontsize=9.5)
+            axis.grid(axis="x", lw=0.4, color="0.9")
+            axis.set_axisbelow(True)
+        axes[0].set_yticks(range(len(names)), [name_of(*name) for name in names])
+        axes[0].set_xlim(-3, 103)
+        axes[1].set_xlim(min(90.0, 100 * float(part["OA"].astype(float).min()) - 2), 101)
+    means = part.groupby(["method", "mask"])[["UA", "OA"]].mean(numeric_only=False).astype(float)
+    others = means.drop(index=[i for i in means.index if i[0] in ("retrain", "original")])
+    both = [
+        name_of(*map(str, key)) for key, row in others.iterrows() if row["UA"] >= 0.95 and row["OA"] >= 0.95
+    ]
+    finding = (
+        f"At least 95% in both UA and the other classes: {', '.join(both) if both else 'no method'} "
+        f"(of {len(others)})"
+    )
+    first = part.iloc[0]
+    return Chart(
+        fig,
+        f"{finding}.",
+        f"{first['dataset']}, class {', '.join(map(str, part['forgotten'].unique()))} forgotten. {finding}. Points are "
+        f"seeds and classes (n = {len(retrain) or part['seed'].nunique()}), each with {first['n_class']} samples a class; "
+        f"dashed: Retrain; grey: distance of real images to real images. {first['distance']}.",
+    )
