@@ -1,5 +1,6 @@
 """Defects built into data sets and models are found, and named."""
 
+import copy
 import re
 
 import pytest
@@ -95,6 +96,63 @@ def test_models_with_a_defect(model, said):
     report = check_adapter((TRAIN, TEST), model())
     assert not report.ok
     assert said in wrong(report), str(report)
+
+
+class Counting(nn.Module):
+    """Moves a buffer with every image, in evaluation too."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = small_network(0)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, images):
+        self.seen += len(images)
+        return self.net(images)
+
+
+def test_a_model_that_changes_when_it_is_only_looked_at():
+    assert "update them only if self.training" in wrong(check_adapter((TRAIN, TEST), Counting()))
+
+
+def test_pixels_divided_twice():
+    report = check_adapter((Changed(lambda image, label: (image / 255, label)), TEST), small_network(0))
+    assert "divided by 255 twice" in wrong(report)
+
+
+def test_images_that_are_given_twice():
+    images, labels = TRAIN.tensors
+    twice = TensorDataset(torch.cat([images, images[:300]]), torch.cat([labels, labels[:300]]))
+    assert "300 of 1,200 repeat an earlier one" in wrong(check_adapter((twice, TEST), small_network(0)))
+
+
+def test_more_labels_than_class_names():
+    train = Changed(lambda image, label: (image, label))
+    train.classes = ["a", "b", "c"]
+    assert "labels go from 0 to 9" in wrong(check_adapter((train, TEST), small_network(0)))
+
+
+def test_a_trained_model_that_expects_other_pixels_is_told():
+    class Other(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = copy.deepcopy(trained_task().model)
+
+        def forward(self, images):
+            return self.net(1 - images)
+
+    report = check_adapter((TRAIN, TEST), Other())
+    known = next(check for check in report.checks if "recognises" in check.what)
+    assert known.ok is None
+    assert "normalisation belongs into its forward" in known.said
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_batch_norm_is_told(layers):
+    norm = [nn.BatchNorm2d(1)] * layers
+    report = check_adapter((TRAIN, TEST), nn.Sequential(*norm, nn.Flatten(), nn.Linear(64, 10)))
+    said = next(check.said for check in report.checks if check.what == "BatchNorm")
+    assert said.startswith(f"{layers} layers" if layers else "none")
 
 
 def test_an_unused_weight_is_named():
