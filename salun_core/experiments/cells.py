@@ -107,6 +107,42 @@ class Lab(Protocol):
         ...
 
 
+def cell_row(cell: Cell, result: Result, lab: Any, **found: Any) -> dict[str, Any]:
+    """One row of the results table: what was run, what was ``found``, what it cost, and where it comes from.
+
+    Parameters
+    ----------
+    lab : Lab
+        With ``experiment``, ``source`` and ``data``, for the first columns.
+    """
+    values, origin = result.content, result.provenance
+    return {
+        "experiment": lab.experiment,
+        "source": lab.source,
+        "dataset": lab.data.name,
+        "scenario": cell.scenario.label,
+        "method": cell.method,
+        "mask": cell.mask.kind,
+        "keep": cell.mask.keep if cell.mask.kind != "none" else 1.0,
+        "score": cell.mask.score,
+        "seed": cell.seed,
+        "status": values["status"],
+        "seconds": values.get("seconds"),
+        "mask_seconds": values["mask_seconds"],
+        "samples_seen": values.get("samples"),
+        **found,
+        "settings": cell.all_settings,
+        "replica": cell.settings.get("replica", 0),
+        "reported": cell.reported,
+        **cell.tags,
+        "device": origin["device"],
+        "threads": origin["threads"],
+        "code": origin["revision"],
+        "finished": origin["finished"],
+        "cell": result.key.name,
+    }
+
+
 def run_cells(lab: Lab, cells: Iterable[Cell], *, progress: "tqdm[Any] | None" = None) -> pd.DataFrame:
     """Run cells in order and return their table, one row each."""
     rows = []

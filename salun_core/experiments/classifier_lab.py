@@ -14,7 +14,7 @@ from salun_core.data.batches import Batches
 from salun_core.data.images import ImageData
 from salun_core.data.splits import Split, split_data
 from salun_core.errors import Diverged
-from salun_core.experiments.cells import Cell, Scenario
+from salun_core.experiments.cells import Cell, Scenario, cell_row
 from salun_core.experiments.code import code_digest
 from salun_core.experiments.masking import MaskingLab
 from salun_core.experiments.provenance import peak_memory
@@ -202,7 +202,18 @@ class ClassifierLab(MaskingLab):
 
     def row(self, cell: Cell, result: Result) -> dict[str, Any]:
         """One row of the results table."""
-        return result_row(cell, result, self)
+        values = result.content
+        counts = values.get("counts", {})
+        return cell_row(
+            cell,
+            result,
+            self,
+            arch=self.arch,
+            width=self.width,
+            **{name: values.get("metrics", {}).get(name) for name in METRICS},
+            **{f"select_{name}": value for name, value in values.get("selection", {}).items()},
+            **{f"n_{role}": counts.get(role) for role in ("forget", "retain", "validation", "test")},
+        )
 
     def evaluation(self, result: Result) -> Evaluation:
         """The stored logits behind a result."""
@@ -237,41 +248,6 @@ class ClassifierLab(MaskingLab):
     def _batches(self, ids: torch.Tensor) -> Batches:
         images, labels = self.data.images[ids].to(self.device), self.data.labels[ids].to(self.device)
         return Batches(images, labels, ids, size=self.batch_size, augment=augmentation(self.data))
-
-
-def result_row(cell: Cell, result: Result, lab: ClassifierLab) -> dict[str, Any]:
-    """One row of the results table: what was run, what came out, what it cost."""
-    values = result.content
-    counts = values.get("counts", {})
-    return {
-        "experiment": lab.experiment,
-        "source": lab.source,
-        "dataset": lab.data.name,
-        "arch": lab.arch,
-        "width": lab.width,
-        "scenario": cell.scenario.label,
-        "method": cell.method,
-        "mask": cell.mask.kind,
-        "keep": cell.mask.keep if cell.mask.kind != "none" else 1.0,
-        "score": cell.mask.score,
-        "seed": cell.seed,
-        "status": values["status"],
-        "seconds": values.get("seconds"),
-        "mask_seconds": values["mask_seconds"],
-        "samples_seen": values.get("samples"),
-        **{name: values.get("metrics", {}).get(name) for name in METRICS},
-        **{f"select_{name}": value for name, value in values.get("selection", {}).items()},
-        **{f"n_{role}": counts.get(role) for role in ("forget", "retain", "validation", "test")},
-        "settings": cell.all_settings,
-        "replica": cell.settings.get("replica", 0),
-        "reported": cell.reported,
-        **cell.tags,
-        "device": result.provenance["device"],
-        "threads": result.provenance["threads"],
-        "code": result.provenance["revision"],
-        "finished": result.provenance["finished"],
-        "cell": result.key.name,
-    }
 
 
 def check_finite(model: nn.Module) -> None:

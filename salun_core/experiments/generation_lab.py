@@ -16,7 +16,7 @@ from salun_core.data.augment import augmentation
 from salun_core.data.batches import Batch, Batches
 from salun_core.data.images import ImageData
 from salun_core.errors import Diverged, UserError
-from salun_core.experiments.cells import Cell, Scenario
+from salun_core.experiments.cells import Cell, Scenario, cell_row
 from salun_core.experiments.classifier_lab import check_finite, thinned
 from salun_core.experiments.code import code_digest
 from salun_core.experiments.masking import MaskingLab
@@ -275,43 +275,24 @@ class GenerationLab(MaskingLab):
         """One row of the results table: what was run, what came out, what it cost."""
         values = result.content
         distance = values.get("distance", {})
-        return {
-            "experiment": self.experiment,
-            "source": self.source,
-            "dataset": self.data.name,
+        return cell_row(
+            cell,
+            result,
+            self,
             **self.about,
-            "scenario": cell.scenario.label,
-            "forgotten": self.data.classes[self.forgotten(cell.scenario)],
-            "method": cell.method,
-            "mask": cell.mask.kind,
-            "keep": cell.mask.keep if cell.mask.kind != "none" else 1.0,
-            "score": cell.mask.score,
-            "seed": cell.seed,
-            "status": values["status"],
-            "seconds": values.get("seconds"),
-            "mask_seconds": values["mask_seconds"],
-            "sampling_seconds": values.get("sampling_seconds"),
-            "peak_memory": values.get("peak_memory"),
-            "samples_seen": values.get("samples"),
+            forgotten=self.data.classes[self.forgotten(cell.scenario)],
+            sampling_seconds=values.get("sampling_seconds"),
+            peak_memory=values.get("peak_memory"),
             **{
                 name: values.get("metrics", {}).get(name) for name in ("UA", "OA", "strays", "FD", "FD floor")
             },
-            "distance": distance.get("name"),
-            "n_distance": distance.get("n"),
-            "n_class": self.sampling.samples,
-            "judge": self.judge_accuracy,
-            "confusion": values.get("confusion"),
+            distance=distance.get("name"),
+            n_distance=distance.get("n"),
+            n_class=self.sampling.samples,
+            judge=self.judge_accuracy,
+            confusion=values.get("confusion"),
             **{f"n_{role}": values.get("counts", {}).get(role) for role in ("forget", "retain")},
-            "settings": cell.all_settings,
-            "replica": cell.settings.get("replica", 0),
-            "reported": cell.reported,
-            **cell.tags,
-            "device": result.provenance["device"],
-            "threads": result.provenance["threads"],
-            "code": result.provenance["revision"],
-            "finished": result.provenance["finished"],
-            "cell": result.key.name,
-        }
+        )
 
     def _batches(self, ids: Tensor) -> Batches:
         return Batches(self.data.images[ids].to(self.device), self.data.labels[ids].to(self.device), ids)

@@ -1,4 +1,6 @@
-"""ResNet-18 for small images."""
+"""Residual networks for small images."""
+
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,17 +44,18 @@ class ResNet18(nn.Module):
     He et al., Deep residual learning for image recognition, CVPR 2016.
     """
 
+    blocks: ClassVar[tuple[int, ...]] = (2, 2, 2, 2)
+
     def __init__(self, classes: int, channels: int = 3, width: int = 64) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         stages: list[nn.Module] = []
         entering = width
-        for stage in range(4):
+        for stage, blocks in enumerate(self.blocks):
             leaving = width * 2**stage
-            stages.append(
-                nn.Sequential(Block(entering, leaving, 1 if stage == 0 else 2), Block(leaving, leaving, 1))
-            )
+            first = Block(entering, leaving, 1 if stage == 0 else 2)
+            stages.append(nn.Sequential(first, *(Block(leaving, leaving, 1) for _ in range(blocks - 1))))
             entering = leaving
         self.stages = nn.Sequential(*stages)
         self.fc = nn.Linear(entering, classes)

@@ -1,43 +1,16 @@
 """ResNet-34 for small images: an independent judge of generated ones."""
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from typing import ClassVar
 
-from salun_core.models.resnet import Block
+from salun_core.models.resnet import ResNet18
 
 
-class ResNet34(nn.Module):
-    """ResNet-34 with a 3x3 first convolution and no pooling before the blocks.
-
-    Parameters
-    ----------
-    classes : int
-        K, number of logits.
-    channels : int
-        Channels of the images.
-    width : int
-        Channels of the first stage, doubled in each of the three that follow.
+class ResNet34(ResNet18):
+    """ResNet-34, built like `ResNet18`.
 
     References
     ----------
     He et al., Deep residual learning for image recognition, CVPR 2016.
     """
 
-    def __init__(self, classes: int, channels: int = 3, width: int = 64) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        stages: list[nn.Module] = []
-        entering = width
-        for stage, blocks in enumerate((3, 4, 6, 3)):
-            leaving = width * 2**stage
-            first = Block(entering, leaving, 1 if stage == 0 else 2)
-            stages.append(nn.Sequential(first, *(Block(leaving, leaving, 1) for _ in range(blocks - 1))))
-            entering = leaving
-        self.stages = nn.Sequential(*stages)
-        self.fc = nn.Linear(entering, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, K) of normalised images (N, C, H, W)."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        return self.fc(self.stages(x).mean(dim=(2, 3)))
+    blocks: ClassVar[tuple[int, ...]] = (3, 4, 6, 3)
