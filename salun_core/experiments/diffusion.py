@@ -145,7 +145,6 @@ def run(params: DiffusionParams, *, lab: DiffusionLab | None = None) -> Diffusio
         For anything the user can put right, before anything is trained.
     """
     lab = lab or params.lab()
-    lab.build(0)  # refuses images that the network cannot take
     scenarios = [Scenario("class", target=class_number(lab.data, c)) for c in params.forget_class]
     names = ["retrain", *(m for m in params.methods if m != "retrain")]
     variants = [Variant(m, default_mask(m, params.keep, params.score)) for m in names]

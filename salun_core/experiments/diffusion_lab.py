@@ -123,6 +123,13 @@ class DiffusionLab(GenerationLab):
     source: str = "quick"
     _task: tuple[tuple[int, Scenario], DiffusionTask] | None = None
 
+    def __post_init__(self) -> None:
+        # Refused now: a folder without a model for these images, images that the network cannot take.
+        if self.pretrained is not None:
+            self._brought()
+        else:
+            self.build(0)
+
     def build(self, seed: int) -> nn.Module:
         """A freshly initialised denoising network."""
         net = self.unet
