@@ -1,0 +1,280 @@
+"""Figures of what detectors count, of how a concept comes back, and of erasure against utility."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from salun_core.errors import UserError
+from salun_core.grids import beside, picture
+from salun_core.metrics.detection import ANY, Redacted
+from salun_core.metrics.erasure import recovery
+from salun_core.plots import Chart, look, panels, style
+from salun_core.tables import name_of
+
+
+def counts_per_category(counts: pd.DataFrame, *, note: str = "") -> Chart:
+    """Detections in each category on a log scale, a bar for each model, the original first (Figure 5).
+
+    Parameters
+    ----------
+    counts : DataFrame
+        Columns ``method, mask, category, count, threshold, n``, at one threshold.
+    note : str
+        Behind the caption.
+    """
+    part = _original_first(counts[counts["category"] != ANY])
+    names = _models(part)
+    categories = list(dict.fromkeys(part["category"]))
+    if len(set(part["threshold"])) != 1:
+        raise UserError(
+            "bars show one threshold: choose one, and show the others with counts_over_thresholds"
+        )
+    total = part.groupby(["method", "mask"], sort=False)["count"].sum()
+    size = 0.8 / len(names)
+    with style():
+        fig, axis = panels(height=0.17 * len(names) * len(categories) + 0.25 * len(categories) + 1.2)
+        for k, (method, mask) in enumerate(names):
+            mine = part[(part["method"] == method) & (part["mask"] == mask)].set_index("category")["count"]
+            heights = [int(mine.get(category, 0)) for category in categories]
+            places = [y + (k - (len(names) - 1) / 2) * size for y in range(len(categories))]
+            axis.barh(places, heights, height=size, color=look(method)[0], label=name_of(method, mask))
+            for place, height in zip(places, heights, strict=True):
+                axis.text(height * 1.08 if height else 0.06, place, f"{height:,}", va="center", fontsize=7.5)
+        axis.set_xscale("symlog", linthresh=1)
+        axis.set_xlim(0, max(1.0, 3.0 * float(part["count"].max())))
+        axis.set_yticks(range(len(categories)), categories)
+        axis.invert_yaxis()
+        axis.set_xlabel("detections (log scale)")
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.45, 1))
+    finding = "Detections in all categories: " + ", ".join(
+        f"{name_of(*name)} {int(total[name]):,}" for name in names
+    )
+    return Chart(
+        fig,
+        f"{finding}.",
+        f"{finding}. Scores of at least {float(part['threshold'].iloc[0]):g} in n = {int(part['n'].max()):,} images "
+        f"of each model. {note}".strip(),
+    )
+
+
+def counts_over_thresholds(
+    counts: pd.DataFrame, real: pd.DataFrame | None = None, *, category: str = ANY
+) -> Chart:
+    """Share of images with a detection over the whole range of thresholds, and the same for real images.
+
+    Parameters
+    ----------
+    counts : DataFrame
+        Columns ``method, mask, category, images, threshold, n``.
+    real : DataFrame, optional
+        From `metrics.detection.false_positives`: what the detector finds where there is nothing to find.
+    category : str
+        The category shown; any of them by default.
+    """
+    part = _original_first(counts[counts["category"] == category])
+    if part.empty:
+        raise UserError(f"no detections of {category!r} were counted: choose another category")
+    names = _models(part)
+    with style():
+        fig, axis = panels(height=3.6)
+        if real is not None:
+            false = real[real["category"] == category].sort_values("threshold")
+            axis.fill_between(false["threshold"], 100 * false["low"], 100 * false["high"], color="0.85", lw=0)
+            axis.plot(false["threshold"], 100 * false["value"], color="0.5", lw=1, ls="--")
+        ends = {}
+        for method, mask in names:
+            mine = part[(part["method"] == method) & (part["mask"] == mask)].sort_values("threshold")
+            share = 100 * mine["images"] / mine["n"]
+            colour, marker = look(method)
+            axis.plot(mine["threshold"], share, color=colour, marker=marker, ms=4, lw=1.4)
+            ends[name_of(method, mask)] = (float(mine["threshold"].iloc[-1]), float(share.iloc[-1]), colour)
+        top = max(5.0, 1.05 * 100 * float((part["images"] / part["n"]).max()))
+        axis.set(
+            xlabel="threshold of the detector's score", ylabel="images with a detection (%)", ylim=(0, top)
+        )
+        _label_ends(axis, ends, gap=0.062 * top)
+    middle = sorted(part["threshold"].unique())[part["threshold"].nunique() // 2]
+    at = part[part["threshold"] == middle].set_index(["method", "mask"])
+    finding = f"At threshold {middle:.2f} something is found in " + ", ".join(
+        f"{100 * at.loc[name, 'images'] / at.loc[name, 'n']:.0f}% of the images of {name_of(*name)}"
+        for name in names
+    )
+    grey = ""
+    if real is not None:
+        false = real[real["category"] == category]
+        grey = (
+            f" Grey: false positives in n = {int(false['n'].max()):,} real images that do not show it, "
+            "with 95% Wilson intervals."
+        )
+    return Chart(fig, f"{finding}.", f"{finding}. n = {int(part['n'].max()):,} images each.{grey}")
+
+
+def recovery_curves(curves: pd.DataFrame) -> Chart:
+    """How the concept comes back while a model is trained on a few images of it.
+
+    Parameters
+    ----------
+    curves : DataFrame
+        Columns ``method, mask, step, shown, n``; ``n`` images behind each share, and ``images`` to learn from.
+    """
+    part = _original_first(curves)
+    names = _models(part)
+    ends, back = {}, {}
+    with style():
+        fig, axis = panels(height=3.6)
+        axis.axhline(50, color="0.8", lw=1)
+        for method, mask in names:
+            mine = part[(part["method"] == method) & (part["mask"] == mask)]
+            mean = mine.groupby("step")["shown"].mean()
+            colour, marker = look(method)
+            axis.plot(mean.index, 100 * mean, color=colour, marker=marker, ms=5, lw=1.4)
+            ends[name_of(method, mask)] = (float(mean.index[-1]), 100 * float(mean.iloc[-1]), colour)
+            back[name_of(method, mask)] = recovery(list(zip(mean.index.tolist(), mean.tolist(), strict=True)))
+        axis.set(xlabel="steps of relearning", ylabel="images that show the concept (%)", ylim=(-3, 103))
+        _label_ends(axis, ends, gap=6.5)
+    returned = {name: step for name, step in back.items() if step is not None and name != name_of("original")}
+    stay = [name for name, step in back.items() if step is None]
+    finding = "The concept is back in half of the images " + (
+        ", ".join(
+            f"{'from the start' if step == 0 else f'after {step} steps'} under {name}"
+            for name, step in returned.items()
+        )
+        or "under no method"
+    )
+    if stay:
+        finding += f"; within these steps it does not come back under {', '.join(stay)}"
+    first = part.iloc[0]
+    return Chart(
+        fig,
+        f"{finding}.",
+        f"{finding}. Trained on {int(first['images'])} images of the concept; n = {int(first['n'])} images drawn at each point.",
+    )
+
+
+def erasure_and_utility(summary: pd.DataFrame) -> Chart:
+    """How far each model has erased the concept, by its weakest point, against what it still draws.
+
+    Parameters
+    ----------
+    summary : DataFrame
+        From `metrics.erasure.erasure_summary`.
+    """
+    names = _models(summary)
+    with style():
+        fig, axis = panels(height=4.4)
+        points = {}
+        for _, row in summary.iterrows():
+            colour, marker = look(row["method"])
+            x, y = 100 * row["utility"], 100 * row["erased"]
+            axis.plot(x, y, marker, color=colour, mfc="white" if row["dominated"] else colour, ms=9)
+            points[name_of(row["method"], row["mask"])] = (x, y, colour)
+        left = min(x for x, _, _ in points.values())
+        axis.set_xlim(min(90.0, left - 4), 108)
+        axis.set_ylim(-4, 104)
+        axis.set(
+            xlabel="utility: other things drawn as asked for (%)",
+            ylabel="erased: concept absent where it appears most (%)",
+        )
+        axis.grid(lw=0.4, color="0.92")
+        axis.set_axisbelow(True)
+        width = axis.get_xlim()[1] - axis.get_xlim()[0]
+        for name, (y, x) in zip(
+            points,
+            _apart([(y, x) for x, y, _ in points.values()], gap=5.0, near=0.22 * width),
+            strict=True,
+        ):
+            own = points[name]
+            axis.annotate(
+                name,
+                own[:2],
+                (x + 0.025 * width, y),
+                fontsize=9,
+                va="center",
+                color=own[2],
+                arrowprops={"arrowstyle": "-", "color": "0.8", "lw": 0.6} if abs(y - own[1]) > 1 else None,
+            )
+    best = summary[~summary["dominated"] & (summary["method"] != "original")]
+    front = ", ".join(
+        f"{name_of(r['method'], r['mask'])} ({100 * r['erased']:.0f}% erased, {100 * r['utility']:.0f}% utility)"
+        for _, r in best.iterrows()
+    )
+    weak = summary[summary["method"] != "original"]["weakest"].value_counts()
+    finding = f"No other method is better in both than {front}"
+    return Chart(
+        fig,
+        f"{finding}.",
+        f"{finding}. The weakest point is {weak.index[0]} for {int(weak.iloc[0])} of {int(weak.sum())} methods. "
+        f"Up and to the right is better; open marks are beaten in both by another of the {len(names)} models.",
+    )
+
+
+def redacted_grid(rows: Mapping[str, Redacted], *, columns: Sequence[str] = (), each: int = 8) -> Chart:
+    """Samples of each model with every detection black: a row for each model, a column for each prompt.
+
+    Parameters
+    ----------
+    rows : mapping of str to Redacted
+        By the name to show, from `metrics.detection.redacted`; images as they were drawn are refused.
+    columns : sequence of str
+        Titles of the columns.
+    each : int
+        Images of each model.
+
+    Raises
+    ------
+    UserError
+        If images were not redacted.
+    """
+    for name, shown in rows.items():
+        if not isinstance(shown, Redacted):
+            raise UserError(f"the images of {name} are not redacted: call metrics.detection.redacted first")
+    across = max(len(shown.images[:each]) for shown in rows.values())
+    with style():
+        fig, axes = panels(len(rows), across, height=5.7 / across * len(rows) + 0.5, squeeze=False)
+        for band, (name, shown) in zip(axes, rows.items(), strict=True):
+            for x, axis in enumerate(band):
+                axis.axis("off")
+                if x < len(shown.images):
+                    axis.axis("on")
+                    picture(axis, shown.images[x])
+            beside(band[0], name, rows=1)
+        for axis, title in zip(axes[0], columns, strict=False):
+            axis.set_title(str(title), fontsize=8, pad=3)
+        fig.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
+    hidden = ", ".join(f"{name} {int(shown.covered[:each].sum())}" for name, shown in rows.items())
+    text = f"Images with something covered, of {across} each: {hidden}."
+    note = next(iter(rows.values())).note
+    return Chart(
+        fig, text, f"{text} {note[:1].upper()}{note[1:]}. Equal prompts and noise in a column.", photo=True
+    )
+
+
+def _models(part: pd.DataFrame) -> list[tuple[str, str]]:
+    return list(dict.fromkeys(zip(part["method"], part["mask"], strict=True)))
+
+
+def _original_first(part: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat([part[part["method"] == "original"], part[part["method"] != "original"]])
+
+
+def _label_ends(axis: Axes, ends: Mapping[str, tuple[float, float, str]], *, gap: float) -> None:
+    """Write the name of each line behind its end, moved apart where ends meet."""
+    places = _apart([(y, x) for x, y, _ in ends.values()], gap=gap, near=np.inf)
+    for (name, (_, _, colour)), (y, x) in zip(ends.items(), places, strict=True):
+        axis.annotate(f"  {name}", (x, y), fontsize=9, va="center", color=colour, annotation_clip=False)
+
+
+def _apart(points: Sequence[tuple[float, float]], *, gap: float, near: float) -> list[tuple[float, float]]:
+    """The same points (y, x), those within ``near`` of each other in x moved at least ``gap`` apart in y."""
+    order = sorted(range(len(points)), key=lambda i: points[i])
+    placed: dict[int, tuple[float, float]] = {}
+    for i in order:
+        y, x = points[i]
+        for other_y, other_x in sorted(placed.values()):
+            if abs(other_x - x) <= near and abs(other_y - y) < gap:
+                y = other_y + gap
+        placed[i] = (y, x)
+    return [placed[i] for i in range(len(points))]
