@@ -85,6 +85,8 @@ def cell(column: str, value: Any, tag: str = "td") -> str:
 def name_of(method: str, mask: str = "none") -> str:
     """A method's name in tables, with the mask where it is not its own: "FT + salient mask"."""
     label = LABELS.get(method, method)
+    if mask == "lora":
+        return f"{label} with adapters"
     return label if mask in ("none", OWN_MASK.get(method)) else f"{label} + {mask.replace('_', ' ')} mask"
 
 
