@@ -50,20 +50,22 @@ def erasure_against_utility(cells: pd.DataFrame, *, kinds: Sequence[str] = ()) -
             axis.set_axisbelow(True)
         for axis in axes.flat[len(kinds) :]:
             axis.axis("off")
-        fig.supxlabel("other classes recognised (%)", fontsize=9.5)
-        fig.supylabel("UA: forgotten class not recognised (%)", fontsize=9.5)
+        for axis in axes[-1]:
+            axis.set_xlabel("other classes recognised (%)")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("UA (%)")
         handles, labels = axes.flat[0].get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8.5, frameon=False)
+        fig.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8.5, frameon=False)
     kept = {kind: unerased(part, kind) for kind in kinds}
     finding = "Forgotten in less than half of the images: " + "; ".join(
         f"{kind} prompts: {', '.join(found) if found else 'no method'}" for kind, found in kept.items()
     )
-    first = part.iloc[0]
+    first, runs = part.iloc[0], len(part[["seed", "scenario"]].drop_duplicates())
     return Chart(
         fig,
         f"{finding}.",
         f"Up and to the right is better. {finding}. Class {', '.join(map(str, part['forgotten'].unique()))} of "
-        f"{first['dataset']}, means over {part['seed'].nunique()} seeds, n = {first['n_class']} images of each class "
+        f"{first['dataset']}, mean over {runs} {'run' if runs == 1 else 'runs'}, n = {first['n_class']} images of each class "
         "and kind of prompt.",
     )
 

@@ -84,9 +84,14 @@ def kinds_sentences(cells: pd.DataFrame) -> Prose:
     for kind in others:
         gap = 100 * (means[f"UA {first}"] - means[f"UA {kind}"])
         widest = gap.idxmax()
+        fall = (
+            f"falls most under {name_of(*map(str, widest))}, by {gap.max():.0f} points"
+            if gap.max() > 0
+            else "falls under no method"
+        )
         said.append(
-            f"Between {first} and {kind} prompts UA falls most under {name_of(*map(str, widest))}, by "
-            f"{gap.max():.0f} points; it stays below one half under: {', '.join(unerased(part, kind)) or 'no method'}."
+            f"From {first} to {kind} prompts UA {fall}; with {kind} prompts at least half of the images still show the class "
+            f"under: {', '.join(unerased(part, kind)) or 'no method'}."
         )
     harm = 100 * (1 - means[[f"OA {kind}" for kind in kinds]].mean(axis=1))
     said.append(

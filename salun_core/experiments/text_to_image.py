@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 import torch
@@ -14,7 +14,7 @@ from salun_core.data.images import ImageData
 from salun_core.data.splits import class_number
 from salun_core.errors import UserError, one_of
 from salun_core.experiments.cells import CHANGES, Cell, Scenario, progress_bar, run_cells
-from salun_core.experiments.classification import default_mask
+from salun_core.experiments.classification import default_mask, find_device
 from salun_core.experiments.generation_params import GenerationParams
 from salun_core.experiments.summary import write_table
 from salun_core.experiments.text_lab import FIRST, Asking, TextForgetting, TextLab
@@ -22,6 +22,9 @@ from salun_core.experiments.tuning import Variant
 from salun_core.models.pipelines import fitted, image_size, load_pipeline
 from salun_core.paths import output_folder, project_root
 from salun_core.tasks.text_to_image import OPTIMIZERS, PRECISIONS
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 ALL = ("original", "ft", "rl", "ga", "l1_sparse", "esd", "fmn", "ca", "uce", "salun", "salun_soft")
 
@@ -94,23 +97,29 @@ class TextToImageParams(GenerationParams):
         test = {FIRST: tuple(tuple(text.format(name) for text in templates) for name in names)}
         return Asking(tuple(self.class_prompt.format(name) for name in names), test)
 
-    def lab(self, *, data: ImageData | None = None) -> TextLab:
+    def load_pipe(self) -> "StableDiffusionPipeline":
+        """The pipeline to unlearn, on its device."""
+        return load_pipeline(
+            source_of(self.pipeline),
+            safety_checker=self.safety_checker,
+            pickle=self.pickle,
+            download=self.download,
+            dtype=torch.bfloat16 if self.half else torch.float32,
+            device=find_device(self.device),
+        )
+
+    def lab(self, *, data: ImageData | None = None, pipe: "StableDiffusionPipeline | None" = None) -> TextLab:
         """Load pipeline and data, and open the store.
 
         Parameters
         ----------
         data : ImageData, optional
             Use these images instead of ``dataset``.
+        pipe : StableDiffusionPipeline, optional
+            From `load_pipe`, if it is loaded already.
         """
         parts = self.shared_parts()
-        pipe = load_pipeline(
-            source_of(self.pipeline),
-            safety_checker=self.safety_checker,
-            pickle=self.pickle,
-            download=self.download,
-            dtype=torch.bfloat16 if self.half else torch.float32,
-            device=parts["device"],
-        )
+        pipe = self.load_pipe() if pipe is None else pipe
         if data is None:
             data = load_dataset(self.dataset, self.data_dir, size=image_size(pipe))
         data = replace(data, images=fitted(data.images, image_size(pipe)).contiguous())
