@@ -41,6 +41,7 @@ def test_the_original_comes_first_and_every_cell_is_measured(results):
         assert frame["UA"].between(0, 1).all() and (frame["FD"] >= 0).all()
         assert (frame["peak_memory"].dropna() > 0).all()
         assert (frame["UA"] == frame["UA direct"]).all()
+        assert frame["CLIP accuracy"].between(0, 1).all() and frame["CLIP"].between(0, 100).all()
     assert found.cells["forgotten"].unique().tolist() == ["7"]
 
 

@@ -11,7 +11,7 @@ from salun_core.experiments.report_generation import result_of
 from salun_core.experiments.text_lab import TextLab
 from salun_core.metrics.share import wilson
 from salun_core.models.pipelines import image_size, save_pipeline
-from salun_core.tables import Table, name_of
+from salun_core.tables import Table, name_of, spread
 
 
 def pipeline_table(lab: TextLab) -> Table:
@@ -50,6 +50,29 @@ def prompts_table(lab: TextLab, forgotten: int, *, each: int = 2) -> Table:
     for kind, classes in lab.asking.test.items():
         lines += [(f"test: {kind}", text) for text in classes[forgotten][:each]]
     return Table(pd.DataFrame(lines, columns=["Name", "Value"]), "Prompts for the forgotten class.")
+
+
+def clip_table(cells: pd.DataFrame) -> Table | Prose:
+    """Method × (CLIP score, CLIP accuracy) of the other classes, where a CLIP model was given."""
+    if "CLIP" not in cells.columns:
+        return Prose("Not run here: no CLIP model was given (parameter `clip`).")
+    part = cells[cells["status"] == "done"]
+    lines = []
+    for (method, mask), mine in part.groupby(["method", "mask"], sort=False):
+        score, nearest = (mine[name].astype(float) for name in ("CLIP", "CLIP accuracy"))
+        lines.append(
+            {
+                "Method": name_of(str(method), str(mask)),
+                "CLIP score": spread(score.mean(), score.std(ddof=1)),
+                "CLIP accuracy": spread(100 * nearest.mean(), 100 * nearest.std(ddof=1)),
+            }
+        )
+    n = int(part.iloc[0]["n_distance"])
+    return Table(
+        pd.DataFrame(lines),
+        f"Images of the other classes, direct prompts, n = {n}: cosine of image and prompt times 100, and the percentage "
+        "that lie nearer to the prompt of their own class than to that of any other.",
+    )
 
 
 def kinds_table(cells: pd.DataFrame) -> Table:

@@ -1,5 +1,6 @@
 """Runs cells of text-to-image: makes the task of a class, unlearns, draws images for every kind of prompt."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -18,6 +19,7 @@ from salun_core.experiments.store import Key, Result, Store
 from salun_core.files import sha256
 from salun_core.methods import METHODS
 from salun_core.methods.lora import Lora
+from salun_core.metrics.clip import Clip, clip_accuracy, clip_scores
 from salun_core.metrics.frechet import inception_file
 from salun_core.metrics.generation import Recognition, recognise
 from salun_core.models import module_of
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 CODE = (
     "salun_core.data.captions",
     "salun_core.data.splits",
+    "salun_core.metrics.clip",
     "salun_core.metrics.frechet",
     "salun_core.metrics.generation",
     "salun_core.models.pipelines",
@@ -99,6 +102,8 @@ class TextLab(GenerationLab):
         Draw images under bfloat16 autocast.
     lora_rank : int
         Rank of the adapters where they take the place of a mask.
+    clip : Clip, optional
+        For CLIP score and CLIP accuracy of the other classes.
     device : torch.device
         Where networks and images lie.
     experiment, source : str
@@ -115,6 +120,7 @@ class TextLab(GenerationLab):
     inception: Path | None = None
     bf16: bool = False
     lora_rank: int = 4
+    clip: Clip | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     experiment: str = "text_to_image"
     source: str = "quick"
@@ -187,10 +193,7 @@ class TextLab(GenerationLab):
         images = [
             sample_prompts(
                 self.pipe,
-                [
-                    prompts[c][i % len(prompts[c])]
-                    for c, i in zip(labels.tolist(), places.tolist(), strict=True)
-                ],
+                self.texts(kind, labels),
                 unet=model,
                 seed=0,
                 streams=(labels * STREAMS + places).tolist(),
@@ -200,9 +203,17 @@ class TextLab(GenerationLab):
                 batch_size=how.batch_size,
                 bf16=self.bf16,
             )
-            for prompts in self.asking.test.values()
+            for kind in self.kinds
         ]
         return torch.cat(images), labels.repeat(len(images))
+
+    def texts(self, kind: str, labels: Tensor) -> list[str]:
+        """The prompts behind the samples of one kind, given the class of each: those of a class in turn."""
+        prompts, seen, found = self.asking.test[kind], Counter[int](), []
+        for label in labels.tolist():
+            found.append(prompts[label][seen[label] % len(prompts[label])])
+            seen[label] += 1
+        return found
 
     def measured(self, images: Tensor, labels: Tensor, forgotten: int) -> dict[str, Any]:
         """What the judge sees for each kind of prompt, and the rest for the first; as JSON values."""
@@ -220,7 +231,19 @@ class TextLab(GenerationLab):
             }
             for kind, found in seen.items()
         }
+        if self.clip is not None:
+            values["metrics"] |= self.understood(self.clip, images[:each], labels[:each], forgotten)
         return values | {"kinds": by_kind}
+
+    def understood(self, clip: Clip, images: Tensor, labels: Tensor, forgotten: int) -> dict[str, float]:
+        """CLIP score of the other classes' images with their prompts, and how often their own class is nearest."""
+        kept = labels != forgotten
+        texts = [t for t, k in zip(self.texts(self.kinds[0], labels), kept.tolist(), strict=True) if k]
+        nearest = clip_accuracy(clip, images[kept], labels[kept], self.asking.training)
+        return {
+            "CLIP": clip_scores(clip, images[kept], texts).mean().item(),
+            "CLIP accuracy": nearest.value,
+        }
 
     def recognition(self, result: Result, kind: str = FIRST) -> Recognition:
         """Classes asked for by one kind of prompt against classes recognised."""
@@ -232,7 +255,9 @@ class TextLab(GenerationLab):
         extra = {
             f"{name} {kind}": by_kind.get(kind, {}).get(name) for kind in self.kinds for name in ("UA", "OA")
         }
-        return super().row(cell, result) | extra | {"n_kinds": len(self.kinds)}
+        metrics = result.content.get("metrics", {})
+        extra |= {name: metrics.get(name) for name in ("CLIP", "CLIP accuracy") if self.clip is not None}
+        return super().row(cell, result) | extra
 
     def key(self, cell: Cell) -> Key:
         """Identity of a cell."""
@@ -240,6 +265,8 @@ class TextLab(GenerationLab):
         what |= {"asking": {"training": list(self.asking.training), "test": nested(self.asking.test)}}
         what |= {"forgetting": asdict(self.forgetting), "sampling": listed(asdict(self.sampling))}
         what |= {"bf16": self.bf16, "judge": dict(self._judge_key.what)}
+        if self.clip is not None:
+            what["clip"] = weights_digest(self.clip.model)
         if cell.mask.kind == "lora":
             what["rank"] = self.lora_rank
         weights = inception_file(self.inception)

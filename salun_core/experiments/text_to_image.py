@@ -19,6 +19,7 @@ from salun_core.experiments.generation_params import GenerationParams
 from salun_core.experiments.summary import write_table
 from salun_core.experiments.text_lab import FIRST, Asking, TextForgetting, TextLab
 from salun_core.experiments.tuning import Variant
+from salun_core.metrics.clip import Clip, load_clip
 from salun_core.models.pipelines import fitted, image_size, load_pipeline
 from salun_core.paths import output_folder, project_root
 from salun_core.tasks.text_to_image import OPTIMIZERS, PRECISIONS
@@ -57,6 +58,7 @@ class TextToImageParams(GenerationParams):
     lora_rank: int = Field(4, ge=1)
     lora_lr: float | None = None
     # Measuring.
+    clip: str | None = None
     sample_batch: int = Field(8, ge=1)
 
     names: ClassVar[dict[str, tuple[Any, str]]] = {
@@ -132,6 +134,7 @@ class TextToImageParams(GenerationParams):
             forgetting=TextForgetting(**own, optimizer_name=self.optimizer),
             bf16=self.half or self.precision == "bf16",
             lora_rank=self.lora_rank,
+            clip=clip_of(pipe, self.clip, download=self.download) if self.clip else None,
             **parts,
         )
 
@@ -195,7 +198,20 @@ def run(params: TextToImageParams, *, lab: TextLab | None = None) -> TextToImage
     return TextToImageResults(frame, pd.concat(masks, ignore_index=True), lab, params)
 
 
-def source_of(pipeline: str) -> str | Path:
+def clip_of(pipe: Any, source: str, *, download: bool = False) -> Clip:
+    """A CLIP model to judge images with.
+
+    A folder without a tokenizer holds the model that the pipeline's own text encoder was trained in, with pixels from
+    -1 to 1.
+    """
+    place = source_of(source)
+    if isinstance(place, Path) and not (place / "tokenizer_config.json").is_file():
+        half = (0.5, 0.5, 0.5)
+        return load_clip(place, tokenizer=pipe.tokenizer, mean=half, std=half, device=pipe.device)
+    return load_clip(place, download=download, device=pipe.device)
+
+
+def source_of(model: str) -> str | Path:
     """A folder, also relative to the top of the project, or else the name of a hub model."""
-    inside = project_root() / pipeline
-    return inside if inside.is_dir() else pipeline
+    inside = project_root() / model
+    return inside if inside.is_dir() else model
