@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from problems import same
@@ -8,6 +10,7 @@ from salun_core.errors import UserError
 from salun_core.experiments.cells import Cell, MaskSpec, Scenario
 from salun_core.experiments.text_to_image import TextToImageParams, run
 from salun_core.methods.lora import Lora
+from salun_core.metrics.generation import recognise
 
 SMALL = {
     "methods": ["uce", "ga"],
@@ -108,9 +111,38 @@ def test_impossible_parameters_are_refused(given, message, tmp_path):
         TextToImageParams.load({**given, "out_dir": tmp_path}).lab()
 
 
+def test_the_papers_judge_sees_the_other_classes_of_imagenet_as_one(results, tmp_path):
+    from torchvision.models import resnet50
+
+    from salun_core.data.prompts import IMAGENETTE
+    from salun_core.experiments.generation_lab import Judge
+    from salun_core.tasks.training import RECIPES
+
+    torch.save(resnet50().state_dict(), tmp_path / "resnet50.pth")
+    lab = copy.copy(results[0].lab)
+    for name in ("classifier", "features", "judge_accuracy", "_judge_key"):
+        vars(lab).pop(name, None)
+    lab.judge, lab.judge_weights = Judge("imagenet", None, RECIPES["digits"]), tmp_path / "resnet50.pth"
+    assert lab.judged == len(IMAGENETTE) + 1
+    images, labels = torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.arange(4)
+    counts = recognise(lab.classifier, images, labels, classes=lab.judged).counts
+    assert counts.shape == (11, 11) and counts.sum() == 4
+    assert lab._judge_key.what["arch"] == "imagenet"
+    cell = Cell(0, Scenario("class", target=7), "uce")
+    assert lab.key(cell).name != results[0].lab.key(cell).name
+
+
+def test_missing_weights_of_the_judge_are_named_with_the_command(tmp_path):
+    given = {**SMALL, "judge": "imagenet", "judge_weights": tmp_path / "none.pth", "out_dir": tmp_path}
+    with pytest.raises(UserError, match="none.pth is missing: run"):
+        TextToImageParams.load(given).lab()
+
+
 def test_the_papers_preset_names_the_command_that_fetches_the_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    params = TextToImageParams.load({"preset": "paper", "data_dir": tmp_path, "out_dir": tmp_path})
+    params = TextToImageParams.load(
+        {"preset": "paper", "data_dir": tmp_path, "out_dir": tmp_path, "judge": "resnet34"}
+    )
     with pytest.raises(UserError, match="hf download CompVis/stable-diffusion-v1-4"):
         params.lab()

@@ -2,6 +2,7 @@
 
 import io
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -79,11 +80,17 @@ class GenerationLab(MaskingLab):
     device: torch.device
     experiment: str
     source: str
+    covering: Callable[[Tensor], Tensor] | None = None  # applied before a picture of samples is written
 
     @property
     def classes(self) -> int:
         """K."""
         return len(self.data.classes)
+
+    @property
+    def judged(self) -> int:
+        """Classes that the judge tells apart: K, or more."""
+        return self.classes
 
     def run(self, cell: Cell) -> Result:
         """The cell's result, from the store or computed now."""
@@ -146,14 +153,14 @@ class GenerationLab(MaskingLab):
             values["layers"] = layer_table(mask)[["layer", "weights", "kept"]].to_dict("list")
         files = {
             ".samples.safetensors": save({"images": images, "labels": labels}),
-            ".grid.png": grid_png(images, labels),
+            ".grid.png": grid_png(images if self.covering is None else self.covering(images), labels),
             ".model.safetensors": self.weights(unlearned.model, task),
         }
         return self.store.put(key, values, self.provenance(), files)
 
     def measured(self, images: Tensor, labels: Tensor, forgotten: int) -> dict[str, Any]:
         """What the judge and the Fréchet distance say of samples, as JSON values."""
-        seen = recognise(self.classifier, images, labels, classes=self.classes)
+        seen = recognise(self.classifier, images, labels, classes=self.judged)
         kept = labels != forgotten
         features, name = self.features
         distance = frechet(

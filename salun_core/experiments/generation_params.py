@@ -29,6 +29,7 @@ class GenerationParams(Params):
 
     kind: ClassVar[str]  # of the task
     known_masks: ClassVar[tuple[str, ...]] = MASKS
+    known_judges: ClassVar[tuple[str, ...]] = ()  # besides networks that are trained here
 
     preset: str = "quick"
     dataset: str = "digits"
@@ -114,7 +115,8 @@ class GenerationParams(Params):
     @field_validator("judge")
     @classmethod
     def _judge(cls, value: str) -> str:
-        check_arch(value)
+        if value not in cls.known_judges:
+            check_arch(value)
         return value
 
     @field_validator("settings")
@@ -157,9 +159,11 @@ class GenerationParams(Params):
         recipe = RECIPES[self.judge_recipe]
         if self.judge_epochs is not None:
             recipe = replace(recipe, epochs=self.judge_epochs)
+        trained = self.judge not in self.known_judges
+        width = self.judge_width if trained and takes_width(self.judge) else None
         return {
             "store": Store(output_folder(self.out_dir) / "cells", trusted=self.recorded),
-            "judge": Judge(self.judge, self.judge_width if takes_width(self.judge) else None, recipe),
+            "judge": Judge(self.judge, width, recipe),
             "sampling": Sampling(
                 self.samples, self.guidance, self.sample_steps, self.eta, self.sample_batch, self.reference
             ),

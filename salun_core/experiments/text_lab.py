@@ -22,6 +22,7 @@ from salun_core.methods.lora import Lora
 from salun_core.metrics.clip import Clip, clip_accuracy, clip_scores
 from salun_core.metrics.frechet import inception_file
 from salun_core.metrics.generation import Recognition, recognise
+from salun_core.metrics.imagenet import imagenet_judge
 from salun_core.models import module_of
 from salun_core.models.deltas import delta_bytes, load_delta, weights_digest
 from salun_core.models.sampling_text import sample_prompts
@@ -44,6 +45,7 @@ CODE = (
 )
 """Modules on which every cell depends, besides that of its method."""
 
+IMAGENET, IMAGENET_MODULE = "imagenet", "salun_core.metrics.imagenet"  # the judge of the paper's Table 2
 LARGE = 100_000_000  # weights from which gradients for masks are taken in single precision
 FIRST = "direct"  # the kind of prompt that tables speak of where they name none
 
@@ -104,6 +106,8 @@ class TextLab(GenerationLab):
         Rank of the adapters where they take the place of a mask.
     clip : Clip, optional
         For CLIP score and CLIP accuracy of the other classes.
+    judge_weights : path, optional
+        Weights of the judge "imagenet"; looked for in torch's cache otherwise.
     device : torch.device
         Where networks and images lie.
     experiment, source : str
@@ -121,6 +125,7 @@ class TextLab(GenerationLab):
     bf16: bool = False
     lora_rank: int = 4
     clip: Clip | None = None
+    judge_weights: Path | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     experiment: str = "text_to_image"
     source: str = "quick"
@@ -135,6 +140,33 @@ class TextLab(GenerationLab):
     def about(self) -> dict[str, Any]:
         """What network it is, for the results table."""
         return {"arch": "stable diffusion", "width": self.pipe.unet.config.block_out_channels[0]}
+
+    @property
+    def judged(self) -> int:
+        """Classes that the judge tells apart: K, and for "imagenet" all others as one more."""
+        return self.classes + (self.judge.arch == IMAGENET)
+
+    @cached_property
+    def classifier(self) -> nn.Module:
+        """The judge: trained on all real training images, or the paper's, trained on ImageNet."""
+        if self.judge.arch != IMAGENET:
+            return super().classifier
+        return imagenet_judge(self.judge_weights, device=self.device)
+
+    @cached_property
+    def judge_accuracy(self) -> float:
+        """Share of real test images that the judge recognises."""
+        if self.judge.arch != IMAGENET:
+            return super().judge_accuracy
+        rows = slice(self.data.n_train, None)
+        seen = recognise(self.classifier, self.data.images[rows], self.data.labels[rows], classes=self.judged)
+        return int(seen.counts.diagonal().sum()) / int(seen.counts.sum())
+
+    @cached_property
+    def _judge_key(self) -> Key:
+        if self.judge.arch != IMAGENET:
+            return super()._judge_key
+        return Key("judge", {"arch": IMAGENET, "weights": weights_digest(self.classifier)})
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -220,7 +252,7 @@ class TextLab(GenerationLab):
         each = len(images) // len(self.kinds)
         values = super().measured(images[:each], labels[:each], forgotten)
         seen = {
-            kind: recognise(self.classifier, part, asked, classes=self.classes)
+            kind: recognise(self.classifier, part, asked, classes=self.judged)
             for kind, part, asked in zip(self.kinds, images.split(each), labels.split(each), strict=True)
         }
         by_kind = {
@@ -271,7 +303,8 @@ class TextLab(GenerationLab):
             what["rank"] = self.lora_rank
         weights = inception_file(self.inception)
         what["features"] = sha256(weights) if weights is not None else "judge"
-        code = code_digest(*CODE, METHODS[cell.method].module, module_of(self.judge.arch))
+        judge = IMAGENET_MODULE if self.judge.arch == IMAGENET else module_of(self.judge.arch)
+        code = code_digest(*CODE, METHODS[cell.method].module, judge)
         return Key("cell", what, code)
 
     @cached_property

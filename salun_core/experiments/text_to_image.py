@@ -17,9 +17,10 @@ from salun_core.experiments.cells import CHANGES, Cell, Scenario, progress_bar, 
 from salun_core.experiments.classification import default_mask, find_device
 from salun_core.experiments.generation_params import GenerationParams
 from salun_core.experiments.summary import write_table
-from salun_core.experiments.text_lab import FIRST, Asking, TextForgetting, TextLab
+from salun_core.experiments.text_lab import FIRST, IMAGENET, Asking, TextForgetting, TextLab
 from salun_core.experiments.tuning import Variant
 from salun_core.metrics.clip import Clip, load_clip
+from salun_core.metrics.imagenet import imagenet_judge
 from salun_core.models.pipelines import fitted, image_size, load_pipeline
 from salun_core.paths import output_folder, project_root
 from salun_core.tasks.text_to_image import OPTIMIZERS, PRECISIONS
@@ -36,6 +37,7 @@ class TextToImageParams(GenerationParams):
     experiment: ClassVar[str] = "text_to_image"
     kind: ClassVar[str] = "text_to_image"
     known_masks: ClassVar[tuple[str, ...]] = CHANGES
+    known_judges: ClassVar[tuple[str, ...]] = (IMAGENET,)
 
     methods: tuple[str, ...] = ALL
     masks: tuple[str, ...] = ("none", "salient", "random", "least_salient", "lora")
@@ -59,6 +61,7 @@ class TextToImageParams(GenerationParams):
     lora_lr: float | None = None
     # Measuring.
     clip: str | None = None
+    judge_weights: Path | None = None
     sample_batch: int = Field(8, ge=1)
 
     names: ClassVar[dict[str, tuple[Any, str]]] = {
@@ -120,6 +123,8 @@ class TextToImageParams(GenerationParams):
         pipe : StableDiffusionPipeline, optional
             From `load_pipe`, if it is loaded already.
         """
+        if self.judge == IMAGENET:
+            imagenet_judge(self.judge_weights)  # refuses missing weights before anything large is read
         parts = self.shared_parts()
         pipe = self.load_pipe() if pipe is None else pipe
         if data is None:
@@ -135,6 +140,7 @@ class TextToImageParams(GenerationParams):
             bf16=self.half or self.precision == "bf16",
             lora_rank=self.lora_rank,
             clip=clip_of(pipe, self.clip, download=self.download) if self.clip else None,
+            judge_weights=self.judge_weights,
             **parts,
         )
 
