@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pandas as pd
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from salun_core.models.external import check_output
 from salun_core.paths import output_folder
 from salun_core.rng import generator
 from salun_core.saliency import Mask, density, saliency_mask
+from salun_core.tables import Table
 from salun_core.tasks.classification import ClassificationTask
 from salun_core.tasks.training import Recipe, train_network
 
@@ -54,8 +56,13 @@ class Check:
     ok: bool | None
     said: str
 
+    @property
+    def mark(self) -> str:
+        """``ok``, ``NO`` or ``?``."""
+        return "?" if self.ok is None else "ok" if self.ok else "NO"
+
     def __str__(self) -> str:
-        return f"{'?' if self.ok is None else 'ok' if self.ok else 'NO':<3} {self.what}: {self.said}"
+        return f"{self.mark:<3} {self.what}: {self.said}"
 
 
 @dataclass(frozen=True)
@@ -69,16 +76,24 @@ class AdapterReport:
         """Whether nothing is wrong."""
         return all(check.ok is not False for check in self.checks)
 
-    def __str__(self) -> str:
+    @property
+    def end(self) -> str:
+        """All of it in a sentence."""
         if not self.ok:
-            end = "Something does not fit: see NO above."
-        elif all(check.ok for check in self.checks):
-            end = "Everything fits."
-        else:
-            end = "Nothing wrong was found; what is marked ? could not be seen."
-        return "\n".join([*map(str, self.checks), end])
+            return "Something does not fit: see NO."
+        if all(check.ok for check in self.checks):
+            return "Everything fits."
+        return "Nothing wrong was found; what is marked ? could not be seen."
+
+    def __str__(self) -> str:
+        return "\n".join([*map(str, self.checks), self.end])
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        rows = [{"Verdict": c.mark, "Name": c.what, "Remark": c.said} for c in self.checks]
+        wrong = tuple(row for row, check in enumerate(self.checks) if check.ok is False)
+        return Table(pd.DataFrame(rows), self.end, wrong)._repr_html_()
 
 
 def check_adapter(

@@ -179,3 +179,10 @@ def test_the_command_tells_by_its_status(capsys):
 
 def leaking():
     return TRAIN, TRAIN
+
+
+def test_what_is_wrong_stands_out_in_a_notebook():
+    page = check_adapter((TRAIN, TRAIN), small_network(0))._repr_html_()
+    marked = [row for row in page.split("</tr>") if "class='best'" in row]
+    assert len(marked) == 1
+    assert "also training images" in marked[0]
