@@ -24,7 +24,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from salun_core.data.images import ImageData
 from salun_core.files import write_whole
 from salun_core.metrics.gaps import AVERAGE, METRICS, by_method, gaps, noise_floor, summary
-from salun_core.tables import LABELS, methods_table, name_of, read_published
+from salun_core.tables import LABELS, PAPER_NAMES, methods_table, name_of, read_published
 
 # Okabe and Ito's colours, told apart by most colour-blind readers, and a marker of its own for each method.
 LOOK: dict[str, tuple[str, str]] = {
@@ -59,7 +59,6 @@ MASK_LABELS = {
     "least_salient": "least salient mask",
 }
 WIDTH = 6.5  # inches: legible when a phone shrinks it to 390 pixels
-PAPER_NAMES = {label: key for key, label in LABELS.items()}
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ LABELS = {
     "ca": "CA",
     "uce": "UCE",
 }
+PAPER_NAMES = {label: key for key, label in LABELS.items()} | {"l1-sparse": "l1_sparse"}
 OWN_MASK = {"salun": "salient"}  # the mask a method has by definition
 WORDS = (
     "Method",
@@ -40,6 +41,10 @@ WORDS = (
     "Searched",
     "Chosen",
     "Verdict",
+    "Claim",
+    "Run",
+    "At half",
+    "At double",
     "Claim",
     "Name",
     "Remark",

@@ -85,8 +85,9 @@ def test_notebooks_yaml_and_the_table_of_contents_name_every_notebook():
     pages = [chapter["file"] for part in parts for chapter in part["chapters"]]
     assert {Path(page).name for page in pages if page.startswith("notebooks/")} == names
     assert set(notebooks(ROOT)) == names
-    for profiles in notebooks(ROOT).values():
-        assert set(profiles) == set(PROFILES)
+    for entry in notebooks(ROOT).values():
+        assert set(entry) - {"after"} == set(PROFILES)
+        assert set(entry.get("after", [])) <= names
 
 
 # --- what a notebook depends on -----------------------------------------------------------------------

@@ -51,6 +51,11 @@ def parameters(name: str, profile: str, root: Path = ROOT) -> dict[str, Any]:
     return {**given, "out_dir": str(PROFILES[profile])}
 
 
+def before(name: str, root: Path = ROOT) -> list[str]:
+    """Notebooks whose results a notebook shows: it is executed after them."""
+    return list(notebooks(root)[name].get("after") or [])
+
+
 # --- what a notebook depends on -----------------------------------------------------------------------
 
 

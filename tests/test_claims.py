@@ -1,0 +1,141 @@
+"""Verdicts follow the rule, and effects the cells; nothing about a claim is typed."""
+
+import json
+import math
+
+import pandas as pd
+import pytest
+
+from salun_core.experiments import claims, collect
+from salun_core.experiments.claims import FAILS, HOLDS, OPEN, Effect, verdict
+from salun_core.experiments.summary import write_table
+
+
+def effect(mean, half, *, tolerance=1.0, n=3):
+    return Effect("x", mean, mean - half, mean + half, n, tolerance)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (effect(3.0, 1.0), HOLDS),
+        (effect(3.0, 4.0), OPEN),  # the interval holds 0
+        (effect(0.9, 0.2), OPEN),  # clear, and smaller than the noise; but not wholly below it
+        (effect(0.5, 0.2), FAILS),
+        (effect(-5.0, 1.0), FAILS),
+        (effect(3.0, math.nan), OPEN),
+        (effect(3.0, 1.0, tolerance=math.nan), OPEN),
+    ],
+)
+def test_the_rule(found, said):
+    assert verdict(found) == said
+
+
+def test_half_and_double_tolerance():
+    found = effect(1.5, 0.3)
+    assert [verdict(found, times=times) for times in (0.5, 1.0, 2.0)] == [HOLDS, HOLDS, FAILS]
+
+
+def cell(method, mask, seed, ua, *, replica=0, **more):
+    return {
+        "experiment": "saliency",
+        "dataset": "d",
+        "arch": "a",
+        "width": 8,
+        "scenario": "random 10%",
+        "method": method,
+        "mask": mask,
+        "keep": 0.5,
+        "seed": seed,
+        "replica": replica,
+        "reported": True,
+        "status": "done",
+        "settings": {},
+        "UA": ua,
+        "RA": 1.0,
+        "TA": 0.9,
+        "MIA": 0.2,
+        "seconds": 10.0,
+        "part": "masks",
+        **more,
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Salient masks 0.02 nearer in UA than random ones, hence 0.5 points in the average gap, a little noise on it."""
+    rows = []
+    for seed, noise in ((0, 0.0), (1, 0.002), (2, -0.002)):
+        rows += [
+            cell("retrain", "none", seed, 0.1),
+            cell("retrain", "none", seed, 0.104, replica=1),
+            cell("rl", "salient", seed, 0.1),
+            cell("rl", "random", seed, 0.12 + noise),
+            cell("rl", "least_salient", seed, 0.1),
+        ]
+    write_table(pd.DataFrame(rows), tmp_path, "saliency", {})
+    return tmp_path
+
+
+def test_an_effect_is_a_paired_difference_in_points(folder):
+    (found,) = claims.salient_beats(folder, control="random")
+    assert found.mean == pytest.approx(0.5)
+    assert found.n == 3
+    # Gaps of one metric in four; t with two degrees of freedom.
+    assert found.high - found.mean == pytest.approx(4.3027 * 0.05 / math.sqrt(3), rel=1e-3)
+    assert found.tolerance == pytest.approx(0.1)
+    assert verdict(found) == HOLDS
+
+
+def test_no_difference_is_said_to_be_none(folder):
+    (found,) = claims.salient_beats(folder, control="least_salient")
+    assert verdict(found) == FAILS
+
+
+def test_the_ledger_has_every_claim_also_without_results(tmp_path):
+    rows = claims.ledger(tmp_path)
+    assert set(rows["claim"]) == {claim.name for claim in claims.CLAIMS}
+    assert not rows["run"].str.startswith("quick").any()
+    text = claims.claim_texts(rows)
+    assert all(claim.said in text for claim in claims.CLAIMS)
+    assert len(claims.ledger_table(rows).frame) == len(rows)
+    assert "10 claims" in claims.counted(rows)
+
+
+def test_results_of_a_run_change_the_ledger(folder):
+    rows = claims.ledger(folder).query("claim == 'salient beats random' and run.str.startswith('quick')")
+    assert rows["verdict"].tolist() == [HOLDS]
+
+
+def test_the_papers_numbers_come_from_its_tables():
+    assert claims.table1("random data forgetting 10%").startswith("SalUn 1.15")
+    assert "4,703 prompts" in claims.figure5()
+
+
+def test_every_column_is_explained_and_every_source_is_there(folder):
+    frame = collect.every_cell(folder)
+    assert list(frame.columns) == list(collect.COLUMNS)
+    assert {"published", "re-run", "recorded", "quick"} <= set(frame["source"])
+    quick = frame.query("source == 'quick' and method == 'rl' and mask == 'random' and seed == 0")
+    assert quick["gap"].astype(float).tolist() == pytest.approx([0.005])
+    assert frame["status"].notna().all()
+
+
+def test_shares_are_fractions_wherever_they_come_from(folder):
+    frame = collect.every_cell(folder)
+    for name in ("UA", "RA", "TA", "MIA", "OA"):
+        assert frame[name].dropna().astype(float).between(0, 1).all()
+
+
+def test_downloads_hold_the_whole_table(folder):
+    frame = collect.every_cell(folder)
+    said = collect.downloads(frame)
+    assert f"{len(frame):,} rows" in said
+    assert said.count("download=") == 2
+
+
+def test_damaged_results_are_refused_in_one_sentence(folder):
+    path = folder / "results" / "saliency.json"
+    path.write_text(json.dumps({"rows": None})[:-3])
+    with pytest.raises(ValueError, match="damaged"):
+        collect.every_cell(folder)
