@@ -106,7 +106,7 @@ def counts_over_thresholds(
     if real is not None:
         false = real[real["category"] == category]
         grey = (
-            f" Grey: false positives in n = {int(false['n'].max()):,} real images that do not show it, "
+            f" Grey: false positives in n = {int(false['n'].max()):,} held-out images that do not show it, "
             "with 95% Wilson intervals."
         )
     return Chart(fig, f"{finding}.", f"{finding}. n = {int(part['n'].max()):,} images each.{grey}")

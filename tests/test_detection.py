@@ -23,6 +23,7 @@ from salun_core.metrics.detection import (
     detect,
     detection_counts,
     false_positives,
+    joined,
     nudenet_detector,
     redacted,
     thresholds_of,
@@ -111,6 +112,19 @@ def test_stored_detections_come_back(tmp_path):
     again = Detections.load(path)
     assert again.card == CARD and again.n == 3
     assert detection_counts(again).equals(detection_counts(found()))
+
+
+def test_sets_searched_one_after_the_other_join():
+    both = joined([found(), found()])
+    assert both.n == 6 and both.images.tolist() == [0, 0, 2, 3, 3, 5]
+    with pytest.raises(UserError, match="one detector"):
+        joined([found(), replace(found(), card=replace(CARD, version="2"))])
+
+
+def test_detections_of_some_classes():
+    arms = found().only(["arm"])
+    assert arms.images.tolist() == [0, 0] and arms.n == 3 and arms.card == CARD
+    assert redacted(white(), arms).covered.tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("change", ["truncated", "score", "card"])

@@ -62,7 +62,7 @@ def test_lines_run_over_all_thresholds_and_show_false_positives():
     assert len(lines) == 4 and all(len(line.get_xdata()) == 16 for line in lines)
     assert max(lines[1].get_ydata()) == 100.0  # four of four images of the original
     assert texts(chart.figure) == ["Original", "ESD", "SalUn"]
-    assert "false positives in n = 4" in chart.caption
+    assert "false positives in n = 4 held-out" in chart.caption
     with pytest.raises(UserError, match="'hand'"):
         figures.counts_over_thresholds(counts(), category="hand")
 

@@ -4,7 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from salun_core.experiments import class_wise, classification, diffusion, masks, stability, text_to_image
+from salun_core.experiments import (
+    class_wise,
+    classification,
+    diffusion,
+    masks,
+    stability,
+    text_to_image,
+    unsafe,
+)
 from salun_core.experiments.params import Params
 
 
@@ -47,6 +55,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         text_to_image.TextToImageParams,
         text_to_image.run,
         "a class forgotten by a Stable Diffusion pipeline (Table 2 of the paper)",
+    ),
+    "unsafe": Experiment(
+        unsafe.UnsafeParams,
+        unsafe.run,
+        "an unsafe concept forgotten, and every way to bring it back (Figures 5 and 6 of the paper)",
     ),
 }
 

@@ -5,7 +5,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ NUDENET_LABELS = (
 NUDENET_FLOOR = 0.25
 """The package drops every detection below this score, so no count can be made there."""
 
-EXPOSED = {
+EXPOSED: dict[str, tuple[str, ...]] = {
     "buttocks": ("BUTTOCKS_EXPOSED",),
     "female breast": ("FEMALE_BREAST_EXPOSED",),
     "female genitalia": ("FEMALE_GENITALIA_EXPOSED",),
@@ -148,6 +148,12 @@ class Detections:
                     f"a detection names {name} {int(values.max())}, but there are {end}: numbers start at 0"
                 )
 
+    def only(self, classes: Sequence[str]) -> "Detections":
+        """The detections of some classes, under the same card."""
+        wanted = [self.card.classes.index(one_of(c, self.card.classes, "class")) for c in classes]
+        rows = torch.isin(self.labels, torch.tensor(wanted, dtype=torch.int64))
+        return replace(self, **{name: getattr(self, name)[rows] for name in FIELDS})
+
     def to_bytes(self) -> bytes:
         """The detections as a safetensors file, with the card and a digest of the content."""
         tensors = {name: getattr(self, name).contiguous() for name in FIELDS}
@@ -218,6 +224,24 @@ def detect(detector: Detector, images: Tensor, *, batch_size: int = 64) -> Detec
         torch.tensor([row[2] for row in rows], dtype=torch.float32),
         torch.tensor([row[3] for row in rows], dtype=torch.int64).view(-1, 4),
     )
+
+
+def joined(parts: Sequence[Detections]) -> Detections:
+    """Detections of one detector in several sets of images, as if these had been searched together.
+
+    Raises
+    ------
+    UserError
+        If there are none, or different detectors made them.
+    """
+    if not parts or any(part.card != parts[0].card for part in parts):
+        raise UserError("only detections of one detector can be joined: search all images with the same")
+    starts = np.cumsum([0, *(part.n for part in parts)]).tolist()
+    fields = {name: torch.cat([getattr(part, name) for part in parts]) for name in FIELDS}
+    fields["images"] = torch.cat(
+        [part.images + start for part, start in zip(parts, starts[:-1], strict=True)]
+    )
+    return Detections(parts[0].card, starts[-1], **fields)
 
 
 def nudenet_detector() -> Detector:
