@@ -6,7 +6,7 @@ import math
 import pandas as pd
 import pytest
 
-from salun_core.experiments import claims, collect
+from salun_core.experiments import claims, collect, drift
 from salun_core.experiments.claims import FAILS, HOLDS, OPEN, Effect, verdict
 from salun_core.experiments.summary import write_table
 
@@ -139,3 +139,26 @@ def test_damaged_results_are_refused_in_one_sentence(folder):
     path.write_text(json.dumps({"rows": None})[:-3])
     with pytest.raises(ValueError, match="damaged"):
         collect.every_cell(folder)
+
+
+def test_a_release_is_measured_against_the_papers_protocol(tmp_path):
+    rows = []
+    for seed in (0, 1):
+        rows.append(cell("retrain", "none", seed, 0.1))
+        for name, ua in (
+            ("paper", 0.1),
+            ("released 2023-10", 0.14 + 0.04 * seed),
+            ("released 2023-12-01", None),
+        ):
+            rows.append(cell("rl", "salient", seed, ua, part="protocols", protocol=name))
+    write_table(pd.DataFrame(rows), tmp_path, "saliency", {})
+    effects = drift.protocol_effects(tmp_path)
+    assert effects["released 2023-10"] == "+1.50 ± 0.71 (n = 2)"  # 4 and 8 points of UA, one metric in four
+    assert effects["released 2023-12-01"] == "diverged (n = 2)"
+    table = drift.drift_table(tmp_path, recorded="cifar10-cpu").frame
+    assert "+1.50 ± 0.71 (n = 2)" in set(table["Gap, quick"])
+    assert table["Source"].str.len().min() > 0
+
+
+def test_differences_without_results_are_still_listed(tmp_path):
+    assert (drift.drift_table(tmp_path, recorded="nothing").frame["Gap, quick"] == "").all()
