@@ -3,14 +3,23 @@
 import argparse
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 import torch
 
-from benchmarks import BENCHMARKS
+from benchmarks import attack, diffusion, epoch, masking, selection
+from benchmarks.measure import Row
 from salun_core.errors import UserError, one_of
 from salun_core.experiments.provenance import device_name
+
+BENCHMARKS: dict[str, Callable[..., list[Row]]] = {
+    "selection": selection.run,
+    "epoch": epoch.run,
+    "masking": masking.run,
+    "attack": attack.run,
+    "diffusion": diffusion.run,
+}
 
 
 def main(words: Sequence[str] | None = None) -> int:

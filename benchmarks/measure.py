@@ -4,7 +4,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,30 +62,39 @@ def in_turn(ours: Callable[[], object], plain: Callable[[], object], *, repeats:
     return statistics.median(seconds[0]), statistics.median(seconds[1])
 
 
-def peak(module: str, function: str, size: int) -> float:
-    """MiB by which the memory of a fresh process grows, at most, while ``module.function(prepared)`` runs.
+def peaks(module: str, functions: Sequence[str], size: int) -> list[float]:
+    """MiB by which memory grows, at most, while each ``module.function(prepared)`` runs.
 
-    ``module.prepared(size)`` makes the argument and is not counted. Memory is read every few milliseconds:
-    the high-water mark that the system keeps is inherited from the process that started this one.
+    ``module.prepared(size)`` makes the argument and is not counted. Each function has a process of its own,
+    forked from a fresh one that has imported the module and done nothing else. Memory is read every few
+    milliseconds: the high-water mark that the system keeps is inherited from the process before.
     """
     code = f"""
-import importlib, threading, psutil
+import importlib, os, sys, threading, psutil
 part = importlib.import_module({module!r})
-argument = part.prepared({size})
-process = psutil.Process()
-before = most = process.memory_info().rss
-done = threading.Event()
-def watch():
-    global most
-    while not done.wait(0.002):
-        most = max(most, process.memory_info().rss)
-watcher = threading.Thread(target=watch)
-watcher.start()
-result = getattr(part, {function!r})(argument)
-most = max(most, process.memory_info().rss)
-done.set()
-watcher.join()
-print((most - before) / 2**20)
+def measure(function):
+    argument = part.prepared({size})
+    process = psutil.Process()
+    before = most = process.memory_info().rss
+    done = threading.Event()
+    def watch():
+        nonlocal most
+        while not done.wait(0.002):
+            most = max(most, process.memory_info().rss)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    result = function(argument)
+    most = max(most, process.memory_info().rss)
+    done.set()
+    watcher.join()
+    print((most - before) / 2**20, flush=True)
+for name in {list(functions)!r}:
+    child = os.fork()
+    if child == 0:
+        measure(getattr(part, name))
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(name + " did not finish")
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return max(float(ended.stdout), 0.1)  # less cannot be told
+    return [max(float(line), 0.1) for line in ended.stdout.split()]  # less cannot be told

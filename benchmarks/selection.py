@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Row, in_turn, peak
+from benchmarks.measure import Row, in_turn, peaks
 from salun_core.saliency import Mask, Scores, top_mask
 
 
@@ -37,6 +37,6 @@ def run(*, small: bool) -> list[Row]:
         note = f"masks differ in {differing} ties" if differing else "same mask"
         ours, plain = in_turn(lambda s=scores: counted(s), lambda s=scores: sorted_twice(s), repeats=3)  # type: ignore[misc]
         rows.append(Row(f"{size:,} weights, time", ours, plain, note=note))
-        grown = (peak(__name__, "counted", size), peak(__name__, "sorted_twice", size))
-        rows.append(Row(f"{size:,} weights, peak memory", *grown, unit="MiB"))
+        ours, plain = peaks(__name__, ("counted", "sorted_twice"), size)
+        rows.append(Row(f"{size:,} weights, peak memory", ours, plain, unit="MiB"))
     return rows

@@ -8,15 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 
+from salun_core.data import load_dataset
 from salun_core.errors import UserError
-from salun_core.experiments.cells import Cell, MaskSpec, Scenario
+from salun_core.experiments.cells import Cell, MaskSpec, Scenario, progress_bar
 from salun_core.experiments.classification import ClassificationParams, run
 from salun_core.experiments.summary import read_table
+from salun_core.experiments.tuning import Variant, tune
 
 GIVEN = {
     "preset": "quick",
@@ -141,6 +144,24 @@ def test_tuning_never_looks_at_test_images(finished):
     assert set(tried["seed"]) == {1000}
     for name in tried["cell"]:
         assert "metrics" not in json.loads((finished / "cells" / f"{name}.json").read_text())["values"]
+
+
+def test_no_test_image_takes_part_in_a_choice(tmp_path):
+    """Replace every test image by noise: whatever settings are chosen by stays, to the last bit."""
+    params = ClassificationParams.load(GIVEN | {"methods": ["ga"], "out_dir": str(tmp_path)})
+    clean = load_dataset("digits")
+    images = clean.images.clone()
+    images[clean.n_train :] = torch.randint_like(images[clean.n_train :], 256)
+    tunings = []
+    for data in (clean, replace(clean, images=images)):
+        lab = params.lab(data=data)
+        variants = [Variant("retrain"), Variant("ga")]
+        with progress_bar(1, "tuning") as progress:
+            rows, chosen = tune(lab, params.budget(), variants, params.scenarios()[0], progress=progress)
+        tunings.append(rows[["select_UA", "select_RA", "select_VA", "select_MIA", "distance", "chosen"]])
+        assert chosen[variants[1]]
+    pd.testing.assert_frame_equal(*tunings)
+    assert len(list((tmp_path / "cells").glob("original-*.json"))) == 2  # both were computed
 
 
 def test_a_recorded_run_needs_no_weights_and_no_logits(mine):
