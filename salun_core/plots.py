@@ -24,7 +24,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from salun_core.data.images import ImageData
 from salun_core.files import write_whole
 from salun_core.metrics.gaps import AVERAGE, METRICS, by_method, gaps, noise_floor, summary
-from salun_core.tables import LABELS, PAPER_NAMES, methods_table, name_of, read_published
+from salun_core.tables import PAPER_NAMES, methods_table, name_of, read_published
 
 # Okabe and Ito's colours, told apart by most colour-blind readers, and a marker of its own for each method.
 LOOK: dict[str, tuple[str, str]] = {
@@ -320,7 +320,7 @@ def published_beside(cells: pd.DataFrame, scenario: str, path: Path | str, setti
                 paper[m], y, "o", mfc="white", mec=look(m)[0], mew=1.8, label="published" if not y else None
             )
             axis.plot(ours[m], y, look(m)[1], color=look(m)[0], label="this run" if not y else None)
-        axis.set_yticks(range(len(order)), [LABELS[m] for m in order])
+        axis.set_yticks(range(len(order)), [name_of(m) for m in order])
         axis.set(xlabel="Avg. Gap to Retrain (percentage points)", xlim=(0, None))
         axis.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
     rank = pd.Series({m: paper[m] for m in order}).rank().corr(pd.Series({m: ours[m] for m in order}).rank())
@@ -549,7 +549,7 @@ def masks_compared(cells: pd.DataFrame, scenario: str) -> Chart:
                     mec="white",
                     label=MASK_LABELS[kind] if not x else None,
                 )
-        axis.set_xticks(range(len(methods)), [LABELS.get(m, m) for m in methods])
+        axis.set_xticks(range(len(methods)), [name_of(m) for m in methods])
         axis.set_yscale("symlog", linthresh=1)
         axis.set(ylabel="Avg. Gap (points)")
         axis.set_ylim(bottom=0)
@@ -617,7 +617,7 @@ def class_by_class(cells: pd.DataFrame) -> Chart:
     part = gaps(cells[cells["replica"] == 0])
     part = part[part["method"] != "retrain"]
     table = part.assign(
-        points=100 * part[AVERAGE].astype(float), name=part["method"].map(LABELS)
+        points=100 * part[AVERAGE].astype(float), name=part["method"].map(name_of)
     ).pivot_table(index="name", columns="forgotten", values="points", sort=False)
     with style():
         fig, axis = panels(height=0.42 * len(table) + 1.3)

@@ -11,26 +11,10 @@ from typing import Any
 import pandas as pd
 
 from salun_core.errors import UserError
+from salun_core.methods import METHODS
 from salun_core.metrics.gaps import AVERAGE, METRICS, by_method, floor_of, gaps, noise_floor
 
-LABELS = {
-    "original": "Original",
-    "retrain": "Retrain",
-    "ft": "FT",
-    "rl": "RL",
-    "ga": "GA",
-    "iu": "IU",
-    "be": "BE",
-    "bs": "BS",
-    "l1_sparse": "ℓ1-sparse",
-    "salun": "SalUn",
-    "salun_soft": "SalUn-soft",
-    "esd": "ESD",
-    "fmn": "FMN",
-    "ca": "CA",
-    "uce": "UCE",
-}
-PAPER_NAMES = {label: key for key, label in LABELS.items()} | {"l1-sparse": "l1_sparse"}
+PAPER_NAMES = {method.label: name for name, method in METHODS.items()} | {"l1-sparse": "l1_sparse"}
 OWN_MASK = {"salun": "salient"}  # the mask a method has by definition
 WORDS = (
     "Method",
@@ -93,7 +77,7 @@ def cell(column: str, value: Any, tag: str = "td") -> str:
 
 def name_of(method: str, mask: str = "none") -> str:
     """A method's name in tables, with the mask where it is not its own: "FT + salient mask"."""
-    label = LABELS.get(method, method)
+    label = METHODS[method].label if method in METHODS else method
     if mask == "lora":
         return f"{label} with adapters"
     return label if mask in ("none", OWN_MASK.get(method)) else f"{label} + {mask.replace('_', ' ')} mask"
@@ -252,7 +236,7 @@ def layers_table(layers: pd.DataFrame, caption: str) -> Table:
 def attacks_table(values: pd.DataFrame, caption: str) -> Table:
     """MIA by feature (columns) and method (rows), shares in [0, 1], printed in percent."""
     shown = values.rename(columns={"method": "Method"}).copy()
-    shown["Method"] = [LABELS.get(m, m) for m in shown["Method"]]
+    shown["Method"] = [name_of(m) for m in shown["Method"]]
     for column in shown.columns.drop("Method"):
         shown[column] = [number(100 * v) for v in shown[column]]
     return Table(shown, caption)

@@ -9,6 +9,7 @@ import pytest
 from salun_core import plots, tables
 from salun_core.experiments import report
 from salun_core.experiments.report import RecordedParams
+from salun_core.methods import METHODS
 from salun_core.metrics.gaps import AVERAGE, gaps
 
 FOLDER = RecordedParams.load({}).folder()
@@ -109,7 +110,7 @@ def test_a_figure_does_without_methods_that_were_not_run(name):
 
 
 def test_a_method_has_one_colour_everywhere():
-    looks = [plots.look(name) for name in tables.LABELS]
+    looks = [plots.look(name) for name in METHODS]
     assert len(set(looks)) == len(looks)
     assert plots.look("salun") == plots.look("salun")
 

@@ -18,7 +18,7 @@ from salun_core.metrics import ATTACKS
 from salun_core.metrics.gaps import AVERAGE, by_method, gaps, noise_floor
 from salun_core.paths import project_root
 from salun_core.saliency import layer_table
-from salun_core.tables import LABELS, Table, methods_table, name_of, read_published, spread
+from salun_core.tables import Table, methods_table, name_of, read_published, spread
 
 
 class Prose(str):
@@ -149,9 +149,7 @@ def grid_table(
     table = by_method(cells, column, group=(*rows, across))
     lines = []
     for key, part in table.groupby(list(rows), sort=False):
-        line = (
-            {"Method": name_of(*map(str, key))} if len(rows) == 2 else {"Method": LABELS.get(key[0], key[0])}
-        )
+        line = {"Method": name_of(*map(str, key))} if len(rows) == 2 else {"Method": name_of(str(key[0]))}
         for _, row in part.iterrows():
             line[str(row[across]).replace("_", " ")] = spread(100 * row["mean"], 100 * row["std"])
         lines.append(line)
@@ -233,7 +231,7 @@ def mask_sentences(cells: pd.DataFrame) -> Prose:
             clear = abs(apart.mean()) > max(
                 floor, 0 if len(apart) < 2 else 2 * apart.std() / len(apart) ** 0.5
             )
-            label = f"{LABELS.get(str(method), str(method))} ({apart.mean():+.2f})"
+            label = f"{name_of(str(method))} ({apart.mean():+.2f})"
             (equal if not clear else better if apart.mean() > 0 else worse).append(label)
         name = "no mask" if other == "none" else f"the {other.replace('_', ' ')} mask"
         parts = [
@@ -296,7 +294,7 @@ def class_sentences(cells: pd.DataFrame) -> Prose:
     part = part[~part["method"].isin(["retrain", "original"])]
     table = 100 * part.pivot_table(index="forgotten", columns="method", values=AVERAGE, sort=False)
     nearest = table.idxmin(axis=1).value_counts()
-    said = ", ".join(f"{LABELS.get(m, m)} for {n}" for m, n in nearest.items())
+    said = ", ".join(f"{name_of(str(m))} for {n}" for m, n in nearest.items())
     hard = table.min(axis=1).idxmax()
     text = (
         f"Of {len(table)} classes, the nearest to Retrain is {said}. Hardest is class {hard}, where the best method "
