@@ -32,20 +32,20 @@ def counts_per_category(counts: pd.DataFrame, *, note: str = "") -> Chart:
             "bars show one threshold: choose one, and show the others with counts_over_thresholds"
         )
     total = part.groupby(["method", "mask"], sort=False)["count"].sum()
-    size = 0.8 / len(names)
+    size = 0.86 / len(names)
     with style():
-        fig, axis = panels(height=0.17 * len(names) * len(categories) + 0.25 * len(categories) + 1.2)
+        fig, axis = panels(height=0.12 * len(names) * len(categories) + 0.12 * len(categories) + 1.1)
         for k, (method, mask) in enumerate(names):
             mine = part[(part["method"] == method) & (part["mask"] == mask)].set_index("category")["count"]
             heights = [int(mine.get(category, 0)) for category in categories]
             places = [y + (k - (len(names) - 1) / 2) * size for y in range(len(categories))]
             axis.barh(places, heights, height=size, color=look(method)[0], label=name_of(method, mask))
             for place, height in zip(places, heights, strict=True):
-                axis.text(height * 1.08 if height else 0.06, place, f"{height:,}", va="center", fontsize=7.5)
-        axis.set_xscale("symlog", linthresh=1)
+                axis.text(height * 1.08 if height else 0.06, place, f"{height:,}", va="center", fontsize=7)
+        axis.set_xscale("symlog", linthresh=1, linscale=0.3)
         axis.set_xlim(0, max(1.0, 3.0 * float(part["count"].max())))
         axis.set_yticks(range(len(categories)), categories)
-        axis.invert_yaxis()
+        axis.set_ylim(len(categories) - 0.45, -0.55)
         axis.set_xlabel("detections (log scale)")
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.45, 1))
@@ -154,60 +154,60 @@ def recovery_curves(curves: pd.DataFrame) -> Chart:
     )
 
 
-def erasure_and_utility(summary: pd.DataFrame) -> Chart:
+def erasure_and_utility(summaries: Mapping[str, pd.DataFrame]) -> Chart:
     """How far each model has erased the concept, by its weakest point, against what it still draws.
 
     Parameters
     ----------
-    summary : DataFrame
-        From `metrics.erasure.erasure_summary`.
+    summaries : mapping of str to DataFrame
+        From `metrics.erasure.erasure_summary`, by the title of their panel, such as the kind of attack.
     """
-    names = _models(summary)
+    every = pd.concat(list(summaries.values()))
+    left = 100 * float(every["utility"].min())
+    span = (min(90.0, left - 4), 100 + 0.34 * max(14.0, 104 - left))
+    width = span[1] - span[0]
     with style():
-        fig, axis = panels(height=4.4)
-        points = {}
-        for _, row in summary.iterrows():
-            colour, marker = look(row["method"])
-            x, y = 100 * row["utility"], 100 * row["erased"]
-            axis.plot(x, y, marker, color=colour, mfc="white" if row["dominated"] else colour, ms=9)
-            points[name_of(row["method"], row["mask"])] = (x, y, colour)
-        left = min(x for x, _, _ in points.values())
-        axis.set_xlim(min(90.0, left - 4), 108)
-        axis.set_ylim(-4, 104)
-        axis.set(
-            xlabel="utility: other things drawn as asked for (%)",
-            ylabel="erased: concept absent where it appears most (%)",
+        fig, axes = panels(1, len(summaries), height=4.2, sharex=True, sharey=True, squeeze=False)
+        for axis, (title, summary) in zip(axes[0], summaries.items(), strict=True):
+            axis.set(xlim=span, ylim=(-4, 114), yticks=range(0, 101, 20))
+            axis.set_title(title, fontsize=10)
+            axis.set_xticks([tick for tick in axis.get_xticks() if span[0] <= tick <= 100])
+            axis.grid(lw=0.4, color="0.92")
+            axis.set_axisbelow(True)
+            points = {}
+            for _, row in summary.iterrows():
+                colour, marker = look(row["method"])
+                x, y = 100 * row["utility"], 100 * row["erased"]
+                axis.plot(x, y, marker, color=colour, mfc="white" if row["dominated"] else colour, ms=8)
+                points[name_of(row["method"], row["mask"])] = (x, y, colour)
+            places = _apart([(y, x) for x, y, _ in points.values()], gap=5.0, near=0.35 * width)
+            for (name, (x, own, colour)), (y, _) in zip(points.items(), places, strict=True):
+                axis.annotate(
+                    name,
+                    (x, own),
+                    (x + 0.05 * width, y),
+                    fontsize=9,
+                    va="center",
+                    arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.8} if abs(y - own) > 1 else None,
+                )
+        fig.supxlabel("utility: other things drawn as asked for (%)", fontsize=10.5)
+        axes[0, 0].set_ylabel("erased: concept absent where it appears most (%)")
+    said, weakest = [], []
+    for title, summary in summaries.items():
+        own = summary[summary["method"] != "original"]
+        front = "; ".join(
+            f"{name_of(r['method'], r['mask'])} ({100 * r['erased']:.0f}% erased, {100 * r['utility']:.0f}% utility)"
+            for _, r in own[~own["dominated"]].iterrows()
         )
-        axis.grid(lw=0.4, color="0.92")
-        axis.set_axisbelow(True)
-        width = axis.get_xlim()[1] - axis.get_xlim()[0]
-        for name, (y, x) in zip(
-            points,
-            _apart([(y, x) for x, y, _ in points.values()], gap=5.0, near=0.22 * width),
-            strict=True,
-        ):
-            own = points[name]
-            axis.annotate(
-                name,
-                own[:2],
-                (x + 0.025 * width, y),
-                fontsize=9,
-                va="center",
-                color=own[2],
-                arrowprops={"arrowstyle": "-", "color": "0.8", "lw": 0.6} if abs(y - own[1]) > 1 else None,
-            )
-    best = summary[~summary["dominated"] & (summary["method"] != "original")]
-    front = ", ".join(
-        f"{name_of(r['method'], r['mask'])} ({100 * r['erased']:.0f}% erased, {100 * r['utility']:.0f}% utility)"
-        for _, r in best.iterrows()
-    )
-    weak = summary[summary["method"] != "original"]["weakest"].value_counts()
-    finding = f"No other method is better in both than {front}"
+        said.append(f"{title}: no method is better in both than {front}")
+        most = own["weakest"].value_counts()
+        weakest.append(f"{title}: {most.index[0]} for {int(most.iloc[0])} of {int(most.sum())} methods")
+    finding = ". ".join(part[:1].upper() + part[1:] for part in said)
     return Chart(
         fig,
         f"{finding}.",
-        f"{finding}. The weakest point is {weak.index[0]} for {int(weak.iloc[0])} of {int(weak.sum())} methods. "
-        f"Up and to the right is better; open marks are beaten in both by another of the {len(names)} models.",
+        f"{finding}. Where the concept appears most: {'; '.join(weakest)}. Up and to the right is better; open marks "
+        "are beaten in both by another method.",
     )
 
 
@@ -263,8 +263,17 @@ def _original_first(part: pd.DataFrame) -> pd.DataFrame:
 def _label_ends(axis: Axes, ends: Mapping[str, tuple[float, float, str]], *, gap: float) -> None:
     """Write the name of each line behind its end, moved apart where ends meet."""
     places = _apart([(y, x) for x, y, _ in ends.values()], gap=gap, near=np.inf)
-    for (name, (_, _, colour)), (y, x) in zip(ends.items(), places, strict=True):
-        axis.annotate(f"  {name}", (x, y), fontsize=9, va="center", color=colour, annotation_clip=False)
+    low, high = axis.get_xlim()
+    for (name, (x, own, colour)), (y, _) in zip(ends.items(), places, strict=True):
+        axis.annotate(
+            name,
+            (x, own),
+            (high + 0.03 * (high - low), y),
+            fontsize=9,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.8, "shrinkB": 3},
+        )
 
 
 def _apart(points: Sequence[tuple[float, float]], *, gap: float, near: float) -> list[tuple[float, float]]:

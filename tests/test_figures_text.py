@@ -90,9 +90,13 @@ def test_erasure_and_utility_labels_every_model():
     summary = erasure_summary(
         pd.DataFrame(rows, columns=["method", "shown", "utility"]).assign(mask="none", probe="direct prompts")
     )
-    chart = figures.erasure_and_utility(summary)
-    assert texts(chart.figure) == ["Original", "ESD", "UCE", "SalUn"]
-    assert "ESD (80% erased, 90% utility), SalUn (90% erased, 70% utility)" in chart.alt
+    chart = figures.erasure_and_utility({"by words": summary, "by search": summary})
+    assert texts(chart.figure) == ["Original", "ESD", "UCE", "SalUn"] * 2
+    assert [axis.get_title() for axis in chart.figure.axes] == ["by words", "by search"]
+    assert (
+        "By words: no method is better in both than ESD (80% erased, 90% utility); SalUn (90% erased, 70% utility)"
+        in chart.alt
+    )
     assert "UCE" not in chart.alt  # beaten by ESD in both
 
 
