@@ -22,10 +22,9 @@ def score_histogram(scores: Scores, *, keep: float) -> Chart:
         counts, _ = np.histogram(shown, bins)
         middle = (bins[1:] + bins[:-1]) / 2
         kept = middle >= (np.log10(gamma) if gamma > 0 else -np.inf)
-        axis.bar(
-            middle[kept], counts[kept], width=np.diff(bins)[0], color=MASK_LOOK["salient"][0], label="salient"
-        )
-        axis.bar(middle[~kept], counts[~kept], width=np.diff(bins)[0], color="0.75", label="held")
+        for part, colour, label in ((kept, MASK_LOOK["salient"][0], "salient"), (~kept, "0.75", "held")):
+            if part.any():
+                axis.bar(middle[part], counts[part], width=bins[1] - bins[0], color=colour, label=label)
         if gamma > 0:
             axis.axvline(np.log10(gamma), color="black", lw=1, ls="--")
         axis.set(xlabel="log₁₀ of |gradient on the forget set|", ylabel="weights")

@@ -23,7 +23,7 @@ class MiniatureParams(Params):
     experiment: ClassVar[str] = "miniature"
 
     forget_class: int = Field(3, ge=0, le=9)
-    keep: float = 0.5
+    keep: float = 0.15
     width: int = Field(8, ge=1)
     epochs: int = Field(5, ge=1)
     lr: float = Field(0.02, gt=0)
