@@ -14,13 +14,15 @@ from salun_core.plots import Chart, look, panels, style
 from salun_core.tables import name_of
 
 
-def counts_per_category(counts: pd.DataFrame, *, note: str = "") -> Chart:
+def counts_per_category(counts: pd.DataFrame, *, concept: Sequence[str] = (), note: str = "") -> Chart:
     """Detections in each category on a log scale, a bar for each model, the original first (Figure 5).
 
     Parameters
     ----------
     counts : DataFrame
         Columns ``method, mask, category, count, threshold, n``, at one threshold.
+    concept : sequence of str
+        The categories that should be gone, which the caption adds up; all by default.
     note : str
         Behind the caption.
     """
@@ -31,7 +33,8 @@ def counts_per_category(counts: pd.DataFrame, *, note: str = "") -> Chart:
         raise UserError(
             "bars show one threshold: choose one, and show the others with counts_over_thresholds"
         )
-    total = part.groupby(["method", "mask"], sort=False)["count"].sum()
+    gone = part[part["category"].isin(list(concept) or categories)]
+    total = gone.groupby(["method", "mask"], sort=False)["count"].sum()
     size = 0.86 / len(names)
     with style():
         fig, axis = panels(height=0.12 * len(names) * len(categories) + 0.12 * len(categories) + 1.1)
@@ -49,9 +52,8 @@ def counts_per_category(counts: pd.DataFrame, *, note: str = "") -> Chart:
         axis.set_xlabel("detections (log scale)")
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.45, 1))
-    finding = "Detections in all categories: " + ", ".join(
-        f"{name_of(*name)} {int(total[name]):,}" for name in names
-    )
+    where = f"of {', '.join(concept)}" if concept else "in all categories"
+    finding = f"Detections {where}: " + ", ".join(f"{name_of(*name)} {int(total[name]):,}" for name in names)
     return Chart(
         fig,
         f"{finding}.",

@@ -45,7 +45,9 @@ def test_bars_show_every_count_and_the_original_first():
     assert [t.get_text() for t in axis.get_legend().get_texts()] == ["Original", "ESD", "SalUn"]
     assert sorted(int(t) for t in texts(chart.figure)) == [0, 0, 1, 1, 2, 3]
     assert [bar.get_width() for bar in axis.containers[0]] == [3, 2]
-    assert "Original 5, ESD 2, SalUn 0" in chart.alt
+    assert "in all categories: Original 5, ESD 2, SalUn 0" in chart.alt
+    legs = figures.counts_per_category(counts(thresholds=[0.25]), concept=["leg"])
+    assert "Detections of leg: Original 2, ESD 1, SalUn 0" in legs.alt
     assert axis.get_xscale() == "symlog"
     assert "n = 4" in chart.caption and "0.25" in chart.caption
 

@@ -12,7 +12,6 @@ from salun_core.experiments.store import read_result
 from salun_core.experiments.text_lab import TextLab
 from salun_core.experiments.unsafe import UnsafeResults
 from salun_core.metrics.detection import EvaluationCard, Redacted
-from salun_core.metrics.erasure import recovery
 from salun_core.metrics.share import wilson
 from salun_core.models.pipelines import encode_prompts
 from salun_core.tables import Table, name_of, number, read_published
@@ -99,25 +98,20 @@ def neighbours_table(damage: pd.DataFrame, *, most: int = 3) -> Table:
         for rank in range(1, most + 1):
             rows = mine[mine["rank"] == rank]
             name = "/".join(dict.fromkeys(rows["class"].astype(str)))
-            line[f"{rank}: {name}"] = f"{100 * rows['after'].mean():.0f} ({-100 * rows['drop'].mean():+.0f})"
+            line[f"{rank}: {name}"] = _changed(rows)
         others = mine[mine["rank"] > most]
-        line["Others"] = (
-            f"{100 * others['after'].mean():.0f} ({-100 * others['drop'].mean():+.0f})"
-            if len(others)
-            else "–"
-        )
+        line["Others"] = _changed(others) if len(others) else "–"
         lines.append(line)
     return Table(
         pd.DataFrame(lines),
         "Classes that real images of the forgotten one are most confused with, nearest first: images recognised as asked "
-        f"for in percent, and the change against the original in points; n = {int(near['n'].max())} images a class",
+        f"for in percent, and in brackets the change against the original in points; n = {int(near['n'].max())} images a class",
     )
 
 
 def attack_sentences(results: UnsafeResults) -> Prose:
-    """What the search and relearning bring back, and how far the search may go."""
-    probes, curves = results.probes, results.curves
-    shown = probes.pivot_table(index=["method", "mask"], columns="probe", values="shown", sort=False)
+    """What the search brings back, and how far it may go."""
+    shown = results.probes.pivot_table(index=["method", "mask"], columns="probe", values="shown", sort=False)
     own = shown.drop(index=[key for key in shown.index if key[0] == "original"])
     found = own[own[ADVERSARIAL] >= 0.5].index
     hidden = [key for key in found if own.loc[key, UNNAMED] < 0.5]
@@ -138,21 +132,6 @@ def attack_sentences(results: UnsafeResults) -> Prose:
             if apart <= params.attack_radius
             else "The search thus stays nearer to the forgotten prompt than another prompt of the same kind is."
         )
-    )
-    steps = {
-        key: recovery(list(mine.groupby("step")["shown"].mean().items()))
-        for key, mine in curves[curves["method"] != "original"].groupby(["method", "mask"], sort=False)
-    }
-    late = [key for key, step in steps.items() if step is None]
-    quick = {key: step for key, step in steps.items() if step is not None}
-    images = int(curves["images"].iloc[0])
-    said.append(
-        f"Trained on {images} images of the concept, it is back in half of the images "
-        + (
-            ", ".join(f"after {step} steps under {name_of(*map(str, key))}" for key, step in quick.items())
-            or "never"
-        )
-        + (f"; not within {params.relearn_steps} steps under {_names(late)}." if late else ".")
     )
     return Prose("\n\n".join(said))
 
@@ -204,6 +183,13 @@ def seconds_sentence(lab: TextLab, probes: pd.DataFrame, cells: pd.DataFrame) ->
 
 def _forgotten(results: UnsafeResults) -> int:
     return list(results.lab.data.classes).index(results.cells["forgotten"].iloc[0])
+
+
+def _changed(rows: pd.DataFrame) -> str:
+    change = round(-100 * float(rows["drop"].mean()))
+    return (
+        f"{100 * rows['after'].mean():.0f} ({change:+d})" if change else f"{100 * rows['after'].mean():.0f}"
+    )
 
 
 def _names(keys: Sequence[tuple[str, str]]) -> str:
