@@ -170,3 +170,14 @@ def check_ran(results: pd.DataFrame) -> None:
     retrained = results[results["method"] == "retrain"]
     if retrained.empty or (retrained["status"] != "done").any():
         raise UserError("Retrain did not finish, and every gap is measured against it: change the recipe")
+
+
+def default_mask(method: str, keep: float, score: str) -> MaskSpec:
+    """The mask a method is run with unless an experiment says otherwise."""
+    kind = METHODS[method].mask
+    return NO_MASK if kind == "none" else MaskSpec(kind, keep, score)
+
+
+def retrain_replicas(seed: int, scenario: Scenario, count: int) -> list[Cell]:
+    """Further retrained models of one split, which differ in initialisation and order only."""
+    return [Cell(seed, scenario, "retrain", settings={"replica": i + 1}) for i in range(count)]

@@ -7,13 +7,18 @@ from pydantic import Field, field_validator
 
 from salun_core.data.splits import class_number
 from salun_core.errors import UserError, one_of
-from salun_core.experiments.cells import Cell, Scenario, progress_bar, run_cells
+from salun_core.experiments.cells import (
+    Cell,
+    Scenario,
+    default_mask,
+    progress_bar,
+    retrain_replicas,
+    run_cells,
+)
 from salun_core.experiments.classification import (
     ClassifierParams,
     Results,
-    default_mask,
     finished,
-    retrain_replicas,
 )
 from salun_core.experiments.classifier_lab import ClassifierLab
 from salun_core.experiments.tuning import FREE, Variant, tune

@@ -12,9 +12,17 @@ from salun_core.data import DATASETS, load_dataset
 from salun_core.data.images import ImageData
 from salun_core.data.splits import read_ids
 from salun_core.errors import UserError, one_of
-from salun_core.experiments.cells import NO_MASK, Cell, MaskSpec, Scenario, check_ran, progress_bar, run_cells
+from salun_core.experiments.cells import (
+    Cell,
+    Scenario,
+    check_ran,
+    default_mask,
+    progress_bar,
+    retrain_replicas,
+    run_cells,
+)
 from salun_core.experiments.classifier_lab import ClassifierLab
-from salun_core.experiments.params import Params
+from salun_core.experiments.params import Params, find_device, numeric
 from salun_core.experiments.store import Store
 from salun_core.experiments.summary import write_table
 from salun_core.experiments.tuning import Budget, Variant, tune
@@ -289,11 +297,6 @@ def run(params: ClassificationParams, *, lab: ClassifierLab | None = None) -> Re
     return finished(lab, params, cells, tunings)
 
 
-def retrain_replicas(seed: int, scenario: Scenario, count: int) -> list[Cell]:
-    """Further retrained models of one split, which differ in initialisation and order only."""
-    return [Cell(seed, scenario, "retrain", settings={"replica": i + 1}) for i in range(count)]
-
-
 def finished(
     lab: ClassifierLab, params: ClassifierParams, cells: list[pd.DataFrame], tunings: list[pd.DataFrame]
 ) -> Results:
@@ -304,42 +307,3 @@ def finished(
     every = pd.concat([frame, tuning], ignore_index=True)
     write_table(every, output_folder(params.out_dir), params.experiment, params.shown())
     return Results(frame, tuning, lab, params)
-
-
-def default_mask(method: str, keep: float, score: str) -> MaskSpec:
-    """The mask a method is run with unless an experiment says otherwise."""
-    kind = METHODS[method].mask
-    return NO_MASK if kind == "none" else MaskSpec(kind, keep, score)
-
-
-def numeric(value: Any) -> Any:
-    """Text that reads as a number as that number: YAML 1.1 leaves 1e-4 a text."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-def find_device(name: str) -> torch.device:
-    """The device asked for; "auto" is a CUDA accelerator if there is one.
-
-    Raises
-    ------
-    UserError
-        If the name is unknown or this machine has no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"unknown device {name!r}: choose auto, cpu or cuda") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(
-            f"device {name!r} is not supported (masks need double precision): choose auto, cpu or cuda"
-        )
-    if device.type == "cuda" and not (
-        torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
-    ):
-        raise UserError(f"device {name!r} was asked for, but torch sees no such accelerator: choose cpu")
-    return device

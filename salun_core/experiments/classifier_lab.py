@@ -16,7 +16,7 @@ from salun_core.data.splits import Split, split_data
 from salun_core.errors import Diverged
 from salun_core.experiments.cells import Cell, Scenario, cell_row
 from salun_core.experiments.code import code_digest
-from salun_core.experiments.masking import MaskingLab
+from salun_core.experiments.masking import MaskingLab, check_finite, thinned
 from salun_core.experiments.provenance import peak_memory
 from salun_core.experiments.store import Key, Result, Store
 from salun_core.methods import METHODS
@@ -250,19 +250,6 @@ class ClassifierLab(MaskingLab):
         return Batches(images, labels, ids, size=self.batch_size, augment=augmentation(self.data))
 
 
-def check_finite(model: nn.Module) -> None:
-    """Refuse weights or statistics that are not finite.
-
-    Raises
-    ------
-    Diverged
-        With the name of the first such tensor.
-    """
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise Diverged(f"{name} is not finite after unlearning: lower the learning rate")
-
-
 def measure(metrics: Mapping[str, Callable[[Evaluation], Any]], evaluation: Evaluation) -> dict[str, Any]:
     """The values of some metrics as JSON numbers."""
     return {name: plain(metric(evaluation)) for name, metric in metrics.items()}
@@ -272,10 +259,3 @@ def plain(value: Any) -> float | None:
     """A metric as a JSON number; None where it does not exist (NaN)."""
     number = float("nan") if value is None else float(value)
     return number if number == number else None
-
-
-def thinned(losses: list[float], most: int = 60) -> list[float]:
-    """At most ``most`` evenly spaced entries, the last included."""
-    if len(losses) <= most:
-        return losses
-    return [losses[round(i * (len(losses) - 1) / (most - 1))] for i in range(most)]

@@ -13,8 +13,15 @@ from salun_core.data import load_dataset
 from salun_core.data.images import ImageData
 from salun_core.data.splits import class_number
 from salun_core.errors import UserError, one_of
-from salun_core.experiments.cells import Cell, Scenario, check_ran, progress_bar, run_cells
-from salun_core.experiments.classification import default_mask, retrain_replicas
+from salun_core.experiments.cells import (
+    Cell,
+    Scenario,
+    check_ran,
+    default_mask,
+    progress_bar,
+    retrain_replicas,
+    run_cells,
+)
 from salun_core.experiments.diffusion_lab import DiffusionLab, Forgetting, Unet
 from salun_core.experiments.generation_params import GenerationParams
 from salun_core.experiments.summary import write_table

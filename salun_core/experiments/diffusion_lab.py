@@ -16,7 +16,6 @@ from salun_core.data.batches import Batches
 from salun_core.data.images import ImageData
 from salun_core.data.splits import split_data
 from salun_core.experiments.cells import Cell, Scenario
-from salun_core.experiments.classifier_lab import thinned
 from salun_core.experiments.code import code_digest
 from salun_core.experiments.generation_lab import (
     STREAMS,
@@ -26,6 +25,7 @@ from salun_core.experiments.generation_lab import (
     listed,
     packed,
 )
+from salun_core.experiments.masking import thinned
 from salun_core.experiments.provenance import peak_memory
 from salun_core.experiments.store import Key, Store, digest
 from salun_core.files import sha256

@@ -18,9 +18,8 @@ from salun_core.data.batches import Batch, Batches
 from salun_core.data.images import ImageData
 from salun_core.errors import Diverged, UserError
 from salun_core.experiments.cells import Cell, Scenario, cell_row
-from salun_core.experiments.classifier_lab import check_finite, thinned
 from salun_core.experiments.code import code_digest
-from salun_core.experiments.masking import MaskingLab
+from salun_core.experiments.masking import MaskingLab, check_finite, thinned
 from salun_core.experiments.provenance import fresh_clock, peak_memory
 from salun_core.experiments.store import Key, Result, Store
 from salun_core.methods import METHODS

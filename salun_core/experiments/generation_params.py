@@ -10,9 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from salun_core.data import DATASETS
 from salun_core.errors import UserError, one_of
 from salun_core.experiments.cells import MASKS, MaskSpec
-from salun_core.experiments.classification import find_device, numeric
 from salun_core.experiments.generation_lab import Judge, Sampling
-from salun_core.experiments.params import Params
+from salun_core.experiments.params import Params, find_device, numeric
 from salun_core.experiments.store import Store
 from salun_core.experiments.tuning import Variant
 from salun_core.methods import METHODS, methods_for

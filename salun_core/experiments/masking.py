@@ -5,9 +5,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import nn
 
 from salun_core.data.batches import Batch
 from salun_core.data.images import ImageData
+from salun_core.errors import Diverged
 from salun_core.experiments.cells import MaskSpec, Scenario
 from salun_core.experiments.provenance import provenance
 from salun_core.rng import generator
@@ -70,3 +72,23 @@ class MaskingLab:
     def provenance(self) -> dict[str, Any]:
         """Where and with what this lab computes."""
         return provenance(self.device) | {"data": self.data.name, "data_note": self.data.note}
+
+
+def check_finite(model: nn.Module) -> None:
+    """Refuse weights or statistics that are not finite.
+
+    Raises
+    ------
+    Diverged
+        With the name of the first such tensor.
+    """
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise Diverged(f"{name} is not finite after unlearning: lower the learning rate")
+
+
+def thinned(losses: list[float], most: int = 60) -> list[float]:
+    """At most ``most`` evenly spaced entries, the last included."""
+    if len(losses) <= most:
+        return losses
+    return [losses[round(i * (len(losses) - 1) / (most - 1))] for i in range(most)]

@@ -11,8 +11,16 @@ import torch
 from pydantic import Field, field_validator
 
 from salun_core.errors import Diverged, UserError, one_of
-from salun_core.experiments.cells import MASKS, Cell, MaskSpec, Scenario, progress_bar, run_cells
-from salun_core.experiments.classification import ClassifierParams, Results, finished, retrain_replicas
+from salun_core.experiments.cells import (
+    MASKS,
+    Cell,
+    MaskSpec,
+    Scenario,
+    progress_bar,
+    retrain_replicas,
+    run_cells,
+)
+from salun_core.experiments.classification import ClassifierParams, Results, finished
 from salun_core.experiments.classifier_lab import ClassifierLab
 from salun_core.experiments.store import Key
 from salun_core.experiments.tuning import FREE, Variant, tune

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -154,3 +155,36 @@ def _first_sentence(error: ValidationError) -> str:
         return message + more
     given = f", got {first['input']!r}" if first["type"] not in ("value_error", "missing") else ""
     return f"{where}: {message[0].lower()}{message[1:]}{given}{more}"
+
+
+def numeric(value: Any) -> Any:
+    """Text that reads as a number as that number: YAML 1.1 leaves 1e-4 a text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def find_device(name: str) -> torch.device:
+    """The device asked for; "auto" is a CUDA accelerator if there is one.
+
+    Raises
+    ------
+    UserError
+        If the name is unknown or this machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}: choose auto, cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(
+            f"device {name!r} is not supported (masks need double precision): choose auto, cpu or cuda"
+        )
+    if device.type == "cuda" and not (
+        torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    ):
+        raise UserError(f"device {name!r} was asked for, but torch sees no such accelerator: choose cpu")
+    return device

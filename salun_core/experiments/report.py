@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from salun_core.errors import one_of
-from salun_core.experiments.cells import Cell, MaskSpec
-from salun_core.experiments.classification import Results, default_mask
+from salun_core.experiments.cells import Cell, MaskSpec, default_mask
+from salun_core.experiments.classification import Results
 from salun_core.experiments.classifier_lab import ClassifierLab
 from salun_core.experiments.params import Params
 from salun_core.experiments.stability import StabilityResults

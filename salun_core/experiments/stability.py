@@ -12,13 +12,19 @@ import pandas as pd
 from pydantic import Field, field_validator
 
 from salun_core.errors import UserError, one_of
-from salun_core.experiments.cells import Cell, MaskSpec, Scenario, progress_bar, run_cells
+from salun_core.experiments.cells import (
+    Cell,
+    MaskSpec,
+    Scenario,
+    default_mask,
+    progress_bar,
+    retrain_replicas,
+    run_cells,
+)
 from salun_core.experiments.classification import (
     ClassifierParams,
     Results,
-    default_mask,
     finished,
-    retrain_replicas,
 )
 from salun_core.experiments.classifier_lab import ClassifierLab
 from salun_core.experiments.tuning import FREE, Variant, tune, with_distance

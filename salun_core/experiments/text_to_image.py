@@ -13,9 +13,9 @@ from salun_core.data.captions import KINDS, NAMES, captions, photo_of
 from salun_core.data.images import ImageData
 from salun_core.data.splits import class_number
 from salun_core.errors import UserError, one_of
-from salun_core.experiments.cells import CHANGES, Cell, Scenario, progress_bar, run_cells
-from salun_core.experiments.classification import default_mask, find_device
+from salun_core.experiments.cells import CHANGES, Cell, Scenario, default_mask, progress_bar, run_cells
 from salun_core.experiments.generation_params import GenerationParams
+from salun_core.experiments.params import find_device
 from salun_core.experiments.summary import write_table
 from salun_core.experiments.text_lab import FIRST, IMAGENET, Asking, TextForgetting, TextLab
 from salun_core.experiments.tuning import Variant
