@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from salun_core.plots import Chart, look, panels, style
+from salun_core.spots import Spot, behind
 from salun_core.tables import name_of
 
 
@@ -26,6 +27,7 @@ def erasure_against_utility(cells: pd.DataFrame, *, kinds: Sequence[str] = ()) -
     part = cells[cells["status"] == "done"]
     kinds = list(kinds) or kinds_of(part)
     names = list(dict.fromkeys(zip(part["method"], part["mask"], strict=True)))
+    spots = []
     with style():
         across = min(2, len(kinds))
         down = -(-len(kinds) // across)
@@ -34,9 +36,13 @@ def erasure_against_utility(cells: pd.DataFrame, *, kinds: Sequence[str] = ()) -
             for method, mask in names:
                 mine = part[(part["method"] == method) & (part["mask"] == mask)]
                 colour, marker = look(method)
+                x = 100 * mine[f"OA {kind}"].astype(float).mean()
+                y = 100 * mine[f"UA {kind}"].astype(float).mean()
+                found = f"UA {y:.1f}%, other classes {x:.1f}% over {len(mine)} {'run' if len(mine) == 1 else 'runs'}"
+                spots.append(Spot(axis, behind(mine.iloc[0], found), float(x), float(y)))
                 axis.plot(
-                    100 * mine[f"OA {kind}"].astype(float).mean(),
-                    100 * mine[f"UA {kind}"].astype(float).mean(),
+                    x,
+                    y,
                     marker,
                     color=colour,
                     mfc=colour if mask in ("none", "salient") else "white",
@@ -67,6 +73,7 @@ def erasure_against_utility(cells: pd.DataFrame, *, kinds: Sequence[str] = ()) -
         f"Up and to the right is better. {finding}. Class {', '.join(map(str, part['forgotten'].unique()))} of "
         f"{first['dataset']}, mean over {runs} {'run' if runs == 1 else 'runs'}, n = {first['n_class']} images of each class "
         "and kind of prompt.",
+        spots=tuple(spots),
     )
 
 

@@ -11,6 +11,7 @@ from salun_core.grids import beside, picture
 from salun_core.metrics.detection import ANY, Redacted
 from salun_core.metrics.erasure import recovery
 from salun_core.plots import Chart, look, panels, style
+from salun_core.spots import Spot, behind
 from salun_core.tables import name_of
 
 
@@ -168,6 +169,7 @@ def erasure_and_utility(summaries: Mapping[str, pd.DataFrame]) -> Chart:
     left = 100 * float(every["utility"].min())
     span = (min(90.0, left - 4), 100 + 0.34 * max(14.0, 104 - left))
     width = span[1] - span[0]
+    spots = []
     with style():
         fig, axes = panels(1, len(summaries), height=4.2, sharex=True, sharey=True, squeeze=False)
         for axis, (title, summary) in zip(axes[0], summaries.items(), strict=True):
@@ -182,6 +184,8 @@ def erasure_and_utility(summaries: Mapping[str, pd.DataFrame]) -> Chart:
                 x, y = 100 * row["utility"], 100 * row["erased"]
                 axis.plot(x, y, marker, color=colour, mfc="white" if row["dominated"] else colour, ms=8)
                 points[name_of(row["method"], row["mask"])] = (x, y, colour)
+                found = f"erased {y:.1f}% where it appears most: {row['weakest']}", f"utility {x:.1f}%"
+                spots.append(Spot(axis, behind(row, *found), x, y))
             places = _apart([(y, x) for x, y, _ in points.values()], gap=5.0, near=0.35 * width)
             for (name, (x, own, colour)), (y, _) in zip(points.items(), places, strict=True):
                 axis.annotate(
@@ -210,6 +214,7 @@ def erasure_and_utility(summaries: Mapping[str, pd.DataFrame]) -> Chart:
         f"{finding}.",
         f"{finding}. Where the concept appears most: {'; '.join(weakest)}. Up and to the right is better; open marks "
         "are beaten in both by another method.",
+        spots=tuple(spots),
     )
 
 

@@ -10,7 +10,8 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from salun_core.metrics.gaps import summary
-from salun_core.plots import Chart, look, panels, style
+from salun_core.plots import Chart, look, panels, spots_of, style
+from salun_core.spots import Spot
 from salun_core.tables import name_of
 
 FRAME = "#D55E00"
@@ -43,6 +44,7 @@ def method_grid(
     forgotten: int,
     each: int = 2,
     most: int = 10,
+    origins: Mapping[str, str] | None = None,
 ) -> Chart:
     """Samples of each model: a band for each model, a column for each class, equal noise down a column.
 
@@ -58,7 +60,10 @@ def method_grid(
         Samples of each class.
     most : int
         Classes shown, the forgotten one among them.
+    origins : mapping of str to str, optional
+        By the name of a model: where its samples come from, shown where a reader points at one.
     """
+    spots = []
     columns = list(range(min(most, len(classes))))
     if forgotten not in columns:
         columns[-1] = forgotten
@@ -76,6 +81,9 @@ def method_grid(
                     if k < len(found):
                         axis.axis("on")
                         picture(axis, found[k])
+                        if origins and name in origins:
+                            text = f"{name}, asked for {classes[label]}, noise {k}\n{origins[name]}"
+                            spots.append(Spot(axis, text))
                     if label == forgotten:
                         frame = Rectangle(
                             (0, 0),
@@ -104,6 +112,7 @@ def method_grid(
         f"{text} Images in one column start from the same noise, so that rows can be compared; the forgotten class "
         f"is framed. n = {each} of each class and model.",
         photo=True,
+        spots=tuple(spots),
     )
 
 
@@ -189,13 +198,14 @@ def generation_compared(cells: pd.DataFrame) -> Chart:
     part = cells[(cells["replica"] == 0) & (cells["status"] == "done")]
     names = list(dict.fromkeys(zip(part["method"], part["mask"], strict=True)))[::-1]
     retrain = part[part["method"] == "retrain"]
+    spots = []
     with style():
         fig, axes = panels(1, 3, height=0.32 * len(names) + 1.3, sharey=True)
         for axis, (column, (title, scale)) in zip(axes, SHOWN.items(), strict=True):
             for y, (method, mask) in enumerate(names):
-                mine = scale * part.loc[(part["method"] == method) & (part["mask"] == mask), column].astype(
-                    float
-                )
+                runs = part[(part["method"] == method) & (part["mask"] == mask)]
+                mine = scale * runs[column].astype(float)
+                spots += spots_of(axis, runs, column, y=y, scale=scale)
                 colour, marker = look(method)
                 found = summary(mine)
                 axis.plot(mine, [y] * len(mine), ".", color=colour, alpha=0.45)
@@ -229,4 +239,5 @@ def generation_compared(cells: pd.DataFrame) -> Chart:
         f"{first['dataset']}, class {', '.join(map(str, part['forgotten'].unique()))} forgotten. {finding}. Points are "
         f"seeds and classes (n = {len(retrain) or part['seed'].nunique()}), each with {first['n_class']} samples a class; "
         f"dashed: Retrain; grey: distance of real images to real images. {first['distance']}.",
+        spots=tuple(spots),
     )

@@ -24,6 +24,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from salun_core.data.images import ImageData
 from salun_core.files import write_whole
 from salun_core.metrics.gaps import AVERAGE, METRICS, by_method, gaps, noise_floor, summary
+from salun_core.spots import Spot, behind, behind_mean, overlay
 from salun_core.tables import PAPER_NAMES, methods_table, name_of, read_published
 
 # Okabe and Ito's colours, told apart by most colour-blind readers, and a marker of its own for each method.
@@ -65,13 +66,15 @@ WIDTH = 6.5  # inches: legible when a phone shrinks it to 390 pixels
 class Chart:
     """A figure with its caption and a text alternative that states the finding.
 
-    A notebook shows it as an image that scales with the page; ``figure`` is matplotlib's.
+    A notebook shows it as an image that scales with the page; ``figure`` is matplotlib's. Where a reader
+    points at one of the ``spots``, its text is shown.
     """
 
     figure: Figure
     alt: str
     caption: str = ""
     photo: bool = False
+    spots: tuple[Spot, ...] = ()
 
     def svg(self) -> bytes:
         """The figure as SVG; the same figure gives the same bytes."""
@@ -100,10 +103,13 @@ class Chart:
             if self.caption
             else ""
         )
-        return (
-            f'<figure class="result" tabindex="0"><img class="{"photo" if self.photo else "chart"}" '
-            f'alt="{html.escape(self.alt, quote=True)}" src="{source}">{caption}</figure>'
+        image = (
+            f'<img class="{"photo" if self.photo else "chart"}" '
+            f'alt="{html.escape(self.alt, quote=True)}" src="{source}">'
         )
+        if self.spots:
+            image = f'<div class="spots" style="position:relative;width:fit-content">{image}{overlay(self.figure, self.spots)}</div>'
+        return f'<figure class="result" tabindex="0">{image}{caption}</figure>'
 
 
 @contextmanager
@@ -219,6 +225,7 @@ def gap_to_retrain(cells: pd.DataFrame, scenario: str) -> Chart:
     table = methods_table(cells, scenario)
     table = table[table["method"] != "retrain"].sort_values(AVERAGE, ascending=False)
     order = list(zip(table["method"], table["mask"], strict=True))
+    spots = []
     with style():
         fig, axes = panels(
             1, 5, height=0.32 * len(order) + 1.1, sharey=True, gridspec_kw={"width_ratios": [1.6, 1, 1, 1, 1]}
@@ -231,6 +238,7 @@ def gap_to_retrain(cells: pd.DataFrame, scenario: str) -> Chart:
             for y, (method, mask) in enumerate(order):
                 mine = part[(part["method"] == method) & (part["mask"] == mask)]
                 interval(axis, 100 * mine[column].astype(float), y, look(method))
+                spots += spots_of(axis, mine, column, y=y)
             axis.set_title("Avg. Gap" if column == AVERAGE else column.removeprefix("gap "))
             axis.set_xlim(left=0)
             axis.grid(axis="x", color="0.92")
@@ -248,7 +256,18 @@ def gap_to_retrain(cells: pd.DataFrame, scenario: str) -> Chart:
     caption = (
         f"{scenario}. {finding}. Mean and 95% t interval, n = {seeds} seeds; small dots are seeds.{behind}"
     )
-    return Chart(fig, f"{finding}.", caption)
+    return Chart(fig, f"{finding}.", caption, spots=tuple(spots))
+
+
+def spots_of(axis: Axes, rows: pd.DataFrame, column: str, *, y: float, scale: float = 100) -> list[Spot]:
+    """Spots on a row of a dot plot: each of its results, and above them their mean."""
+    values = scale * rows[column].astype(float)
+    unit = "%" if scale == 100 else ""
+    found = [
+        Spot(axis, behind(row, f"{column} {value:.2f}{unit}"), float(value), y)
+        for (_, row), value in zip(rows.iterrows(), values, strict=True)
+    ]
+    return [*found, Spot(axis, behind_mean(rows, column, scale=scale, unit=unit), float(values.mean()), y)]
 
 
 def interval(axis: Axes, values: pd.Series, y: float, colour_marker: tuple[str, str]) -> None:
@@ -338,6 +357,7 @@ def over_shares(cells: pd.DataFrame) -> Chart:
     )
     table = by_method(part, "gap UA", group=("method", "mask", "share"))
     floor = noise_floor(cells)
+    spots = []
     with style():
         fig, axis = panels(height=3.8)
         if len(floor):
@@ -357,6 +377,14 @@ def over_shares(cells: pd.DataFrame) -> Chart:
                 capsize=2,
                 label=name_of(str(method), str(mask)),
             )
+            for place, (_, row) in zip(x, mine.iterrows(), strict=True):
+                runs = part[
+                    (part["method"] == method)
+                    & (part["mask"] == mask)
+                    & (part["share"] == row["share"])
+                    & (part["replica"] == 0)
+                ]
+                spots.append(Spot(axis, behind_mean(runs, "gap UA"), float(place), 100 * row["mean"]))
         axis.set(
             xscale="log",
             xlabel="share of the training images to forget (%)",
@@ -373,6 +401,7 @@ def over_shares(cells: pd.DataFrame) -> Chart:
         fig,
         f"{finding}.",
         f"{finding}. Mean and 95% t interval, n = {cells['seed'].nunique()} seeds; settings chosen once, for the tuning share. Grey: retrained models among themselves.",
+        spots=tuple(spots),
     )
 
 
@@ -381,6 +410,7 @@ def ua_over_settings(spread: pd.DataFrame) -> Chart:
     target = 100 * spread.loc[spread["method"] == "retrain", "UA"].astype(float).mean()
     rows = spread[spread["method"] != "retrain"].dropna(subset=["UA"])
     groups = list(rows.groupby(["method", "mask"], sort=False))
+    spots = []
     with style():
         fig, axis = panels(height=0.42 * len(groups) + 1.1)
         axis.axvline(target, color="black", ls="--", lw=1)
@@ -399,7 +429,12 @@ def ua_over_settings(spread: pd.DataFrame) -> Chart:
                 whiskerprops={"color": colour},
                 capprops={"color": colour},
             )
-            axis.plot(ua, y + np.linspace(-0.14, 0.14, len(ua)), marker, color=colour, alpha=0.6, ms=4, mew=0)
+            places = y + np.linspace(-0.14, 0.14, len(ua))
+            axis.plot(ua, places, marker, color=colour, alpha=0.6, ms=4, mew=0)
+            spots += [
+                Spot(axis, behind(row, f"UA {value:.2f}%"), float(value), float(place))
+                for (_, row), value, place in zip(mine.iterrows(), ua, places, strict=True)
+            ]
         axis.set_yticks(range(len(groups)), [name_of(str(m), str(k)) for (m, k), _ in groups])
         axis.set(xlabel="UA (%)", xlim=(-2, 102))
         axis.text(target, len(groups) - 0.35, f"Retrain {target:.1f}", ha="left", fontsize=9)
@@ -414,6 +449,7 @@ def ua_over_settings(spread: pd.DataFrame) -> Chart:
         fig,
         f"{finding}.",
         f"{finding}. One point a setting (n = {len(rows)}), seed {spread['seed'].iloc[0]}; box: quartiles, whiskers: range; dashed: Retrain.{more}",
+        spots=tuple(spots),
     )
 
 

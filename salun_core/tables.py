@@ -4,7 +4,7 @@ import html
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pandas as pd
 from salun_core.errors import UserError
 from salun_core.methods import METHODS
 from salun_core.metrics.gaps import AVERAGE, METRICS, by_method, floor_of, gaps, noise_floor
+from salun_core.spots import behind_mean
 
 PAPER_NAMES = {method.label: name for name, method in METHODS.items()} | {"l1-sparse": "l1_sparse"}
 OWN_MASK = {"salun": "salient"}  # the mask a method has by definition
@@ -44,17 +45,24 @@ PUBLISHED = ("Retrain", "FT", "RL", "GA", "IU", "BE", "BS", "ℓ1-sparse", "SalU
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts for the book: caption, scoped headers, numbers to the right, some rows bold."""
+    """A table of texts for the book: caption, scoped headers, numbers to the right, some rows bold.
+
+    ``behind`` maps a row's label and a column to what is shown where a reader points at that cell.
+    """
 
     frame: pd.DataFrame
     caption: str
     bold: tuple[Any, ...] = ()
+    behind: Mapping[tuple[Any, str], str] = field(default_factory=dict)
 
     def _repr_html_(self) -> str:
         head = "".join(cell(c, c, "th scope='col'") for c in self.frame.columns)
         rows = []
         for index, row in zip(self.frame.index, self.frame.itertuples(index=False), strict=True):
-            cells = "".join(cell(c, value) for c, value in zip(self.frame.columns, row, strict=True))
+            cells = "".join(
+                cell(c, value, behind=self.behind.get((index, c), ""))
+                for c, value in zip(self.frame.columns, row, strict=True)
+            )
             rows.append(f"<tr class='best'>{cells}</tr>" if index in self.bold else f"<tr>{cells}</tr>")
         caption = html.escape(self.caption[:1].upper() + self.caption[1:])
         label = html.escape(self.caption.partition(":")[0], quote=True)
@@ -68,11 +76,12 @@ class Table:
         return f"{self.caption}\n{self.frame.to_string(index=False)}"
 
 
-def cell(column: str, value: Any, tag: str = "td") -> str:
+def cell(column: str, value: Any, tag: str = "td", *, behind: str = "") -> str:
     """One cell in HTML; words and numbers are set differently, and a line break is kept."""
     kind = "words" if column in WORDS else "numbers"
     text = html.escape(str(value)).replace("\n", "<br>")
-    return f"<{tag} class='{kind}'>{text}</{tag[:2]}>"
+    more = f" spot' tabindex='-1' title='{html.escape(behind, quote=True)}" if behind else ""
+    return f"<{tag} class='{kind}{more}'>{text}</{tag[:2]}>"
 
 
 def name_of(method: str, mask: str = "none") -> str:
@@ -144,7 +153,18 @@ def main_table(cells: pd.DataFrame, scenario: str, *, caption: str | None = None
         f"{' to '.join(map(str, seeds))} seeds (training and unlearning both vary), gap to Retrain in brackets, "
         f"{first['n_forget']:.0f} forget images; best Avg. Gap bold."
     )
-    return Table(shown, text, (best,) if best is not None else ())
+    return Table(shown, text, (best,) if best is not None else (), _behind_rows(cells, scenario, numbers))
+
+
+def _behind_rows(cells: pd.DataFrame, scenario: str, numbers: pd.DataFrame) -> dict[tuple[Any, str], str]:
+    """For each number of the main table the runs that its mean is over."""
+    part = gaps(cells[(cells["scenario"] == scenario) & (cells["replica"] == 0)])
+    found: dict[tuple[Any, str], str] = {}
+    for index, row in numbers.iterrows():
+        mine = part[(part["method"] == row["method"]) & (part["mask"] == row["mask"])]
+        found |= {(index, name): behind_mean(mine, name) for name in (*METRICS, AVERAGE)}
+        found[index, "RTE (s)"] = behind_mean(mine, "seconds", scale=1, unit=" s")
+    return found
 
 
 def published_table(path: Path | str, setting: str = "random data forgetting 10%") -> Table:

@@ -54,6 +54,14 @@ class Book:
                 "duration": 61.2,
                 "start_time": "2026-01-02T",
             },
+            "companion": {
+                "device": "a processor",
+                "threads": 1,
+                "platform": "Linux",
+                "python": "3.12.1",
+                "revision": "0123456789ab",
+                "libraries": {"torch": "2.0"},
+            },
         }
         self.write("data/runs/notebooks/demo.ipynb", json.dumps(new_notebook(cells=cells, metadata=metadata)))
 
@@ -95,6 +103,11 @@ def test_the_executed_copy_is_shown_and_downloaded(book):
     assert "Not executed here" not in page
     assert "papermill notebooks/demo.ipynb demo.executed.ipynb -y" in BeautifulSoup(page, "html.parser").text
     assert "1 min 1 s on 2026-01-02" in page
+    text = BeautifulSoup(page, "html.parser").text
+    assert (
+        "Machine: a processor, 1 thread, Linux. Code revision 0123456789ab; Python 3.12.1, torch 2.0." in text
+    )
+    assert 'href="../_sources/notebooks/demo.ipynb"' in page
     assert "widget" not in page
     download = book.folder / "_build/_sources/notebooks/demo.ipynb"
     assert download.read_bytes() == (book.folder / "data/runs/notebooks/demo.ipynb").read_bytes()
@@ -206,6 +219,9 @@ def test_execution_leaves_a_whole_copy(template, tmp_path):
     output = tmp_path / "runs/notebooks/demo.ipynb"
     execution.execute(template, output, {"keep": 0.25})
     assert json.loads(output.read_text())["cells"][-1]["outputs"][0]["data"]["text/plain"] == ["4.0"]
+    made = json.loads(output.read_text())["metadata"]["companion"]
+    assert {"device", "threads", "python", "platform", "revision", "libraries"} <= set(made)
+    assert made["threads"] == 1
 
 
 def test_a_notebook_that_fails_is_one_line_and_a_copy_to_look_at(template, tmp_path):

@@ -213,3 +213,29 @@ def test_search_finds_saliency(browser, address):
     shown.wait_for_selector("#search-results li a")
     assert wrong == []
     shown.context.close()
+
+
+def test_what_lies_behind_a_mark_is_shown(browser, address):
+    shown, wrong = visit(browser, address + "notebooks/recorded.html", size=WIDE, scheme="light")
+    behind = shown.locator("#behind")
+    try:
+        for kind in ("td.spot", "span.spot"):
+            spot = shown.locator(kind).first
+            text = spot.get_attribute("title")
+            assert "cell-" in text
+            spot.scroll_into_view_if_needed()
+            spot.hover(force=True)
+            assert behind.inner_text() == text
+            assert spot.get_attribute("title") is None  # or the browser would show it as well
+            shown.keyboard.press("Escape")
+            assert behind.is_hidden()
+        home = shown.locator("figure.result", has=shown.locator("span.spot")).first
+        home.focus()
+        shown.keyboard.press("Enter")
+        first = behind.inner_text()
+        shown.keyboard.press("ArrowLeft")
+        assert behind.is_visible()
+        assert behind.inner_text() != first
+        assert wrong == []
+    finally:
+        shown.context.close()

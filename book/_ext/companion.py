@@ -84,18 +84,32 @@ def markdown(name: str, text: str) -> dict[str, Any]:
 
 
 def how_executed(docname: str, notebook: dict[str, Any]) -> str:
-    """What was run, when and for how long, as a closing note that can be copied."""
+    """What was run, when, for how long, where and with what: a closing section whose command can be copied."""
     name = Path(docname).name
     record = notebook["metadata"].get("papermill", {})
     given = record.get("parameters") or {}
     words = ["papermill", f"{docname}.ipynb", f"{name}.executed.ipynb"]
     if given:
         words += ["-y", yaml.safe_dump(given, default_flow_style=True, sort_keys=False, width=10**6).strip()]
-    lines = ["---", "", "**How this page was executed**", "", "```bash", shlex.join(words), "```"]
+    lines = ["## Run this page again", "", "```bash", shlex.join(words), "```", ""]
+    told = []
     if record.get("duration") is not None:
         day = str(record.get("start_time", ""))[:10]
-        lines += ["", f"It took {spell_duration(record['duration'])} on {day}."]
-    return "\n".join(lines)
+        told.append(
+            f"It took {spell_duration(record['duration'])} on {day}; cells that were stored before are not computed again."
+        )
+    if made := notebook["metadata"].get("companion"):
+        versions = ", ".join(f"{library} {version}" for library, version in made["libraries"].items())
+        threads = f"{made['threads']} {'thread' if made['threads'] == 1 else 'threads'}"
+        told.append(
+            f"Machine: {made['device']}, {threads}, {made['platform']}. Code revision `{made['revision']}`; Python "
+            f"{made['python']}, {versions}."
+        )
+    told.append(
+        f'<a download href="../_sources/{docname}.ipynb">Download the executed notebook</a>, with these results in '
+        'it. Without a copy of the project: <a href="../book/rerun.html#launching">Binder and Colab</a>.'
+    )
+    return "\n\n".join(["\n".join(lines), *told])
 
 
 def spell_duration(seconds: float) -> str:

@@ -223,10 +223,22 @@ def execute(template: Path, output: Path, given: dict[str, Any], *, threads: int
         except DeadKernelError:
             what = "its kernel died, as it does when memory runs out"
         else:
+            stamp(running)
             running.replace(output)
             return
     running.replace(failed)
     raise SystemExit(f"\n{template} did not finish: {what} (see {failed})")
+
+
+def stamp(notebook: Path) -> None:
+    """Write into a notebook's metadata where and with what it was executed."""
+    from salun_core.experiments.params import find_device
+    from salun_core.experiments.provenance import provenance
+
+    content = json.loads(notebook.read_text("utf8"))
+    threads = int(os.environ["OMP_NUM_THREADS"])
+    content["metadata"]["companion"] = provenance(find_device("auto")) | {"threads": threads}
+    notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf8")
 
 
 class Bars(io.TextIOBase):

@@ -11,6 +11,7 @@ from salun_core.experiments.generation_lab import GenerationLab
 from salun_core.experiments.report import Prose
 from salun_core.experiments.store import Result, read_result
 from salun_core.metrics.share import wilson
+from salun_core.spots import behind
 from salun_core.tables import Table, name_of, number, spread
 
 MiB = 2**20
@@ -52,6 +53,14 @@ def confusions_by_name(
     rows = _first(cells)
     return {
         name: lab.recognition(result_of(lab, rows[name])).counts for name in names or rows if name in rows
+    }
+
+
+def origins_by_name(cells: pd.DataFrame) -> dict[str, str]:
+    """Where the samples of `samples_by_name` come from, in lines."""
+    return {
+        name: behind(row, f"UA {100 * row['UA']:.1f}%, other classes {100 * row['OA']:.1f}%")
+        for name, row in _first(cells).items()
     }
 
 

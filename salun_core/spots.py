@@ -1,0 +1,134 @@
+"""What lies behind a mark of a figure or a number of a table: shown where a reader points, or moves to by keyboard."""
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from salun_core.methods import METHODS
+
+PADDING = 0.1  # inches that matplotlib leaves around a figure that is saved with its tight box
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A place in a figure, and its text.
+
+    Parameters
+    ----------
+    axis : Axes
+        Where it is.
+    text : str
+        What is shown; lines are kept.
+    x, y : float, optional
+        The place in data coordinates. Without them the spot covers the whole axis.
+    """
+
+    axis: Axes
+    text: str
+    x: float | None = None
+    y: float | None = None
+
+
+def overlay(figure: Figure, spots: Sequence[Spot]) -> str:
+    """HTML of spots over an image of the figure, placed in percent so that they scale with it.
+
+    Without any script a browser shows the texts as titles; the book's script shows them at once, on
+    touch, and by keyboard.
+    """
+    figure.draw_without_rendering()
+    box = figure.get_tightbbox().padded(PADDING)
+    parts = []
+    for spot in spots:
+        if spot.x is None or spot.y is None:
+            corners = spot.axis.get_window_extent()
+            place = [(corners.x0, corners.y1), (corners.x1, corners.y0)]
+        else:
+            if not (math.isfinite(spot.x) and math.isfinite(spot.y)):
+                continue
+            place = [tuple(spot.axis.transData.transform((spot.x, spot.y)))]
+        shares = [
+            ((x / figure.dpi - box.x0) / box.width, (box.y1 - y / figure.dpi) / box.height) for x, y in place
+        ]
+        (left, top), (right, bottom) = shares[0], shares[-1]
+        where = f"left:{100 * left:.2f}%;top:{100 * top:.2f}%"
+        size = (
+            ";width:14px;height:14px;transform:translate(-50%,-50%)"
+            if len(place) == 1
+            else f";width:{100 * (right - left):.2f}%;height:{100 * (bottom - top):.2f}%"
+        )
+        text = html.escape(spot.text, quote=True)
+        parts.append(
+            f'<span class="spot" role="img" tabindex="-1" title="{text}" aria-label="{text}" '
+            f'style="position:absolute;{where}{size}"></span>'
+        )
+    return "".join(parts)
+
+
+def behind(row: Mapping[str, Any] | pd.Series, *values: str) -> str:
+    """Where one result comes from, in lines: what ran, the values to show, settings, cost, code, stored cell.
+
+    Parameters
+    ----------
+    row : mapping
+        A row of a results table; what it lacks is left out.
+    values : str
+        Lines below the first, such as "UA 5.1%".
+    """
+    have = {
+        name: value
+        for name, value in dict(row).items()
+        if not (value is None or (isinstance(value, float) and math.isnan(value)))
+    }
+    method = str(have.get("method", ""))
+    mask = str(have.get("mask", "none"))
+    first = [METHODS[method].label if method in METHODS else method]
+    if mask != "none":
+        first.append("adapters" if mask == "lora" else f"{mask.replace('_', ' ')} mask")
+        first += [f"keep {have['keep']:g}"] if "keep" in have else []
+    first += [str(have["scenario"])] if "scenario" in have else []
+    first += [f"seed {have['seed']:.0f}"] if "seed" in have else []
+    first += [f"replica {have['replica']:.0f}"] if have.get("replica") else []
+    lines = [", ".join(first), *values]
+    settings = {
+        k: v for k, v in (have.get("settings") or {}).items() if k in ("lr", "epochs", "steps", "alpha")
+    }
+    chosen = [f"{name} {value:.3g}" for name, value in settings.items() if isinstance(value, int | float)]
+    if chosen:
+        lines.append(", ".join(chosen))
+    cost = [f"{have['seconds']:.3g} s"] if "seconds" in have else []
+    if "device" in have:
+        threads = (
+            f", {have['threads']:.0f} {'thread' if have['threads'] == 1 else 'threads'}"
+            if "threads" in have
+            else ""
+        )
+        cost.append(f"{have['device']}{threads}")
+    if cost:
+        lines.append(" on ".join(cost))
+    if "code" in have:
+        lines.append(f"code {have['code']}, {str(have.get('finished', ''))[:10]}")
+    if "cell" in have:
+        lines.append(str(have["cell"]))
+    return "\n".join(lines)
+
+
+def behind_mean(rows: pd.DataFrame, column: str, *, scale: float = 100, unit: str = "%") -> str:
+    """What a mean over several results is made of: a line for each, with its stored cell."""
+    first = rows.iloc[0]
+    method = METHODS[first["method"]].label if first["method"] in METHODS else str(first["method"])
+    values = scale * rows[column].astype(float)
+    mean = f"{values.mean():.2f}{unit}, mean of {values.count()}" if values.count() else "diverged"
+    lines = [f"{method}: {column} {mean}"]
+    for (_, row), value in zip(rows.iterrows(), values, strict=True):
+        shown = "diverged" if math.isnan(value) else f"{value:.2f}{unit}"
+        origin = f" ({row['cell']})" if "cell" in rows else ""
+        lines.append(f"{row['scenario']}, seed {row['seed']:.0f}: {shown}{origin}")
+    if "code" in rows:
+        lines.append(f"code {', '.join(dict.fromkeys(map(str, rows['code'])))}")
+    return "\n".join(lines)
