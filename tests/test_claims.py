@@ -92,6 +92,42 @@ def test_no_difference_is_said_to_be_none(folder):
     assert verdict(found) == FAILS
 
 
+def test_a_generator_is_judged_by_the_lesser_of_forgetting_and_keeping(tmp_path):
+    def drawn(method, mask, seed, ua, oa, unnamed):
+        found = {
+            "OA": oa,
+            "UA indirect": unnamed,
+            "n_class": 50,
+            "part": "methods",
+            "cell": f"cell-{method}{seed}",
+        }
+        return cell(method, mask, seed, ua, **found)
+
+    rows = []
+    for seed in (0, 1, 2):
+        rows += [
+            drawn("salun", "salient", seed, 1.0, 0.9 + 0.01 * seed, 0.5),
+            drawn("esd", "none", seed, 0.6, 1.0, 0.7),  # forgets less
+            drawn("uce", "none", seed, 0.8, 0.8, 0.4),  # the best of the others in the lesser
+            drawn("ga", "none", seed, 1.0, 1.0, 1.0),  # no rival here
+        ]
+    for name in ("text_to_image", "unsafe"):
+        write_table(pd.DataFrame(rows), tmp_path, name, {})
+    (both,) = claims.generator_forgets(tmp_path, experiment="text_to_image", rivals=claims.CONCEPT_ERASURE)
+    assert both.what.endswith("minus UCE, the best other (points)")
+    assert (both.mean, both.n, both.tolerance) == (pytest.approx(11.0), 3, 2.0)
+    (unnamed,) = claims.generator_forgets(
+        tmp_path, experiment="unsafe", rivals=claims.CONCEPT_ERASURE, measured=claims.UNNAMED
+    )
+    assert unnamed.what.endswith("minus ESD, the best other (points)")
+    assert unnamed.mean == pytest.approx(-20.0)
+    ledger = claims.ledger(tmp_path).set_index("claim")
+    assert ledger.loc["Imagenette", "verdict"] == HOLDS
+    assert ledger.loc["unsafe content", "verdict"] == FAILS
+    quick = collect.every_cell(tmp_path).query("source == 'quick'")
+    assert quick["cell"].is_unique
+
+
 def test_the_ledger_has_every_claim_also_without_results(tmp_path):
     rows = claims.ledger(tmp_path)
     assert set(rows["claim"]) == {claim.name for claim in claims.CLAIMS}

@@ -51,7 +51,7 @@ COLUMNS: dict[str, str] = {
 }
 """The data dictionary: every column of `every_cell`."""
 
-RUNS = ("classification", "class_wise", "stability", "saliency", "diffusion", "text_to_image")
+RUNS = ("classification", "class_wise", "stability", "saliency", "diffusion", "text_to_image", "unsafe")
 
 
 class CollectParams(Params):
@@ -82,6 +82,8 @@ def every_cell(out_dir: Path | None = None) -> pd.DataFrame:
     for folder, source in [*((f, "recorded") for f in folders), (output_folder(out_dir), "quick")]:
         for experiment in RUNS:
             rows = results_of(folder, experiment)
+            if experiment == "unsafe" and len(rows):  # most of them are cells of text_to_image
+                rows = rows[~rows["cell"].isin(results_of(folder, "text_to_image").get("cell", []))]
             if len(rows):
                 parts.append(rows.assign(source=source, run=folder.name if source == "recorded" else "quick"))
     frame = pd.concat(
