@@ -65,7 +65,7 @@ class Book:
         }
         self.write("data/runs/notebooks/demo.ipynb", json.dumps(new_notebook(cells=cells, metadata=metadata)))
 
-    def build(self) -> str:
+    def build(self, **more: object) -> str:
         """Build, and return the warnings."""
         said = io.StringIO()
         out = self.folder / "_build"
@@ -74,6 +74,7 @@ class Book:
             "nb_execution_mode": "off",
             "mathjax_path": "mathjax/tex-svg.js",
             "exclude_patterns": ["data", "_build", "jupyter_execute"],
+            **more,
         }
         with patch_docutils(), docutils_namespace():
             app = Sphinx(self.folder, None, out, out / "trees", "html", settings, status=None, warning=said)
@@ -111,6 +112,29 @@ def test_the_executed_copy_is_shown_and_downloaded(book):
     assert "widget" not in page
     download = book.folder / "_build/_sources/notebooks/demo.ipynb"
     assert download.read_bytes() == (book.folder / "data/runs/notebooks/demo.ipynb").read_bytes()
+
+
+def test_figures_and_tables_of_notebooks_are_numbered_with_the_others(book):
+    def shown(html):
+        return new_output("execute_result", {"text/html": html, "text/plain": "x"}, execution_count=1)
+
+    figure = '<figure class="result" tabindex="0"><img alt="a" src="data:,"><figcaption>A &amp; B</figcaption></figure>'
+    table = '<figure class="result"><figcaption>Rows</figcaption><table><tr><td>1</td></tr></table></figure>'
+    book.executed(shown(figure), shown(table), shown(figure))
+    book.write(
+        "index.md",
+        "# Home\n\n```{figure} a.svg\n:name: own\nOwn\n```\n\nSee {numref}`fig-demo-2`, {ref}`fig-demo-1` and "
+        "{numref}`tab-demo-1`.\n\n```{toctree}\nnotebooks/demo\n```\n",
+    )
+    book.write("a.svg", '<svg xmlns="http://www.w3.org/2000/svg"/>')
+    assert book.build(numfig=True) == ""
+    page = BeautifulSoup(book.page("notebooks/demo"), "html.parser")
+    captions = [c.get_text() for c in page.select("figure.result figcaption")]
+    assert captions == ["Fig. 2 A & B#", "Table 1 Rows#", "Fig. 3 A & B#"]
+    assert [f["id"] for f in page.select("figure.result")] == ["fig-demo-1", "tab-demo-1", "fig-demo-2"]
+    home = BeautifulSoup(book.page("index"), "html.parser")
+    assert "See Fig. 3, A & B and Table 1." in home.get_text()
+    assert "notebooks/demo.html#fig-demo-2" in [a["href"] for a in home.select("a.reference")]
 
 
 def test_a_first_execution_and_a_further_one_renew_the_page(book):

@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import sys
+from html import unescape
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import copyfile
@@ -127,6 +128,71 @@ def outdated(
         for doc in env.found_docs - added
         if (path := executed(app, doc)) and env.metadata[doc].get("companion_executed") != age(path)
     ]
+
+
+# --- numbers of figures and tables of notebooks --------------------------------------------------------
+
+
+class Output(nodes.General, nodes.Element):  # type: ignore[misc]  # docutils is untyped
+    """A captioned output of a notebook, with ``html``."""
+
+
+class ResultFigure(Output):
+    """A figure, numbered like the other figures of the book."""
+
+
+class ResultTable(Output):
+    """A table, numbered like the other tables of the book."""
+
+
+RESULT = re.compile(r'<figure class="result".*?</figure>', re.DOTALL)
+
+
+def number_results(app: Sphinx, doctree: nodes.document) -> None:
+    """Make captioned outputs of notebooks nodes that Sphinx counts (event doctree-read).
+
+    They can be referred to: ``{numref}`tab-classification-2``` is the second table of that page.
+    """
+    page = app.env.docname
+    counts = {ResultFigure: 0, ResultTable: 0}
+    domain: Any = app.env.get_domain("std")
+    for raw in list(doctree.findall(nodes.raw)):
+        text = raw.astext().strip()
+        if "html" not in raw.get("format", "") or not RESULT.fullmatch(text) or "<figcaption>" not in text:
+            continue
+        kind = ResultTable if "<table" in text else ResultFigure
+        counts[kind] += 1
+        name = f"{'tab' if kind is ResultTable else 'fig'}-{Path(page).name}-{counts[kind]}"
+        caption = re.sub(r"<[^>]*>", "", text.partition("<figcaption>")[2].partition("</figcaption>")[0])
+        node = kind(html=text, ids=[name], names=[name], title=unescape(caption))
+        raw.replace_self(node)
+        doctree.ids[name] = node
+        domain.note_hyperlink_target(name, page, name, node["title"])
+
+
+def passed(self: Any, node: nodes.Element) -> None:
+    """Nothing comes after what `write_result` wrote."""
+
+
+def title_of(node: nodes.Element) -> str:
+    """The caption of a numbered output."""
+    return str(node["title"])
+
+
+def write_result(self: Any, node: nodes.Element) -> None:
+    """Write a numbered output of a notebook as HTML."""
+    name, start = node["ids"][0], len(self.body)
+    self.add_fignumber(node)
+    number = "".join(self.body[start:])
+    del self.body[start:]
+    what = "table" if isinstance(node, ResultTable) else "figure"
+    link = f'<a class="headerlink" href="#{name}" title="Link to this {what}">#</a>'
+    text = node["html"].replace("<figure ", f'<figure id="{name}" ', 1)
+    text = text.replace("<figcaption>", f"<figcaption>{number}", 1).replace(
+        "</figcaption>", f"{link}</figcaption>", 1
+    )
+    self.body.append(text)
+    raise nodes.SkipNode
 
 
 # --- reference from docstrings ------------------------------------------------------------------------
@@ -266,6 +332,9 @@ def setup(app: Sphinx) -> dict[str, Any]:
     sys.path.insert(0, str(app.srcdir))  # docstrings come from this tree, whatever is installed
     app.add_config_value("companion_runs", os.environ.get("COMPANION_RUNS", "data/runs"), "env", [str])
     app.add_role("res", Result())
+    for node, what in ((ResultFigure, "figure"), (ResultTable, "table")):
+        app.add_enumerable_node(node, what, title_of, html=(write_result, passed))
+    app.connect("doctree-read", number_results)
     app.connect("source-read", show_executed)
     app.connect("source-read", show_modules)
     app.connect("autodoc-process-docstring", keep_bars)
