@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from salun_core import grids
+from salun_core.errors import UserError
 from salun_core.experiments import report_generation as report
+from salun_core.experiments.generation_lab import grid_png
 
 K = 3
 
@@ -125,3 +127,28 @@ def test_trajectories_put_two_models_above_each_other():
     chart = grids.trajectories(frames, frames, [5, 10, 15, 20], asked="class 3", names=("Original", "SalUn"))
     assert len(chart.figure.axes) == 4 * 4
     assert "Original above, SalUn below" in chart.alt
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_samples_come_back_from_the_picture_of_them(tmp_path, channels):
+    images = torch.randint(256, (12, channels, 8, 8), dtype=torch.uint8)
+    labels = torch.arange(K).repeat_interleave(4)
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "salun.grid.png").write_bytes(grid_png(images, labels))
+    cells = CELLS[CELLS["method"] == "salun"].assign(classes=[["zero", "one", "two"]])
+    ((name, (found, whose)),) = report.recorded_samples(tmp_path, cells).items()
+    assert name == "SalUn"
+    assert torch.equal(found, images)
+    assert torch.equal(whose, labels)
+
+
+@pytest.mark.parametrize("content", [None, b"no picture", "wrong size"])
+def test_a_picture_that_is_missing_or_damaged_is_one_sentence(tmp_path, content):
+    (tmp_path / "cells").mkdir()
+    if content == "wrong size":
+        content = grid_png(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4))
+    if content is not None:
+        (tmp_path / "cells" / "salun.grid.png").write_bytes(content)
+    cells = CELLS[CELLS["method"] == "salun"].assign(classes=[["zero", "one", "two"]])
+    with pytest.raises(UserError, match="restore it from git|does not hold"):
+        report.recorded_samples(tmp_path, cells)

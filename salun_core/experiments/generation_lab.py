@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load, load_file, save
@@ -297,6 +298,7 @@ class GenerationLab(MaskingLab):
             n_class=self.sampling.samples,
             judge=self.judge_accuracy,
             confusion=values.get("confusion"),
+            classes=list(self.data.classes),
             **{f"n_{role}": values.get("counts", {}).get(role) for role in ("forget", "retain")},
         )
 
@@ -331,6 +333,32 @@ def grid_png(images: Tensor, labels: Tensor, *, rows: int = 6) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def grid_samples(png: bytes, *, classes: int) -> tuple[Tensor, Tensor]:
+    """The samples in what `grid_png` made: uint8 (n, C, H, W), and the class of each (n,).
+
+    Raises
+    ------
+    UserError
+        If it is no such picture.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        sheet = torch.from_numpy(np.array(Image.open(io.BytesIO(png))))
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError("a grid of samples is damaged: restore it from git") from error
+    sheet = sheet[:, :, None] if sheet.ndim == 2 else sheet
+    side = sheet.shape[1] // classes
+    if not side or sheet.shape[1] % side or sheet.shape[0] % side:
+        raise UserError(
+            f"a grid of {tuple(sheet.shape[:2])} pixels does not hold samples of {classes} classes"
+        )
+    tiles = sheet.unfold(0, side, side).unfold(1, side, side)[..., 1:-1, 1:-1]  # (rows, K, C, H, W)
+    labels = torch.arange(classes).repeat(tiles.shape[0])
+    order = labels.argsort(stable=True)
+    return tiles.flatten(0, 1)[order], labels[order]
 
 
 def listed(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """What notebooks on generative models show besides the common tables and figures."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from torch import Tensor
 
 from salun_core.errors import UserError
-from salun_core.experiments.generation_lab import GenerationLab
+from salun_core.experiments.generation_lab import GenerationLab, grid_samples
 from salun_core.experiments.report import Prose
 from salun_core.experiments.store import Result, read_result
 from salun_core.metrics.share import wilson
@@ -44,6 +45,24 @@ def samples_by_name(
     rows = _first(cells)
     found = {name: lab.samples(result_of(lab, row)) for name, row in rows.items()}
     return {name: found[name] for name in names if name in found} if names else found
+
+
+def recorded_samples(folder: Path, cells: pd.DataFrame) -> dict[str, tuple[Tensor, Tensor]]:
+    """The first samples of each recorded model, from the pictures that are committed with its cell.
+
+    Raises
+    ------
+    UserError
+        If a picture is missing or damaged.
+    """
+    found = {}
+    for name, row in _first(cells).items():
+        path = folder / "cells" / f"{row['cell']}.grid.png"
+        try:
+            found[name] = grid_samples(path.read_bytes(), classes=len(row["classes"]))
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}; restore it from git") from error
+    return found
 
 
 def confusions_by_name(
