@@ -198,3 +198,18 @@ def test_a_release_is_measured_against_the_papers_protocol(tmp_path):
 
 def test_differences_without_results_are_still_listed(tmp_path):
     assert (drift.drift_table(tmp_path, recorded="nothing").frame["Gap, quick"] == "").all()
+
+
+def test_a_row_of_the_ledger_has_place_number_and_links(folder):
+    rows = claims.ledger(folder)
+    table = claims.ledger_table(rows)
+    first = table.frame.iloc[0]
+    assert first["Claim"].split("\n")[1].startswith("Table 1: SalUn 1.15")
+    page = table._repr_html_()
+    assert '<a href="classification.html">nearest at 10 %</a><br>Table 1' in page
+    run = next(i for i, text in enumerate(table.frame["Run"]) if text.startswith("quick"))
+    assert table.links[run, "Run"] == rows.iloc[run]["chapter"]
+    assert {link for (_, column), link in table.links.items() if column == "Run"} == {
+        "recorded.html",
+        "saliency.html",
+    }
