@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from salun_core.errors import UserError
-from salun_core.grids import beside, picture
+from salun_core.grids import arranged, beside, picture
 from salun_core.metrics.detection import ANY, Redacted
 from salun_core.metrics.erasure import recovery
 from salun_core.plots import Chart, look, panels, style
@@ -240,7 +240,7 @@ def redacted_grid(rows: Mapping[str, Redacted], *, columns: Sequence[str] = (), 
             raise UserError(f"the images of {name} are not redacted: call metrics.detection.redacted first")
     across = max(len(shown.images[:each]) for shown in rows.values())
     with style():
-        fig, axes = panels(len(rows), across, height=5.7 / across * len(rows) + 0.5, squeeze=False)
+        fig, axes = panels(len(rows), across, squeeze=False, layout="none")
         for band, (name, shown) in zip(axes, rows.items(), strict=True):
             for x, axis in enumerate(band):
                 axis.axis("off")
@@ -250,7 +250,7 @@ def redacted_grid(rows: Mapping[str, Redacted], *, columns: Sequence[str] = (), 
             beside(band[0], name, rows=1)
         for axis, title in zip(axes[0], columns, strict=False):
             axis.set_title(str(title), fontsize=8, pad=3)
-        fig.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
+        arranged(fig, axes, rows)
     hidden = ", ".join(f"{name} {int(shown.covered[:each].sum())}" for name, shown in rows.items())
     text = f"Images with something covered, of {across} each: {hidden}."
     note = next(iter(rows.values())).note

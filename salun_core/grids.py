@@ -1,16 +1,17 @@
 """Figures of generated images, and of what an independent classifier sees in them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from salun_core.metrics.gaps import summary
-from salun_core.plots import Chart, look, panels, spots_of, style
+from salun_core.plots import WIDTH, Chart, look, panels, spots_of, style
 from salun_core.spots import Spot
 from salun_core.tables import name_of
 
@@ -34,7 +35,18 @@ def picture(axis: Axes, image: Tensor) -> None:
 
 def beside(axis: Axes, name: str, *, rows: int) -> None:
     """Write the name of a band of ``rows`` images to the left of its first one."""
-    axis.text(-0.15, 1 - rows / 2, name, transform=axis.transAxes, ha="right", va="center", fontsize=9.5)
+    text = name.replace(" + ", "\n+ ")
+    axis.text(-0.15, 1 - rows / 2, text, transform=axis.transAxes, ha="right", va="center", fontsize=9.5)
+
+
+def arranged(figure: Figure, axes: Any, names: Iterable[str], *, head: float = 0.3) -> None:
+    """Put pictures side by side in even rows, with room for the names of bands and ``head`` inches for titles."""
+    rows, columns = axes.shape
+    longest = max(len(line) for name in names for line in name.split(" + "))
+    left = (0.2 + 0.075 * longest) / WIDTH
+    height = rows * WIDTH * (1 - left) / columns + head
+    figure.set_size_inches(WIDTH, height)
+    figure.subplots_adjust(left=left, right=1, bottom=0, top=1 - head / height, wspace=0.05, hspace=0.05)
 
 
 def method_grid(
@@ -68,10 +80,7 @@ def method_grid(
     if forgotten not in columns:
         columns[-1] = forgotten
     with style():
-        size = 5.7 / len(columns)
-        fig, axes = panels(
-            len(rows) * each, len(columns), height=size * len(rows) * each + 0.4, squeeze=False
-        )
+        fig, axes = panels(len(rows) * each, len(columns), squeeze=False, layout="none")
         for band, (name, (images, labels)) in enumerate(rows.items()):
             for x, label in enumerate(columns):
                 found = images[labels == label][:each]
@@ -101,7 +110,7 @@ def method_grid(
             axes[0, x].set_title(
                 str(classes[label]), fontsize=9, color=FRAME if label == forgotten else "black", pad=3
             )
-        fig.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
+        arranged(fig, axes, rows)
     text = (
         f"Samples of {len(rows)} models ({', '.join(rows)}) for {len(columns)} classes; class {classes[forgotten]} was "
         "to be forgotten."
@@ -134,7 +143,7 @@ def trajectories(
     """
     count = before.shape[1]
     with style():
-        fig, axes = panels(2 * count, len(times), height=2 * count * 6.0 / len(times) + 0.4, squeeze=False)
+        fig, axes = panels(2 * count, len(times), squeeze=False, layout="none")
         for half, (name, frames) in enumerate(zip(names, (before, after), strict=True)):
             for k in range(count):
                 for x in range(len(times)):
@@ -142,7 +151,7 @@ def trajectories(
             beside(axes[half * count, 0], name, rows=count)
         for x, step in enumerate(times):
             axes[0, x].set_title(f"step {step}", fontsize=8.5, pad=3)
-        fig.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
+        arranged(fig, axes, names)
     text = f"From noise to image for {asked}: {names[0]} above, {names[1]} below, from equal noise."
     return Chart(fig, text, f"{text} n = {count} images each.", photo=True)
 
@@ -208,9 +217,9 @@ def generation_compared(cells: pd.DataFrame) -> Chart:
                 spots += spots_of(axis, runs, column, y=y, scale=scale)
                 colour, marker = look(method)
                 found = summary(mine)
-                axis.plot(mine, [y] * len(mine), ".", color=colour, alpha=0.45)
+                axis.plot(mine, [y] * len(mine), ".", color=colour, alpha=0.45, clip_on=False)
                 filled = colour if mask in ("none", "salient") else "white"
-                axis.plot(found["mean"], y, marker, color=colour, mfc=filled, ms=6)
+                axis.plot(found["mean"], y, marker, color=colour, mfc=filled, ms=6, clip_on=False, zorder=3)
             if len(retrain):
                 axis.axvline(scale * retrain[column].astype(float).mean(), color="black", ls="--", lw=1)
             if column == "FD":
@@ -238,6 +247,6 @@ def generation_compared(cells: pd.DataFrame) -> Chart:
         f"{finding}.",
         f"{first['dataset']}, class {', '.join(map(str, part['forgotten'].unique()))} forgotten. {finding}. Points are "
         f"seeds and classes (n = {len(retrain) or part['seed'].nunique()}), each with {first['n_class']} samples a class; "
-        f"dashed: Retrain; grey: distance of real images to real images. {first['distance']}.",
+        f"{'dashed: Retrain; ' if len(retrain) else ''}grey: distance of real images to real images. {first['distance']}.",
         spots=tuple(spots),
     )
