@@ -95,6 +95,9 @@ class Chart:
         """Write the figure as SVG, or as PNG where ``path`` ends so."""
         return write_whole(path, self.png() if str(path).endswith(".png") else self.svg())
 
+    def __repr__(self) -> str:
+        return self.alt
+
     def _repr_html_(self) -> str:
         kind, content = ("png", self.png()) if self.photo else ("svg+xml", self.svg())
         source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

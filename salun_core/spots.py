@@ -101,7 +101,7 @@ def behind(row: Mapping[str, Any] | pd.Series, *values: str) -> str:
     chosen = [f"{name} {value:.3g}" for name, value in settings.items() if isinstance(value, int | float)]
     if chosen:
         lines.append(", ".join(chosen))
-    cost = [f"{have['seconds']:.3g} s"] if "seconds" in have else []
+    cost = [f"{have['seconds']:.{0 if have['seconds'] >= 100 else 1}f} s"] if "seconds" in have else []
     if "device" in have:
         threads = (
             f", {have['threads']:.0f} {'thread' if have['threads'] == 1 else 'threads'}"

@@ -59,8 +59,10 @@ CELLS = pd.DataFrame(
 def test_who_forgets_too_little_and_too_much():
     said = report.generation_sentences(CELLS)
     assert "100.0% of the original model's samples" in said
-    assert "Under-forgetting (less than half of the samples changed): FT." in said
-    assert "Over-forgetting (less than 90% of the other classes recognised): GA." in said
+    assert "Under-forgetting (UA below one half): FT." in said
+    assert "Over-forgetting (the other classes recognised less than 90% as often as before): GA." in said
+    weak = report.generation_sentences(CELLS.assign(OA=CELLS["OA"] / 2))
+    assert "often as before): GA." in weak
     assert "Nearest to Retrain in both together is SalUn, 5.0 points" in said
     assert "within that distance for: FT" in said
 
@@ -117,7 +119,11 @@ def test_a_confusion_says_what_appears_instead():
 
 def test_the_comparison_names_who_reaches_both():
     chart = grids.generation_compared(CELLS)
-    assert chart.alt == "At least 95% in both UA and the other classes: SalUn (of 3)."
+    assert chart.alt == (
+        "At least 95% in UA, and in the other classes at least 95% of what the original has: SalUn (of 3)."
+    )
+    weak = CELLS.assign(OA=CELLS["OA"] / 2)  # of what a weak model knew, as much is left
+    assert grids.generation_compared(weak).alt == chart.alt
     assert "10 samples a class" in chart.caption
     assert chart.svg()
 

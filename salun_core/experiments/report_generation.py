@@ -150,10 +150,11 @@ def generation_sentences(cells: pd.DataFrame) -> Prose:
             f"forgotten and {100 * before['OA']:.1f}% of the others."
         )
     under = [labels[key] for key, row in unlearned.iterrows() if row["UA"] < 0.5]
-    over = [labels[key] for key, row in unlearned.iterrows() if row["OA"] < 0.9]
+    known = means["OA"].get(("original", "none"), 1.0)
+    over = [labels[key] for key, row in unlearned.iterrows() if row["OA"] < 0.9 * known]
     said.append(
-        f"Under-forgetting (less than half of the samples changed): {_listed(under)}. Over-forgetting (less than 90% of the "
-        f"other classes recognised): {_listed(over)}."
+        f"Under-forgetting (UA below one half): {_listed(under)}. Over-forgetting (the other classes recognised less than "
+        f"90% as often as before): {_listed(over)}."
     )
     if ("retrain", "none") in means.index:
         retrain = means.loc[("retrain", "none")]

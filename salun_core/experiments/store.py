@@ -11,6 +11,7 @@ from typing import Any
 from filelock import FileLock
 
 from salun_core.errors import UserError
+from salun_core.experiments.provenance import revision
 from salun_core.files import check_writable, sha256, write_whole
 
 FORMAT = 1
@@ -81,6 +82,7 @@ class Store:
     def __init__(self, folder: Path | str, *, trusted: bool = False) -> None:
         self.folder = check_writable(folder)
         self.trusted = trusted
+        revision()  # kept from here on: files that change during a long run are not the code that runs
 
     def path(self, key: Key, suffix: str = ".json") -> Path:
         """Where a result, or a side file of it, lies."""
