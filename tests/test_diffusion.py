@@ -422,7 +422,10 @@ def test_an_interrupted_training_continues_to_the_same_weights(tmp_path):
     resumed, again = train(checkpoint=file)
     assert same(whole, resumed)
     assert losses == again
-    assert not file.exists()
+    assert torch.load(file, weights_only=True)["step"] == 9
+    finished, same_losses = train(checkpoint=file)  # which trains nothing any more
+    assert same(whole, finished)
+    assert same_losses == losses
     file.write_bytes(b"PK\x03\x04 half a file")
     with pytest.raises(UserError, match="damaged"):
         train(checkpoint=file)

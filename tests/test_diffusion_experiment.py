@@ -5,13 +5,15 @@ import pytest
 import torch
 
 from salun_core.errors import UserError
-from salun_core.experiments.cells import MaskSpec, Scenario
+from salun_core.experiments import diffusion_lab
+from salun_core.experiments.cells import Cell, MaskSpec, Scenario
 from salun_core.experiments.diffusion import DiffusionParams, run
 from salun_core.experiments.report_generation import result_of
 from salun_core.experiments.summary import read_table
 from salun_core.metrics.generation import recognise
 from salun_core.models.sampling import sample
 from salun_core.models.unet import build_unet, noise_schedule, save_diffusion
+from salun_core.tasks.diffusion import DiffusionTask
 
 GIVEN = {
     "preset": "quick",
@@ -47,6 +49,29 @@ def test_every_cell_is_there_and_a_second_run_computes_nothing(results):
     pd.testing.assert_frame_equal(again.cells, results.cells)
     table = read_table(results.lab.store.folder.parent, "diffusion")
     assert len(table) == len(results.cells) + len(results.masks)
+
+
+def test_a_kill_between_training_and_storing_costs_no_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(diffusion_lab, "LONG", 1)
+    params = DiffusionParams.load(
+        GIVEN | {"out_dir": str(tmp_path), "methods": ["original"], "masks": ["none"]}
+    )
+    lab, cell = params.lab(), Cell(0, Scenario("class", target=3), "retrain")
+
+    def killed(model):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lab, "drawn", killed)
+    with pytest.raises(KeyboardInterrupt):
+        lab.run(cell)
+    assert len(list(tmp_path.rglob("training-*.pt"))) == 1  # that of Retrain; the original model is stored
+
+    def trained(*_):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(DiffusionTask, "loss", trained)
+    assert params.lab().run(cell).content["status"] == "done"
+    assert not list(tmp_path.rglob("training-*.pt"))
 
 
 def test_metrics_follow_from_the_stored_samples(results):

@@ -27,7 +27,7 @@ from salun_core.experiments.generation_lab import (
 )
 from salun_core.experiments.masking import thinned
 from salun_core.experiments.provenance import peak_memory
-from salun_core.experiments.store import Key, Store, digest
+from salun_core.experiments.store import Key, Result, Store, digest
 from salun_core.files import sha256
 from salun_core.methods import METHODS
 from salun_core.metrics.frechet import (
@@ -122,6 +122,7 @@ class DiffusionLab(GenerationLab):
     experiment: str = "diffusion"
     source: str = "quick"
     _task: tuple[tuple[int, Scenario], DiffusionTask] | None = None
+    _checkpoints: set[Path] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         # Refused now: a folder without a model for these images, images that the network cannot take.
@@ -178,7 +179,18 @@ class DiffusionLab(GenerationLab):
             "peak_memory": peak_memory(self.device),
         }
         self.store.put(key, values, self.provenance(), {".model.safetensors": packed(net)})
+        self._stored()
         return net
+
+    def _computed(self, cell: Cell, key: Key) -> Result:
+        result = super()._computed(cell, key)
+        self._stored()
+        return result
+
+    def _stored(self) -> None:
+        """Delete the checkpoints of trainings whose results are stored now."""
+        while self._checkpoints:
+            self._checkpoints.pop().unlink(missing_ok=True)
 
     def task(self, seed: int, scenario: Scenario) -> DiffusionTask:
         """The unlearning problem of one seed and forgotten class, with its trained model."""
@@ -248,7 +260,9 @@ class DiffusionLab(GenerationLab):
 
         def checkpoint(seed: int, batches: Batches) -> Path:
             what = {"of": dict(key.what), "seed": seed, "ids": batches.ids.tolist()}
-            return self.store.folder / f"training-{digest(what)[:20]}.pt"
+            path = self.store.folder / f"training-{digest(what)[:20]}.pt"
+            self._checkpoints.add(path)
+            return path
 
         long = self.recipe.steps >= LONG
         return DiffusionTask(

@@ -120,6 +120,7 @@ def train_tiny_sd(
         )
         if done is not None:
             write_whole(done, save({k: v.contiguous() for k, v in model.state_dict().items()}))
+            done.with_suffix(".pt").unlink(missing_ok=True)
         seconds[name] = time.perf_counter() - start
 
     stage("autoencoder", pipe.vae, batches, autoencoder_loss)

@@ -132,8 +132,8 @@ def train_diffusion(
     seed : int
         Order of the images, augmentation, noise, dropout.
     checkpoint : path, optional
-        File to continue from and to save to; it is deleted at the end. A continued run gives the same
-        weights as one that was never interrupted.
+        File to continue from and to save to. A continued run gives the same weights as one that was never
+        interrupted. At the end it holds the finished model, to be deleted when what that leads to is stored.
     every : float
         Seconds between two checkpoints.
     deadline : float, optional
@@ -182,11 +182,11 @@ def train_diffusion(
             if last or (step + 1) % 100 == 0:
                 state.check(recipe.lr)  # reads the losses: on an accelerator this waits for them
                 bar.set_postfix_str(f"loss {state.values[-1]:.4f}")
-            if checkpoint is None or last:
+            if checkpoint is None:
                 continue
             now = time.monotonic()
-            late = deadline is not None and now > deadline
-            if late or now > saved + every:
+            late = deadline is not None and now > deadline and not last
+            if last or late or now > saved + every:
                 state.check(recipe.lr)
                 state.save(checkpoint, step + 1)
                 saved = now
@@ -198,8 +198,6 @@ def train_diffusion(
         with torch.no_grad():
             for weight, mean in zip(model.parameters(), average.parameters(), strict=True):
                 weight.copy_(mean)
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
     passes = [state.values[i : i + len(steps)] for i in range(0, len(state.values), len(steps))]
     return model.eval(), [sum(part) / len(part) for part in passes]
 
