@@ -604,3 +604,12 @@ def random_inception():
     net.Mixed_7b = inception.FIDInceptionE_1(1280)
     net.Mixed_7c = inception.FIDInceptionE_2(2048)
     return net
+
+
+def test_too_few_images_for_a_distance_are_one_sentence(monkeypatch):
+    def fails(*_):
+        raise ValueError("Imaginary component 12.3")
+
+    monkeypatch.setattr("pytorch_fid.fid_score.calculate_frechet_distance", fails)
+    with pytest.raises(UserError, match="of 3 and 4 images in 8 features cannot be computed: sample more"):
+        frechet_distance(np.zeros((3, 8)), np.ones((4, 8)))

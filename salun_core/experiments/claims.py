@@ -105,7 +105,10 @@ def by_seed(part: pd.DataFrame, method: str, mask: str, column: str) -> pd.Serie
 
 def nearest(folder: Path, *, share: str) -> list[Effect]:
     """SalUn's average gap against that of the best other method, over seeds."""
-    rows = results_of(folder, "classification")
+    rows, note = results_of(folder, "classification"), ""
+    if rows.empty or share not in set(rows["scenario"]):
+        rows, note = results_of(folder, "stability"), ", settings chosen for another share"
+        rows = rows[rows["part"] == "shares"] if "part" in rows else rows
     if rows.empty or share not in set(rows["scenario"]):
         return []
     rows = rows[rows["scenario"] == share]
@@ -115,7 +118,7 @@ def nearest(folder: Path, *, share: str) -> list[Effect]:
         return []
     best = others.groupby("method")[AVERAGE].mean().astype(float).idxmin()
     found = paired(by_seed(part, best, "none", AVERAGE), by_seed(part, "salun", "salient", AVERAGE))
-    said = f"gap of {name_of(str(best))}, the best other method, minus gap of SalUn (points)"
+    said = f"gap of {name_of(str(best))}, the best other method, minus gap of SalUn (points{note})"
     return [
         Effect(said, found["mean"], found["low"], found["high"], int(found["n"]), floor(rows, AVERAGE), share)
     ]
@@ -479,8 +482,8 @@ def counted(rows: pd.DataFrame) -> Prose:
     """How many claims stand, by verdict, in one sentence."""
     tested = rows[rows["effect"] != ""]
     counts = tested["verdict"].value_counts()
-    said = ", ".join(f"{counts.get(word, 0)} {word}" for word in (HOLDS, FAILS, OPEN))
+    said = ", ".join(f"{word} {counts.get(word, 0)}" for word in (HOLDS, FAILS, OPEN))
     return Prose(
         f"{rows['claim'].nunique()} claims, {tested['claim'].nunique()} of them measured in {len(tested)} runs: {said}; "
-        f"{(rows['verdict'] == ABSENT).sum()} claims are {ABSENT}."
+        f"{(absent := (rows['verdict'] == ABSENT).sum())} {'claim is' if absent == 1 else 'claims are'} {ABSENT}."
     )

@@ -218,7 +218,9 @@ class Prober:
                 how.steps,
                 how.guidance,
                 how.eta,
-                "a seed for each prompt, from its file" if prompts.seeds else "equal for all models",
+                "a seed for each prompt, from its file"
+                if prompts.seeds
+                else "0, a stream of noise for each image, equal for all models",
                 self.lab.pipe.safety_checker is not None,
             ),
             DistanceCard(

@@ -38,7 +38,7 @@ def pipeline_table(lab: TextLab) -> Table:
             f"{type(pipe.scheduler).__name__}, {pipe.scheduler.config.num_train_timesteps} steps",
         ),
         ("Sampling", f"DDIM, {how.steps} steps, guidance w = {how.guidance:g} (scale {how.guidance + 1:g})"),
-        ("Safety checker", "on" if pipe.safety_checker is not None else "none"),
+        ("Safety checker", "on" if pipe.safety_checker is not None else "none at work"),
     ]
     return Table(pd.DataFrame(lines, columns=["Name", "Value"]), "The pipeline and how it is sampled.")
 

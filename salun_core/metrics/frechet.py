@@ -99,6 +99,11 @@ def frechet_distance(a: "Matrix", b: "Matrix") -> float:
     a, b : ndarray
         (N, D) each, at least 2 rows.
 
+    Raises
+    ------
+    UserError
+        If the covariances of so few images have no real square root.
+
     References
     ----------
     Heusel et al., GANs trained by a two time-scale update rule, NeurIPS 2017; pytorch-fid 0.3.0.
@@ -110,7 +115,12 @@ def frechet_distance(a: "Matrix", b: "Matrix") -> float:
         # Fewer images than features make a singular matrix, which the library handles; it says so thrice.
         warnings.simplefilter("ignore")
         # Rounding can leave identical sets a hair below zero.
-        return max(0.0, float(calculate_frechet_distance(*moments[0], *moments[1])))
+        try:
+            return max(0.0, float(calculate_frechet_distance(*moments[0], *moments[1])))
+        except ValueError as error:
+            raise UserError(
+                f"the Fréchet distance of {len(a)} and {len(b)} images in {a.shape[1]} features cannot be computed: sample more"
+            ) from error
 
 
 def classifier_features(model: nn.Module, *, batch_size: int = 256) -> Features:
