@@ -8,6 +8,7 @@ from salun_core import grids
 from salun_core.errors import UserError
 from salun_core.experiments import report_generation as report
 from salun_core.experiments.generation_lab import grid_png
+from salun_core.models.unet import build_unet, noise_schedule
 
 K = 3
 
@@ -158,3 +159,10 @@ def test_a_picture_that_is_missing_or_damaged_is_one_sentence(tmp_path, content)
     cells = CELLS[CELLS["method"] == "salun"].assign(classes=[["zero", "one", "two"]])
     with pytest.raises(UserError, match="restore it from git|does not hold"):
         report.recorded_samples(tmp_path, cells)
+
+
+def test_a_saved_model_is_read_again(tmp_path):
+    model = build_unet(classes=K, channels=1, size=8, widths=(8,), layers=1, attention=(), seed=0)
+    said = report.saved_model(model, noise_schedule("linear", steps=10), tmp_path / "mine")
+    assert said.startswith("mine: ")
+    assert said.endswith("read again they are equal.")

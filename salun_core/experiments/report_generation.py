@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from salun_core.errors import UserError
 from salun_core.experiments.generation_lab import GenerationLab, grid_samples
 from salun_core.experiments.report import Prose
 from salun_core.experiments.store import Result, read_result
 from salun_core.metrics.share import wilson
+from salun_core.models.unet import load_diffusion, save_diffusion
 from salun_core.spots import behind
 from salun_core.tables import Table, name_of, number, spread
 
@@ -197,6 +199,16 @@ def mask_sentences(masks: pd.DataFrame) -> Prose:
         f"The salient mask brings, {'; '.join(said)} (n = {n} {'run' if n == 1 else 'runs'}). One sample more or less is "
         f"{100 / each:.1f} points of UA."
     )
+
+
+def saved_model(model: nn.Module, schedule: Any, folder: Path) -> Prose:
+    """Save a diffusion model as a diffusers folder, read it again, and say how large it is."""
+    save_diffusion(model, schedule, folder)
+    again, _ = load_diffusion(folder)
+    pairs = zip(model.state_dict().values(), again.state_dict().values(), strict=True)
+    equal = "equal" if all(torch.equal(a.cpu(), b) for a, b in pairs) else "not equal"
+    size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    return Prose(f"{folder.name}: {size / MiB:.1f} MiB of weights; read again they are {equal}.")
 
 
 def _listed(names: Sequence[str]) -> str:
