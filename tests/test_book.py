@@ -178,6 +178,19 @@ def test_a_number_that_is_not_there_is_a_warning(book, what):
     assert "no result for" in book.build()
 
 
+def test_notebooks_of_a_public_copy_have_launch_buttons(book):
+    config = yaml.safe_load((ROOT / "_config.yml").read_text("utf8"))
+    public = {"repository_url": "https://github.com/OWNER/NAME", "repository_branch": "main"}
+    options = {"launch_buttons": config["launch_buttons"], **public}
+    assert book.build(html_theme="sphinx_book_theme", html_theme_options=options) == ""
+    links = [
+        a["href"] for a in BeautifulSoup(book.page("notebooks/demo"), "html.parser").find_all("a", href=True)
+    ]
+    assert "https://mybinder.org/v2/gh/OWNER/NAME/main?urlpath=lab/tree/notebooks/demo.ipynb" in links
+    assert "https://colab.research.google.com/github/OWNER/NAME/blob/main/notebooks/demo.ipynb" in links
+    assert "repository" not in config  # this edition has no address to lead to
+
+
 def test_mathjax_lies_beside_the_pages(book):
     book.write("index.md", "# Home\n\n{math}`x^2`\n\n```{toctree}\nnotebooks/demo\n```\n")
     book.build()

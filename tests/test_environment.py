@@ -41,6 +41,12 @@ def test_conda_users_get_the_same_dependencies():
     assert Version(python.partition("=")[2]) in SpecifierSet(PROJECT["requires-python"])
 
 
+def test_binder_installs_the_project_too():
+    script = ROOT / "postBuild"
+    assert script.stat().st_mode & 0o111  # Binder runs it as a program
+    assert "pip install --no-deps -e ." in script.read_text("utf8").splitlines()
+
+
 @pytest.mark.parametrize("text", [*REQUIRED, "setuptools>=77"])  # setuptools builds the project itself
 def test_the_lock_satisfies_every_requirement(locked, text):
     wanted = Requirement(text)
