@@ -43,7 +43,7 @@ LOOK: dict[str, tuple[str, str]] = {
     "esd": ("#332288", "h"),
     "fmn": ("#117733", "p"),
     "ca": ("#AA4499", "H"),
-    "uce": ("#DDCC77", "8"),
+    "uce": ("#A6761D", "8"),
 }
 MASK_LOOK = {
     "none": ("#56B4E9", "o"),
