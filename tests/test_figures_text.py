@@ -87,12 +87,12 @@ def test_recovery_says_when_the_concept_is_back():
     assert "4 images" in chart.caption
 
 
-def test_erasure_and_utility_labels_every_model():
+def test_erasure_against_utility_labels_every_model():
     rows = [("original", 1.0, 1.0), ("esd", 0.2, 0.9), ("uce", 0.3, 0.8), ("salun", 0.1, 0.7)]
     summary = erasure_summary(
         pd.DataFrame(rows, columns=["method", "shown", "utility"]).assign(mask="none", probe="direct prompts")
     )
-    chart = figures.erasure_and_utility({"by words": summary, "by search": summary})
+    chart = figures.erasure_against_utility({"by words": summary, "by search": summary})
     assert texts(chart.figure) == ["Original", "ESD", "UCE", "SalUn"] * 2
     assert [axis.get_title() for axis in chart.figure.axes] == ["by words", "by search"]
     assert (

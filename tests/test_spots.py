@@ -10,7 +10,7 @@ import pytest
 from bs4 import BeautifulSoup
 from PIL import Image
 
-from salun_core import erasure, grids, plots, tables
+from salun_core import figures_text, grids, plots, tables
 from salun_core.experiments import report
 from salun_core.experiments.report import RecordedParams
 from salun_core.metrics.gaps import METRICS
@@ -127,11 +127,11 @@ def test_pictures_of_a_grid_say_which_model_drew_them():
     assert len(spots_in(chart._repr_html_())) == 4
 
 
-def test_erasure_against_utility_shows_both_and_the_cell():
+def test_erasure_by_prompt_shows_both_and_the_cell():
     cells = CELLS[CELLS["method"].isin(["ga", "salun"]) & (CELLS["scenario"] == SCENARIO)].assign(
         **{"UA direct": 0.25, "OA direct": 0.75, "forgotten": "seven", "n_class": 10}
     )
-    chart = erasure.erasure_against_utility(cells)
+    chart = figures_text.erasure_by_prompt(cells)
     assert {spot.text.split("\n")[1] for spot in chart.spots} == {
         f"UA 25.0%, other classes 75.0% over {cells['seed'].nunique()} runs"
     }
