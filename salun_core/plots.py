@@ -24,7 +24,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from salun_core.data.images import ImageData
 from salun_core.files import write_whole
 from salun_core.metrics.gaps import AVERAGE, METRICS, by_method, gaps, noise_floor, summary
-from salun_core.spots import Spot, behind, behind_mean, overlay
+from salun_core.spots import Spot, behind, behind_mean, overlay, unit_of
 from salun_core.tables import PAPER_NAMES, methods_table, name_of, read_published
 
 # Okabe and Ito's colours, told apart by most colour-blind readers, and a marker of its own for each method.
@@ -265,12 +265,12 @@ def gap_to_retrain(cells: pd.DataFrame, scenario: str) -> Chart:
 def spots_of(axis: Axes, rows: pd.DataFrame, column: str, *, y: float, scale: float = 100) -> list[Spot]:
     """Spots on a row of a dot plot: each of its results, and above them their mean."""
     values = scale * rows[column].astype(float)
-    unit = "%" if scale == 100 else ""
+    unit = unit_of(column, scale=scale)
     found = [
         Spot(axis, behind(row, f"{column} {value:.2f}{unit}"), float(value), y)
         for (_, row), value in zip(rows.iterrows(), values, strict=True)
     ]
-    return [*found, Spot(axis, behind_mean(rows, column, scale=scale, unit=unit), float(values.mean()), y)]
+    return [*found, Spot(axis, behind_mean(rows, column, scale=scale), float(values.mean()), y)]
 
 
 def interval(axis: Axes, values: pd.Series, y: float, colour_marker: tuple[str, str]) -> None:

@@ -118,8 +118,14 @@ def behind(row: Mapping[str, Any] | pd.Series, *values: str) -> str:
     return "\n".join(lines)
 
 
-def behind_mean(rows: pd.DataFrame, column: str, *, scale: float = 100, unit: str = "%") -> str:
+def unit_of(column: str, *, scale: float = 100) -> str:
+    """What stands behind a number of a column: points for gaps, percent for shares, nothing without ``scale``."""
+    return "" if scale != 100 else " points" if "gap" in column.lower() else "%"
+
+
+def behind_mean(rows: pd.DataFrame, column: str, *, scale: float = 100, unit: str | None = None) -> str:
     """What a mean over several results is made of: a line for each, with its stored cell."""
+    unit = unit_of(column, scale=scale) if unit is None else unit
     first = rows.iloc[0]
     method = METHODS[first["method"]].label if first["method"] in METHODS else str(first["method"])
     values = scale * rows[column].astype(float)

@@ -93,6 +93,7 @@ def test_a_mean_names_every_result_behind_it():
     text = behind_mean(rows, "UA")
     assert f"{100 * rows['UA'].astype(float).mean():.2f}%, mean of {len(rows)}" in text
     assert all(cell in text for cell in rows["cell"])
+    assert "gap UA 1.00 points, mean of" in behind_mean(rows.assign(**{"gap UA": 0.01}), "gap UA")
     rows["UA"] = math.nan
     assert behind_mean(rows, "UA").startswith("GA: UA diverged")
 
