@@ -39,6 +39,21 @@ def beside(axis: Axes, name: str, *, rows: int) -> None:
     axis.text(-0.15, 1 - rows / 2, text, transform=axis.transAxes, ha="right", va="center", fontsize=9.5)
 
 
+def titled(axes: Any, titles: Sequence[str], *, marked: int | None = None) -> float:
+    """Write titles above the pictures of the first row, slanted where they are long; returns the inches they need."""
+    slanted = max(map(len, titles)) * len(axes[0]) > 60
+    for x, title in enumerate(titles):
+        colour = FRAME if x == marked else "black"
+        if slanted:
+            place = {"rotation": 40, "ha": "left", "va": "bottom", "rotation_mode": "anchor"}
+            axes[0, x].text(
+                0.3, 1.1, title, transform=axes[0, x].transAxes, fontsize=9, color=colour, **place
+            )
+        else:
+            axes[0, x].set_title(title, fontsize=9, color=colour, pad=3)
+    return 0.2 + 0.055 * max(map(len, titles)) if slanted else 0.3
+
+
 def arranged(figure: Figure, axes: Any, names: Iterable[str], *, head: float = 0.3) -> None:
     """Put pictures side by side in even rows, with room for the names of bands and ``head`` inches for titles."""
     rows, columns = axes.shape
@@ -106,11 +121,8 @@ def method_grid(
                         )
                         axis.add_patch(frame)
             beside(axes[band * each, 0], name, rows=each)
-        for x, label in enumerate(columns):
-            axes[0, x].set_title(
-                str(classes[label]), fontsize=9, color=FRAME if label == forgotten else "black", pad=3
-            )
-        arranged(fig, axes, rows)
+        head = titled(axes, [str(classes[label]) for label in columns], marked=columns.index(forgotten))
+        arranged(fig, axes, rows, head=head)
     text = (
         f"Samples of {len(rows)} models ({', '.join(rows)}) for {len(columns)} classes; class {classes[forgotten]} was "
         "to be forgotten."

@@ -34,7 +34,7 @@ WORDS = (
     "What",
     "Source",
     "At double",
-    "Claim",
+    "Paper",
     "Name",
     "Remark",
     "Scores",
@@ -48,7 +48,7 @@ class Table:
     """A table of texts for the book: caption, scoped headers, numbers to the right, some rows bold.
 
     ``behind`` maps a row's label and a column to what is shown where a reader points at that cell, ``links``
-    to the page that its first line leads to.
+    to the page that it leads to. The column ``roomy`` takes the room that others leave.
     """
 
     frame: pd.DataFrame
@@ -56,13 +56,20 @@ class Table:
     bold: tuple[Any, ...] = ()
     behind: Mapping[tuple[Any, str], str] = field(default_factory=dict)
     links: Mapping[tuple[Any, str], str] = field(default_factory=dict)
+    roomy: str = ""
 
     def _repr_html_(self) -> str:
         head = "".join(cell(c, c, "th scope='col'") for c in self.frame.columns)
         rows = []
         for index, row in zip(self.frame.index, self.frame.itertuples(index=False), strict=True):
             cells = "".join(
-                cell(c, value, behind=self.behind.get((index, c), ""), link=self.links.get((index, c), ""))
+                cell(
+                    c,
+                    value,
+                    behind=self.behind.get((index, c), ""),
+                    link=self.links.get((index, c), ""),
+                    more=" roomy" if c == self.roomy else "",
+                )
                 for c, value in zip(self.frame.columns, row, strict=True)
             )
             rows.append(f"<tr class='best'>{cells}</tr>" if index in self.bold else f"<tr>{cells}</tr>")
@@ -78,14 +85,16 @@ class Table:
         return f"{self.caption}\n{self.frame.to_string(index=False)}"
 
 
-def cell(column: str, value: Any, tag: str = "td", *, behind: str = "", link: str = "") -> str:
+def cell(
+    column: str, value: Any, tag: str = "td", *, behind: str = "", link: str = "", more: str = ""
+) -> str:
     """One cell in HTML; words and numbers are set differently, and a line break is kept."""
-    kind = "words" if column in WORDS else "numbers"
-    first, *rest = html.escape(str(value)).split("\n")
+    kind = ("words" if column.partition("\n")[0] in WORDS else "numbers") + more
+    text = html.escape(str(value)).replace("\n", "<br>")
     if link:
-        first = f'<a href="{html.escape(link, quote=True)}">{first}</a>'
-    more = f" spot' tabindex='-1' title='{html.escape(behind, quote=True)}" if behind else ""
-    return f"<{tag} class='{kind}{more}'>{'<br>'.join([first, *rest])}</{tag[:2]}>"
+        text = f'<a href="{html.escape(link, quote=True)}">{text}</a>'
+    spot = f" spot' tabindex='-1' title='{html.escape(behind, quote=True)}" if behind else ""
+    return f"<{tag} class='{kind}{spot}'>{text}</{tag[:2]}>"
 
 
 def name_of(method: str, mask: str = "none") -> str:

@@ -223,8 +223,8 @@ def generator_forgets(
     found = paired(ours, others[others["method"] == best].set_index(index)["least"])
     one = 100 / float(rows["n_class"].iloc[0])
     said = f"{words} SalUn minus {name_of(best)}, the best other (points)"
-    scenario = f"{rows['dataset'].iloc[0]}, {rows['scenario'].iloc[0]}"
-    return [Effect(said, found["mean"], found["low"], found["high"], int(found["n"]), one, scenario)]
+    place = str(rows["scenario"].iloc[0])
+    return [Effect(said, found["mean"], found["low"], found["high"], int(found["n"]), one, place)]
 
 
 def cheap(folder: Path) -> list[Effect]:
@@ -429,12 +429,13 @@ def ledger_table(rows: pd.DataFrame) -> Table:
         published = f"{row['place']}: {row['published']}" if row["published"] else row["place"]
         lines.append(
             {
-                "Claim": f"{row['claim']}\n{published}",
-                "Verdict": row["verdict"],
+                "Claim": row["claim"].replace(" ", "\n", 1) if len(row["claim"]) > 16 else row["claim"],
+                "Paper": published,
                 "Run": row["run"] if measured else "none",
                 "Effect": f"{row['mean']:+.2f}{spread}" if measured else "",
                 "n": f"{row['n']:.0f}" if measured else "",
-                "Tolerance": f"{row['tolerance']:.2f}" if measured else "",
+                "Toler-\nance": f"{row['tolerance']:.2f}" if measured else "",
+                "Verdict": row["verdict"],
                 "At half": row["half"] if measured else "",
                 "At double": row["double"] if measured else "",
             }
@@ -448,7 +449,7 @@ def ledger_table(rows: pd.DataFrame) -> Table:
         "of retraining in the same unit (one sample of a class for generated images, one halving for time); the last columns "
         "give the verdict at half and at double of it"
     )
-    return Table(pd.DataFrame(lines), caption, links=links)
+    return Table(pd.DataFrame(lines), caption, links=links, roomy="Paper")
 
 
 def claim_texts(rows: pd.DataFrame) -> Prose:

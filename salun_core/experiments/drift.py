@@ -28,10 +28,10 @@ def protocol_effects(folder: Path) -> dict[str, str]:
         found = summary(apart)
         lost = int(apart.isna().sum())
         if not found["n"]:
-            said[str(name)] = f"diverged (n = {lost})"
+            said[str(name)] = f"diverged\n(n = {lost})"
             continue
         spread = f" ± {found['std']:.2f}" if found["n"] > 1 else ""
-        said[str(name)] = f"{found['mean']:+.2f}{spread} (n = {found['n']})"
+        said[str(name)] = f"{found['mean']:+.2f}{spread}\n(n = {found['n']})"
     return said
 
 
@@ -42,7 +42,7 @@ def score_overlaps(folder: Path) -> dict[str, str]:
         return {}
     mine = pairs[pairs["what"] == "score"]
     means = mine.groupby("detail")["iou"].agg(["mean", "count"])
-    return {str(name): f"{row['mean']:.2f} (n = {row['count']:.0f})" for name, row in means.iterrows()}
+    return {str(name): f"{row['mean']:.2f}\n(n = {row['count']:.0f})" for name, row in means.iterrows()}
 
 
 def drift_table(out_dir: Path | None = None, *, recorded: str) -> Table:
@@ -66,12 +66,12 @@ def drift_table(out_dir: Path | None = None, *, recorded: str) -> Table:
         protocol, score = entry.get("protocol", ""), entry.get("score", "")
         lines.append(
             {
-                "When": entry["when"],
+                "When": entry["when"].replace(" to ", "\nto "),
                 "Where": entry["where"],
                 "What": entry["what"],
-                "Gap, quick": quick.get(protocol, ""),
-                f"Gap, {recorded}": kept.get(protocol, ""),
-                "Mask overlap": overlaps.get(score, ""),
+                "Gap,\nquick": quick.get(protocol, ""),
+                f"Gap,\n{recorded}": kept.get(protocol, ""),
+                "Overlap\nof masks": overlaps.get(score, ""),
                 "Source": entry["source"],
             }
         )
@@ -80,4 +80,4 @@ def drift_table(out_dir: Path | None = None, *, recorded: str) -> Table:
         "paper's protocol in points (mean ± standard deviation over n seeds), and intersection over union of the mask "
         f"with the paper's on {recorded} (two random halves reach 0.33); empty where we have no measurement"
     )
-    return Table(pd.DataFrame(lines), caption)
+    return Table(pd.DataFrame(lines), caption, roomy="What")
