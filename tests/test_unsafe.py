@@ -115,7 +115,7 @@ def test_what_the_notebook_shows(results):
     ]
     assert all(len(table.frame) and table.caption for table in tables)
     shown = dict(tables[0].frame.to_numpy())
-    assert "judge" in shown["Detector"] and shown["Safety checker"] == "none, or off"
+    assert "judge" in shown["Detector"] and shown["Safety checker"] == "none at work"
     for said in (
         report.attack_sentences(results),
         report.unnamed_sentences(results, real),
