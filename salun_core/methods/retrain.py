@@ -4,6 +4,7 @@ from salun_core.errors import UserError
 from salun_core.methods.engine import Method, Unlearned
 from salun_core.rng import derive
 from salun_core.saliency import Mask
+from salun_core.tasks import FROM_SCRATCH
 from salun_core.tasks.base import Task
 
 
@@ -30,6 +31,6 @@ def retrain(task: Task, *, mask: Mask | None = None, replica: int = 0, seed: int
 METHOD = Method(
     retrain,
     "Retrain",
-    tasks=("classification", "diffusion"),
+    tasks=FROM_SCRATCH,
     source="training from scratch on the retain set",
 )
