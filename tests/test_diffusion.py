@@ -372,6 +372,11 @@ def test_folders_that_are_no_such_model_are_refused(tmp_path):
     (folder / "unet/config.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         load_diffusion(folder)
+    always = save_diffusion(
+        build_unet(classes=9, channels=1, size=8, widths=[8], seed=0), task.schedule, tmp_path / "nine"
+    )
+    with pytest.raises(UserError, match="none that stands for no class.*num_class_embeds = 11"):
+        load_diffusion(always, classes=10)
     free = build_unet(classes=10, channels=1, size=8, widths=(8, 16), layers=1, seed=0)
     free.class_embedding = None
     with pytest.raises(UserError, match="takes no class"):

@@ -14,6 +14,7 @@ from salun_core.metrics.generation import recognise
 from salun_core.models.sampling import sample
 from salun_core.models.unet import build_unet, noise_schedule, save_diffusion
 from salun_core.tasks.diffusion import DiffusionTask
+from salun_core.tasks.diffusion_training import Paused, seconds_behind
 
 GIVEN = {
     "preset": "quick",
@@ -37,7 +38,7 @@ def results(tmp_path_factory):
 
 
 def test_every_cell_is_there_and_a_second_run_computes_nothing(results):
-    assert results.cells["method"].tolist() == ["retrain", "original", "ga", "salun"]
+    assert results.cells["method"].tolist() == ["original", "retrain", "ga", "salun"]
     assert list(zip(results.masks["method"], results.masks["mask"], strict=True)) == [
         ("rl", "none"),
         ("salun", "salient"),
@@ -123,12 +124,38 @@ def test_weights_outside_the_mask_are_those_of_the_original(results):
 
 
 def test_a_model_of_ones_own_takes_the_place_of_the_original(tmp_path):
-    net = build_unet(classes=10, channels=1, size=8, widths=[8], layers=1, seed=5)
-    folder = save_diffusion(net.eval(), noise_schedule(), tmp_path / "mine")
+    net = build_unet(classes=10, channels=1, size=8, widths=[4, 8], layers=1, seed=5)
+    folder = save_diffusion(net.eval(), noise_schedule(steps=100), tmp_path / "mine")
     given = GIVEN | {"methods": ["original"], "masks": [], "out_dir": str(tmp_path / "out")}
-    results = run(DiffusionParams.load(given | {"pretrained": str(folder)}))
+    given |= {"pretrained": str(folder)}
+    results = run(DiffusionParams.load(given))
     loaded = results.lab.original(0).state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in net.state_dict().items())
+    # Retrain is a network of the same kind, not of the preset's.
+    row = results.cells.query("method == 'retrain'").iloc[0]
+    retrained = results.lab.model(result_of(results.lab, row)).state_dict()
+    assert {n: w.shape for n, w in retrained.items()} == {n: w.shape for n, w in loaded.items()}
+    with pytest.raises(UserError, match="sample_steps 200 is more than the model's 100 steps"):
+        DiffusionParams.load(given | {"sample_steps": 200}).lab()
+
+
+def test_the_time_of_an_interrupted_training_counts(tmp_path, monkeypatch):
+    """Retrain's run time is that of all its runs, and what other cells cost does not change."""
+    params = DiffusionParams.load(GIVEN | {"out_dir": str(tmp_path), "minutes": 5})
+    lab, retrain = params.lab(), Cell(0, Scenario("class", target=3), "retrain")
+    lab.original(0)
+    lab.deadline = 0.0
+    for step in (1, 2):
+        with pytest.raises(Paused, match=f"after {step} of 20"):
+            lab.run(retrain)
+    (file,) = tmp_path.rglob("training-*.pt")
+    spent = seconds_behind(file)
+    assert spent > 0
+    parts = torch.load(file, weights_only=True)
+    torch.save(parts | {"seconds": 5000.0}, file)
+    other = lab.run(Cell(0, retrain.scenario, "ga", settings={"steps": 1}))
+    assert other.content["seconds"] < 1000
+    assert 5000 < params.lab().run(retrain).content["seconds"] < 6000
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,10 @@ def run(params: DiffusionParams, *, lab: DiffusionLab | None = None) -> Diffusio
     """
     lab = lab or params.lab()
     scenarios = [Scenario("class", target=class_number(lab.data, c)) for c in params.forget_class]
-    names = ["retrain", *(m for m in params.methods if m != "retrain")]
+    # The model before forgetting, then the one that never saw the class, as in the paper's figures.
+    ends = ("original", "retrain")
+    names = [m for m in ends if m == "retrain" or m in params.methods]
+    names += [m for m in params.methods if m not in ends]
     variants = [Variant(m, default_mask(m, params.keep, params.score)) for m in names]
     masked = [params.mask_variant(kind) for kind in params.masks]
     each = len(variants) + params.noise_floor + len(masked)

@@ -15,6 +15,7 @@ from salun_core.data.augment import crop_and_flip
 from salun_core.data.batches import Batches
 from salun_core.data.images import ImageData
 from salun_core.data.splits import split_data
+from salun_core.errors import UserError
 from salun_core.experiments.cells import Cell, Scenario
 from salun_core.experiments.code import code_digest
 from salun_core.experiments.generation_lab import (
@@ -30,14 +31,12 @@ from salun_core.experiments.provenance import peak_memory
 from salun_core.experiments.store import Key, Result, Store, digest
 from salun_core.files import sha256
 from salun_core.methods import METHODS
-from salun_core.metrics.frechet import (
-    inception_file,
-)
+from salun_core.metrics.frechet import inception_file
 from salun_core.models import module_of
 from salun_core.models.sampling import sample
-from salun_core.models.unet import build_unet, load_diffusion, noise_schedule
+from salun_core.models.unet import build_unet, like, load_diffusion, noise_schedule
 from salun_core.tasks.diffusion import DiffusionTask
-from salun_core.tasks.diffusion_training import DiffusionRecipe
+from salun_core.tasks.diffusion_training import DiffusionRecipe, seconds_behind
 
 CODE = (
     "salun_core.data.augment",
@@ -51,7 +50,7 @@ CODE = (
 )
 """Modules on which every cell depends, besides that of its method."""
 
-LONG = 5000  # training steps from which a bar is shown and checkpoints are kept
+LONG = 5000  # training steps from which a training is a long one
 
 
 @dataclass(frozen=True)
@@ -123,16 +122,21 @@ class DiffusionLab(GenerationLab):
     source: str = "quick"
     _task: tuple[tuple[int, Scenario], DiffusionTask] | None = None
     _checkpoints: set[Path] = field(default_factory=set)
+    _earlier: float = 0.0  # seconds of the training in hand that interrupted runs have spent
 
     def __post_init__(self) -> None:
         # Refused now: a folder without a model for these images, images that the network cannot take.
-        if self.pretrained is not None:
-            self._brought()
-        else:
-            self.build(0)
+        self.build(0)
+        longest = self.schedule.config.num_train_timesteps
+        if self.sampling.steps > longest:
+            raise UserError(
+                f"sample_steps {self.sampling.steps} is more than the model's {longest} steps of diffusion"
+            )
 
     def build(self, seed: int) -> nn.Module:
-        """A freshly initialised denoising network."""
+        """A freshly initialised denoising network, of the same kind as the one in ``pretrained`` where there is one."""
+        if self.pretrained is not None:
+            return like(self._brought()[0], seed=seed).to(self.device)
         net = self.unet
         return build_unet(
             classes=self.classes,
@@ -172,7 +176,7 @@ class DiffusionLab(GenerationLab):
         start = time.perf_counter()
         net, losses = task.train(batches, seed=seed)
         values = {
-            "seconds": self._since(start),
+            "seconds": self.spent_before() + self._since(start),
             "samples": len(losses) * batches.n,
             "losses": thinned(losses),
             "weights": sum(w.numel() for w in net.parameters()),
@@ -182,7 +186,19 @@ class DiffusionLab(GenerationLab):
         self._stored()
         return net
 
+    def spent_before(self) -> float:
+        """Seconds that interrupted runs have spent on the training that was just finished."""
+        spent, self._earlier = self._earlier, 0.0
+        return spent
+
+    @property
+    def long(self) -> bool:
+        """Whether training takes so long that a bar is shown and checkpoints are kept."""
+        return self.recipe.steps >= LONG or self.deadline is not None
+
     def _computed(self, cell: Cell, key: Key) -> Result:
+        # What is left of a training that was stopped is for that training alone.
+        self._earlier, self._checkpoints = 0.0, set()
         result = super()._computed(cell, key)
         self._stored()
         return result
@@ -221,6 +237,7 @@ class DiffusionLab(GenerationLab):
             eta=self.sampling.eta,
             batch_size=self.sampling.batch_size,
             bf16=self.bf16,
+            progress=self.long,
         )
         return images, labels
 
@@ -262,9 +279,9 @@ class DiffusionLab(GenerationLab):
             what = {"of": dict(key.what), "seed": seed, "ids": batches.ids.tolist()}
             path = self.store.folder / f"training-{digest(what)[:20]}.pt"
             self._checkpoints.add(path)
+            self._earlier = seconds_behind(path)
             return path
 
-        long = self.recipe.steps >= LONG
         return DiffusionTask(
             model,
             parts,
@@ -279,9 +296,9 @@ class DiffusionLab(GenerationLab):
             antithetic=how.antithetic,
             bf16=self.bf16,
             compile=self.compile,
-            checkpoint=checkpoint if long else None,
+            checkpoint=checkpoint if self.long else None,
             deadline=self.deadline,
-            progress=long,
+            progress=self.long,
         )
 
     def _brought(self) -> tuple[nn.Module, Any]:

@@ -112,6 +112,10 @@ class GenerationLab(MaskingLab):
         """
         raise NotImplementedError
 
+    def spent_before(self) -> float:
+        """Seconds that interrupted runs have spent on the training that was just finished."""
+        return 0.0
+
     def build(self, seed: int) -> nn.Module:
         """A denoising network of this lab's kind."""
         raise NotImplementedError
@@ -133,7 +137,8 @@ class GenerationLab(MaskingLab):
             values["mask_seconds"] = mask_seconds
             start = fresh_clock(self.device)
             unlearned = METHODS[cell.method](task, mask=mask, seed=cell.seed, **cell.settings)
-            values |= {"seconds": mask_seconds + self._since(start), "samples": unlearned.samples}
+            seconds = mask_seconds + self.spent_before() + self._since(start)
+            values |= {"seconds": seconds, "samples": unlearned.samples}
             values["peak_memory"] = peak_memory(self.device)
             check_finite(unlearned.model)
         except Diverged as error:
@@ -141,10 +146,10 @@ class GenerationLab(MaskingLab):
             return self.store.put(key, values, self.provenance())
         start = time.perf_counter()
         images, labels = self.drawn(unlearned.model)
+        values["sampling_seconds"] = self._since(start)
         values |= {
             "status": "done",
             **self.measured(images, labels, self.forgotten(cell.scenario)),
-            "sampling_seconds": self._since(start),
             "losses": thinned(unlearned.losses),
             "counts": {role: batches.n for role, batches in task.parts.items()},
         }

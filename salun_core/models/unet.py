@@ -92,6 +92,14 @@ def build_unet(
         ).train()
 
 
+def like(model: "UNet2DModel", *, seed: int) -> "UNet2DModel":
+    """A freshly initialised network of the same kind as ``model``."""
+    from diffusers import UNet2DModel
+
+    with isolated(seed, "initial weights"), quiet():
+        return UNet2DModel.from_config(model.config).train()
+
+
 def noise_schedule(schedule: str = "linear", *, steps: int = 1000) -> "DDPMScheduler":
     """How images turn into noise over ``steps`` diffusion steps.
 
@@ -215,8 +223,17 @@ def load_diffusion(
         )
     if model.config.out_channels != model.config.in_channels:
         raise UserError(f"the network in {folder} also predicts variances: give one that predicts noise only")
+    if (
+        model.config.sample_size is None
+    ):  # nothing is said of it, and any size goes that can be halved as often
+        model.register_to_config(sample_size=size)
     found = {"classes": class_count(model), "channels": model.config.in_channels}
     found["size"] = model.config.sample_size
+    if classes is not None and found["classes"] == classes - 1:
+        raise UserError(
+            f"the network in {folder} has {classes} classes and none that stands for no class: "
+            f"give one trained with num_class_embeds = {classes + 1}"
+        )
     for name, wanted in (("classes", classes), ("channels", channels), ("size", size)):
         if wanted is not None and found[name] is not None and found[name] != wanted:
             raise UserError(

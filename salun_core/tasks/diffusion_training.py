@@ -160,7 +160,7 @@ def train_diffusion(
     optimizer = adam(model, recipe.lr, clip=recipe.clip)
     average = copy.deepcopy(model).requires_grad_(False) if recipe.ema else None
     state = _State(identity, model, average, optimizer)
-    saved = time.monotonic()
+    saved = clock = time.monotonic()
     with isolated(seed, "train diffusion"):
         done = state.load(checkpoint) if checkpoint is not None else 0
         bar = tqdm(
@@ -188,8 +188,9 @@ def train_diffusion(
             late = deadline is not None and now > deadline and not last
             if last or late or now > saved + every:
                 state.check(recipe.lr)
+                state.seconds += now - clock
                 state.save(checkpoint, step + 1)
-                saved = now
+                saved = clock = now
             if late:
                 bar.close()
                 raise Paused(f"stopped after {step + 1} of {recipe.steps} steps: run again to continue")
@@ -200,6 +201,14 @@ def train_diffusion(
                 weight.copy_(mean)
     passes = [state.values[i : i + len(steps)] for i in range(0, len(state.values), len(steps))]
     return model.eval(), [sum(part) / len(part) for part in passes]
+
+
+def seconds_behind(checkpoint: Path) -> float:
+    """Seconds of training that led to a checkpoint, over all its runs; 0 where there is none that can be read."""
+    try:
+        return float(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["seconds"])
+    except Exception:  # training itself says what is wrong with the file
+        return 0.0
 
 
 class Paused(UserError):
@@ -214,6 +223,7 @@ class _State:
     ) -> None:
         self.identity, self.model, self.average, self.optimizer = identity, model, average, optimizer
         self.values: list[float] = []
+        self.seconds = 0.0
         self.recent: list[Tensor] = []
 
     def check(self, lr: float) -> None:
@@ -233,6 +243,7 @@ class _State:
         parts = {
             "identity": self.identity,
             "step": step,
+            "seconds": self.seconds,
             "values": self.values,
             "model": self.model.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
@@ -256,6 +267,7 @@ class _State:
                 self.average.load_state_dict(parts["average"])
             self.optimizer.load_state_dict(parts["optimizer"])
             self.values = list(parts["values"])
+            self.seconds = float(parts["seconds"])
             torch.set_rng_state(parts["cpu"])
             if len(parts["cuda"]) == torch.cuda.device_count():
                 torch.cuda.set_rng_state_all(parts["cuda"])
