@@ -88,6 +88,13 @@ def test_the_mask_is_compared_with_each_control():
     assert "against no mask +10.0 points of UA, -10.0 of other classes, +1.00" in said
     assert "against the random mask +20.0 points of UA" in said
     assert "nothing to compare" in report.mask_sentences(masks[masks["mask"] == "salient"])
+    assert "no masks" in report.mask_sentences(pd.DataFrame())
+
+
+def test_a_row_that_is_missing_is_one_sentence():
+    assert report.row_of(CELLS, mask="salient")["method"] == "salun"
+    with pytest.raises(UserError, match="no finished cell of mask random: add it"):
+        report.row_of(CELLS, mask="random")
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -34,6 +34,23 @@ def result_of(lab: GenerationLab, row: pd.Series) -> Result:
     return found
 
 
+def row_of(cells: pd.DataFrame, **wanted: str) -> pd.Series:
+    """The first finished row with these values, such as ``method="original"``.
+
+    Raises
+    ------
+    UserError
+        If the run has none.
+    """
+    done = cells[cells["status"] == "done"]
+    for name, value in wanted.items():
+        done = done[done[name] == value]
+    if done.empty:
+        said = ", ".join(f"{name} {value}" for name, value in wanted.items())
+        raise UserError(f"this run has no finished cell of {said}: add it to the parameters")
+    return done.iloc[0]
+
+
 def samples_by_name(
     lab: GenerationLab, cells: pd.DataFrame, names: Sequence[str] = ()
 ) -> dict[str, tuple[Tensor, Tensor]]:
@@ -177,7 +194,9 @@ def generation_sentences(cells: pd.DataFrame) -> Prose:
 
 def mask_sentences(masks: pd.DataFrame) -> Prose:
     """Whether it matters which weights the mask keeps."""
-    part = masks[masks["status"] == "done"]
+    part = masks[masks["status"] == "done"] if len(masks) else masks
+    if part.empty:
+        return Prose("This run has no masks to compare.")
     means = (
         part.groupby(["method", "mask"], sort=False)[["UA", "OA", "FD"]]
         .mean(numeric_only=False)
