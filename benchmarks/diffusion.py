@@ -1,9 +1,12 @@
 """Training steps and sampling of a class-conditional diffusion model, against plain loops in single precision."""
 
 import copy
+import sys
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from benchmarks.measure import Row, in_turn
 from benchmarks.problems import DEVICE, noise_images
@@ -11,13 +14,13 @@ from salun_core.data.batches import Batches
 from salun_core.models.sampling import sample
 from salun_core.models.unet import build_unet, noise_schedule
 from salun_core.tasks.diffusion import DiffusionTask
-from salun_core.tasks.diffusion_training import DiffusionRecipe
+from salun_core.tasks.diffusion_training import DiffusionRecipe, train_diffusion
 
 BF16 = DEVICE.type == "cuda"
 
 
 def run(*, small: bool) -> list[Row]:
-    """The same network, batches of the same size, the same number of steps."""
+    """The same network, batches of the same size, the same number of steps; then each way to be faster by itself."""
     if small:
         widths, count, steps, drawn = [8, 16], 16, 2, 4
     else:
@@ -27,8 +30,9 @@ def run(*, small: bool) -> list[Row]:
     pixels, labels = (part.to(DEVICE) for part in noise_images(count))
     schedule = noise_schedule()
     recipe = DiffusionRecipe(steps=steps, batch_size=count)
+    repeats = 1 if small else 3
 
-    def build(seed: int) -> torch.nn.Module:
+    def build(seed: int) -> nn.Module:
         return build_unet(classes=10, channels=3, size=32, widths=widths, layers=1, seed=seed).to(DEVICE)
 
     batches = Batches(pixels, labels, torch.arange(count), size=count)
@@ -37,11 +41,11 @@ def run(*, small: bool) -> list[Row]:
     def ours() -> None:
         task.train(batches, seed=0)
 
-    def plain() -> None:
-        model = copy.deepcopy(task.model).train()
+    def plain(layout: torch.memory_format = torch.contiguous_format) -> None:
+        model = copy.deepcopy(task.model).to(memory_format=layout).train()
         optimizer = torch.optim.Adam(model.parameters(), lr=2e-4)
         for _ in range(steps):
-            images = pixels.float() / 255 * 2 - 1
+            images = (pixels.float() / 255 * 2 - 1).contiguous(memory_format=layout)
             noise = torch.randn_like(images)
             times = torch.randint(0, 1000, (count,), device=DEVICE)
             given = torch.where(torch.rand(count, device=DEVICE) < 0.1, 10, labels)
@@ -52,13 +56,40 @@ def run(*, small: bool) -> list[Row]:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
 
-    trained = in_turn(ours, plain, repeats=1 if small else 3)
+    def in_bf16() -> None:
+        replace(task, bf16=True).train(batches, seed=0)
+
+    compiled = build(0)
+    compiled.compile()
+
+    def through_compile() -> (
+        None
+    ):  # one network throughout, so that it is compiled in the turn that does not count
+        train_diffusion(compiled, batches, task.loss, recipe=recipe, seed=0)
+
+    weights = f"{sum(w.numel() for w in task.model.parameters()):,} weights"
+    precision = "bf16" if BF16 else "fp32"
+    ways = {
+        f"training as it is set here ({precision}), {weights}, {steps} steps of {count} images": ours,
+        "the same with precision: bf16": in_bf16,
+        "the plain loop, channels last": lambda: plain(torch.channels_last),
+    }
+    if not small:  # compiling takes a minute on a processor
+        ways[f"the same ({precision}) with compile: true, once it is compiled"] = through_compile
+    rows = []
+    for what, way in ways.items():
+        try:
+            rows.append(Row(what, *in_turn(way, plain, repeats=repeats)))
+        except RuntimeError as error:
+            if way is not through_compile:
+                raise
+            print(f"torch.compile does not work here: {str(error).splitlines()[0]}", file=sys.stderr)
 
     wanted = torch.arange(drawn) % 10
     denoisings = 2 if small else 10
 
-    def drawn_by_us() -> None:
-        sample(task.model, schedule, wanted, guidance=0.0, steps=denoisings, bf16=BF16)
+    def drawn_by_us(bf16: bool = BF16) -> None:
+        sample(task.model, schedule, wanted, guidance=0.0, steps=denoisings, bf16=bf16)
 
     @torch.no_grad()
     def drawn_plainly() -> None:
@@ -72,9 +103,8 @@ def run(*, small: bool) -> list[Row]:
                 predicted = task.model(image, time, class_labels=label[None].to(DEVICE)).sample
                 image = stepper.step(predicted, time, image).prev_sample
 
-    sampled = in_turn(drawn_by_us, drawn_plainly, repeats=1 if small else 3)
-    weights = f"{sum(w.numel() for w in task.model.parameters()):,} weights"
-    return [
-        Row(f"training, {weights}, {steps} steps of {count} images", *trained),
-        Row(f"sampling, {weights}, {drawn} images in {denoisings} steps, seeded each", *sampled),
-    ]
+    sampling = f"sampling as it is set here ({precision}), {drawn} images in {denoisings} steps, seeded each"
+    rows.append(Row(sampling, *in_turn(drawn_by_us, drawn_plainly, repeats=repeats)))
+    in_half = in_turn(lambda: drawn_by_us(True), drawn_plainly, repeats=repeats)
+    rows.append(Row("the same sampling with precision: bf16", *in_half))
+    return rows
