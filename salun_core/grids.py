@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
@@ -164,6 +165,8 @@ def trajectories(
         for x, step in enumerate(times):
             axes[0, x].set_title(f"step {step}", fontsize=8.5, pad=3)
         arranged(fig, axes, names)
+        middle = (axes[count - 1, 0].get_position().y0 + axes[count, 0].get_position().y1) / 2
+        fig.add_artist(Line2D([0, 1], [middle, middle], color=FRAME, lw=1.6))
     text = f"From noise to image for {asked}: {names[0]} above, {names[1]} below, from equal noise."
     return Chart(fig, text, f"{text} n = {count} images each.", photo=True)
 
@@ -196,10 +199,12 @@ def confusions(counts: Mapping[str, Tensor], classes: Sequence[str], *, forgotte
         fig.supxlabel("recognised", fontsize=9.5)
         fig.supylabel("asked for", fontsize=9.5)
         fig.colorbar(drawn, ax=axes, shrink=0.7, label="%")
-    instead = {name: str(classes[int(table[forgotten].argmax())]) for name, table in counts.items()}
-    finding = f"Asked for {classes[forgotten]}, " + ", ".join(
-        f"{name} mostly shows {seen}" for name, seen in instead.items()
-    )
+    instead = []
+    for name, table in counts.items():
+        row = table[forgotten]
+        percent = 100 * int(row.max()) / max(1, int(row.sum()))
+        instead.append(f"{name} {classes[int(row.argmax())]} ({percent:.0f}%)")
+    finding = f"Asked for {classes[forgotten]}, most often recognised: {', '.join(instead)}"
     n = int(next(iter(counts.values())).sum(1).max())
     return Chart(
         fig,

@@ -65,6 +65,7 @@ def test_who_forgets_too_little_and_too_much():
     weak = report.generation_sentences(CELLS.assign(OA=CELLS["OA"] / 2))
     assert "often as before): GA." in weak
     assert "Nearest to Retrain in both together is SalUn, 5.0 points" in said
+    assert "by their 95% intervals: SalUn." in said  # 10 of 10 and 20 of 20 against 10 of 10 and 18 of 20
     assert "within that distance for: FT" in said
 
 
@@ -87,6 +88,9 @@ def test_the_mask_is_compared_with_each_control():
     said = report.mask_sentences(masks)
     assert "against no mask +10.0 points of UA, -10.0 of other classes, +1.00" in said
     assert "against the random mask +20.0 points of UA" in said
+    assert "do not tell it from: no mask, random." in said
+    clear = masks.assign(OA=[0.2, 0.9, 1.0])
+    assert "do not tell it from: random." in report.mask_sentences(clear)
     assert "nothing to compare" in report.mask_sentences(masks[masks["mask"] == "salient"])
     assert "no masks" in report.mask_sentences(pd.DataFrame())
 
@@ -120,8 +124,8 @@ def test_a_forgotten_class_beyond_the_columns_is_shown():
 def test_a_confusion_says_what_appears_instead():
     counts = {r["method"]: torch.tensor(r["confusion"]) for _, r in CELLS.iterrows()}
     chart = grids.confusions(counts, ["zero", "one", "two"], forgotten=1)
-    assert "original mostly shows one" in chart.alt
-    assert "salun mostly shows zero" in chart.alt
+    assert "Asked for one, most often recognised: retrain zero (100%), original one (100%)" in chart.alt
+    assert "salun zero (100%)" in chart.alt
     assert "n = 10 a row" in chart.caption
 
 

@@ -12,7 +12,7 @@ from salun_core.errors import UserError
 from salun_core.experiments.generation_lab import GenerationLab, grid_samples
 from salun_core.experiments.report import Prose
 from salun_core.experiments.store import Result, read_result
-from salun_core.metrics.share import wilson
+from salun_core.metrics.share import Share, wilson
 from salun_core.models.unet import load_diffusion, save_diffusion
 from salun_core.spots import behind
 from salun_core.tables import Table, name_of, number, spread
@@ -118,7 +118,8 @@ def generation_table(cells: pd.DataFrame) -> Table:
             values = 100 * mine[column].astype(float)
             line[title] = spread(values.mean(), values.std(ddof=1))
             if len(mine) == 1 and column != "strays":
-                line[title] += "\n" + _interval(mine.iloc[0], column)
+                share = _share(mine, column)
+                line[title] += f"\n({100 * share.low:.0f}–{100 * share.high:.0f})"
         for column in ("FD", "FD floor"):
             values = mine[column].astype(float)
             line[column] = spread(values.mean(), values.std(ddof=1))
@@ -143,13 +144,22 @@ def generation_table(cells: pd.DataFrame) -> Table:
     return Table(pd.DataFrame(lines), caption)
 
 
-def _interval(row: pd.Series, column: str) -> str:
-    counts = pd.DataFrame(row["confusion"]).to_numpy()
-    n = int(counts.sum(axis=1).max())
-    if column == "OA":
-        n = int(counts.sum()) - n
-    share = wilson(round(float(row[column]) * n), n=n)
-    return f"({100 * share.low:.0f}–{100 * share.high:.0f})"
+def _share(rows: pd.DataFrame, column: str) -> Share:
+    """UA or OA over the samples of all ``rows``."""
+    found = total = 0
+    for _, row in rows.iterrows():
+        counts = pd.DataFrame(row["confusion"]).to_numpy()
+        n = int(counts.sum(axis=1).max())
+        n = int(counts.sum()) - n if column == "OA" else n
+        found += round(float(row[column]) * n)
+        total += n
+    return wilson(found, n=total)
+
+
+def _alike(a: pd.DataFrame, b: pd.DataFrame) -> bool:
+    """Whether the intervals of two models overlap in UA and in OA."""
+    pairs = ((_share(a, column), _share(b, column)) for column in ("UA", "OA"))
+    return all(x.low <= y.high and y.low <= x.high for x, y in pairs)
 
 
 def generation_sentences(cells: pd.DataFrame) -> Prose:
@@ -179,9 +189,12 @@ def generation_sentences(cells: pd.DataFrame) -> Prose:
         retrain = means.loc[("retrain", "none")]
         gap = 100 * (unlearned[["UA", "OA"]] - retrain[["UA", "OA"]]).abs().mean(axis=1)
         near = gap.idxmin()
+        rows = dict(list(part.groupby(["method", "mask"])))
+        alike = [labels[key] for key in unlearned.index if _alike(rows[key], rows["retrain", "none"])]
         said.append(
             f"Nearest to Retrain in both together is {labels[near]}, {gap.min():.1f} points away on average; Retrain takes "
-            f"{retrain['seconds']:.0f} s and {labels[near]} {means.loc[near, 'seconds']:.1f} s."
+            f"{retrain['seconds']:.0f} s and {labels[near]} {means.loc[near, 'seconds']:.1f} s. The samples do not "
+            f"suffice to tell from Retrain, by their 95% intervals: {_listed(alike)}."
         )
     floor = part["FD floor"].astype(float).mean()
     within = [labels[key] for key, row in unlearned.iterrows() if row["FD"] <= floor]
@@ -213,10 +226,17 @@ def mask_sentences(masks: pd.DataFrame) -> Prose:
         for mask, row in rows.items()
         if mask != "salient"
     ]
+    of_mask = dict(list(part.groupby("mask")))
+    alike = [
+        "no mask" if mask == "none" else mask.replace("_", " ")
+        for mask in rows
+        if mask != "salient" and _alike(of_mask[mask], of_mask["salient"])
+    ]
     each = int(part.iloc[0]["n_class"])
     return Prose(
         f"The salient mask brings, {'; '.join(said)} (n = {n} {'run' if n == 1 else 'runs'}). One sample more or less is "
-        f"{100 / each:.1f} points of UA."
+        f"{100 / each:.1f} points of UA. In UA and in the other classes, the 95% intervals of the samples do not tell it "
+        f"from: {_listed(alike)}."
     )
 
 
