@@ -130,11 +130,13 @@ def behind_mean(rows: pd.DataFrame, column: str, *, scale: float = 100, unit: st
     method = METHODS[first["method"]].label if first["method"] in METHODS else str(first["method"])
     values = scale * rows[column].astype(float)
     mean = f"{values.mean():.2f}{unit}, mean of {values.count()}" if values.count() else "diverged"
-    lines = [f"{method}: {column} {mean}"]
+    places = [str(name) for name in rows["scenario"].unique()]
+    lines = [f"{', '.join([method, *places[:2]])}: {column} {mean}"]
     for (_, row), value in zip(rows.iterrows(), values, strict=True):
         shown = "diverged" if math.isnan(value) else f"{value:.2f}{unit}"
-        origin = f" ({row['cell']})" if "cell" in rows else ""
-        lines.append(f"{row['scenario']}, seed {row['seed']:.0f}: {shown}{origin}")
+        where = f"{row['scenario']}, " if len(places) > 1 else ""
+        origin = f", {row['cell']}" if "cell" in rows else ""
+        lines.append(f"{where}seed {row['seed']:.0f}: {shown}{origin}")
     if "code" in rows:
         lines.append(f"code {', '.join(dict.fromkeys(map(str, rows['code'])))}")
     return "\n".join(lines)

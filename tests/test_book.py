@@ -179,16 +179,26 @@ def test_a_number_that_is_not_there_is_a_warning(book, what):
 
 
 def test_notebooks_of_a_public_copy_have_launch_buttons(book):
-    config = yaml.safe_load((ROOT / "_config.yml").read_text("utf8"))
-    public = {"repository_url": "https://github.com/OWNER/NAME", "repository_branch": "main"}
-    options = {"launch_buttons": config["launch_buttons"], **public}
+    """With the entries that the page on re-running tells to make."""
+    page = (ROOT / "book" / "rerun.md").read_text("utf8")
+    (entries,) = (
+        part for part in page.split("```yaml\n")[1:] if "launch_buttons" in part.partition("```")[0]
+    )
+    config = yaml.safe_load(entries.partition("```")[0])
+    where = config["repository"]
+    options = {
+        "launch_buttons": config["launch_buttons"],
+        "repository_url": where["url"],
+        "repository_branch": where["branch"],
+    }
     assert book.build(html_theme="sphinx_book_theme", html_theme_options=options) == ""
     links = [
         a["href"] for a in BeautifulSoup(book.page("notebooks/demo"), "html.parser").find_all("a", href=True)
     ]
     assert "https://mybinder.org/v2/gh/OWNER/NAME/main?urlpath=lab/tree/notebooks/demo.ipynb" in links
     assert "https://colab.research.google.com/github/OWNER/NAME/blob/main/notebooks/demo.ipynb" in links
-    assert "repository" not in config  # this edition has no address to lead to
+    # This edition has no address to lead to, and Jupyter Book's own would stand in.
+    assert "launch_buttons" not in yaml.safe_load((ROOT / "_config.yml").read_text("utf8"))
 
 
 def test_mathjax_lies_beside_the_pages(book):

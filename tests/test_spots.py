@@ -95,7 +95,7 @@ def test_a_mean_names_every_result_behind_it():
     assert all(cell in text for cell in rows["cell"])
     assert "gap UA 1.00 points, mean of" in behind_mean(rows.assign(**{"gap UA": 0.01}), "gap UA")
     rows["UA"] = math.nan
-    assert behind_mean(rows, "UA").startswith("GA: UA diverged")
+    assert behind_mean(rows, "UA").startswith(f"GA, {SCENARIO}: UA diverged")
 
 
 def test_the_main_table_has_something_behind_every_number():
