@@ -121,7 +121,7 @@ def test_a_figure_is_the_same_every_time():
 
 def test_masks_side_by_side():
     chart = plots.masks_compared(COMPARED, "random 10%")
-    assert "n = 2" in chart.caption
+    assert f"n = {COMPARED['seed'].nunique()}" in chart.caption
     frame = report.masks_table(COMPARED).frame.set_index("Method")
     rl = gaps(COMPARED.query("replica == 0")).query("method == 'rl' and mask == 'random'")[AVERAGE]
     assert frame.loc["RL", "random"].startswith(f"{100 * rl.mean():.2f}")
