@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 
 from salun_core.errors import UserError
 from salun_core.grids import arranged, beside, picture
+from salun_core.methods import name_of
 from salun_core.metrics.detection import ANY, Redacted
 from salun_core.metrics.erasure import recovery
 from salun_core.plots import Chart, look, panels, style
 from salun_core.spots import Spot, behind
-from salun_core.tables import name_of
 
 
 def counts_per_category(counts: pd.DataFrame, *, concept: Sequence[str] = (), note: str = "") -> Chart:

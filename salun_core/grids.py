@@ -11,10 +11,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from salun_core.methods import name_of
 from salun_core.metrics.gaps import summary
 from salun_core.plots import WIDTH, Chart, look, panels, spots_of, style
 from salun_core.spots import Spot
-from salun_core.tables import name_of
 
 FRAME = "#D55E00"
 SHOWN = {

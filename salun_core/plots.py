@@ -23,9 +23,10 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from salun_core.data.images import ImageData
 from salun_core.files import write_whole
+from salun_core.methods import name_of
 from salun_core.metrics.gaps import AVERAGE, METRICS, by_method, gaps, noise_floor, summary
 from salun_core.spots import Spot, behind, behind_mean, overlay, unit_of
-from salun_core.tables import PAPER_NAMES, methods_table, name_of, read_published
+from salun_core.tables import PAPER_NAMES, methods_table, read_published
 
 # Okabe and Ito's colours, told apart by most colour-blind readers, and a marker of its own for each method.
 LOOK: dict[str, tuple[str, str]] = {

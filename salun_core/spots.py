@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from salun_core.methods import METHODS
+from salun_core.methods import name_of
 
 PADDING = 0.1  # inches that matplotlib leaves around a figure that is saved with its tight box
 
@@ -85,9 +85,8 @@ def behind(row: Mapping[str, Any] | pd.Series, *values: str) -> str:
         for name, value in dict(row).items()
         if not (value is None or (isinstance(value, float) and math.isnan(value)))
     }
-    method = str(have.get("method", ""))
     mask = str(have.get("mask", "none"))
-    first = [METHODS[method].label if method in METHODS else method]
+    first = [name_of(str(have.get("method", "")))]
     if mask != "none":
         first.append("adapters" if mask == "lora" else f"{mask.replace('_', ' ')} mask")
         first += [f"keep {have['keep']:g}"] if "keep" in have else []
@@ -127,7 +126,7 @@ def behind_mean(rows: pd.DataFrame, column: str, *, scale: float = 100, unit: st
     """What a mean over several results is made of: a line for each, with its stored cell."""
     unit = unit_of(column, scale=scale) if unit is None else unit
     first = rows.iloc[0]
-    method = METHODS[first["method"]].label if first["method"] in METHODS else str(first["method"])
+    method = name_of(str(first["method"]), str(first.get("mask", "none")))
     values = scale * rows[column].astype(float)
     mean = f"{values.mean():.2f}{unit}, mean of {values.count()}" if values.count() else "diverged"
     places = [str(name) for name in rows["scenario"].unique()]

@@ -11,12 +11,11 @@ from typing import Any
 import pandas as pd
 
 from salun_core.errors import UserError
-from salun_core.methods import METHODS
+from salun_core.methods import METHODS, name_of
 from salun_core.metrics.gaps import AVERAGE, METRICS, by_method, floor_of, gaps, noise_floor
 from salun_core.spots import behind_mean
 
 PAPER_NAMES = {method.label: name for name, method in METHODS.items()} | {"l1-sparse": "l1_sparse"}
-OWN_MASK = {"salun": "salient"}  # the mask a method has by definition
 WORDS = (
     "Method",
     "Scenario",
@@ -95,14 +94,6 @@ def cell(
         text = f'<a href="{html.escape(link, quote=True)}">{text}</a>'
     spot = f" spot' tabindex='-1' title='{html.escape(behind, quote=True)}" if behind else ""
     return f"<{tag} class='{kind}{spot}'>{text}</{tag[:2]}>"
-
-
-def name_of(method: str, mask: str = "none") -> str:
-    """A method's name in tables, with the mask where it is not its own: "FT + salient mask"."""
-    label = METHODS[method].label if method in METHODS else method
-    if mask == "lora":
-        return f"{label} with adapters"
-    return label if mask in ("none", OWN_MASK.get(method)) else f"{label} + {mask.replace('_', ' ')} mask"
 
 
 def methods_table(cells: pd.DataFrame, scenario: str) -> pd.DataFrame:

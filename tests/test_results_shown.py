@@ -9,7 +9,7 @@ import pytest
 from salun_core import plots, tables
 from salun_core.experiments import report
 from salun_core.experiments.report import RecordedParams
-from salun_core.methods import METHODS
+from salun_core.methods import METHODS, name_of
 from salun_core.metrics.gaps import AVERAGE, gaps
 
 FOLDER = RecordedParams.load({}).folder()
@@ -40,7 +40,7 @@ def test_the_best_row_has_the_smallest_average_gap(scenario):
     table = tables.main_table(CELLS, scenario)
     mean = gaps(CELLS.query("scenario == @scenario and replica == 0")).groupby("method")[AVERAGE].mean()
     best = mean.drop(["retrain", "original"]).idxmin()
-    assert table.frame.loc[list(table.bold), "Method"].tolist() == [tables.name_of(best)]
+    assert table.frame.loc[list(table.bold), "Method"].tolist() == [name_of(best)]
 
 
 def test_a_cell_of_the_table_is_mean_std_and_gap():

@@ -98,6 +98,11 @@ def test_a_mean_names_every_result_behind_it():
     assert behind_mean(rows, "UA").startswith(f"GA, {SCENARIO}: UA diverged")
 
 
+def test_a_mean_under_a_foreign_mask_names_the_mask():
+    rows = CELLS[(CELLS["method"] == "rl") & (CELLS["scenario"] == SCENARIO)].assign(mask="random")
+    assert behind_mean(rows, "UA").startswith(f"RL + random mask, {SCENARIO}: UA ")
+
+
 def test_the_main_table_has_something_behind_every_number():
     table = tables.main_table(CELLS, SCENARIO)
     shown = spots_in(table._repr_html_())

@@ -1,7 +1,7 @@
 """The paper's claims, each with what we measured and a verdict by a rule that was fixed before measuring."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,9 +12,10 @@ import pandas as pd
 
 from salun_core.experiments.collect import results_of
 from salun_core.experiments.report import Prose, published_folder
+from salun_core.methods import name_of
 from salun_core.metrics.gaps import AVERAGE, gaps, noise_floor, summary
 from salun_core.paths import output_folder, project_root
-from salun_core.tables import Table, name_of, read_published
+from salun_core.tables import Table, read_published
 
 HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold", "undecided", "not testable here"
 
@@ -44,6 +45,11 @@ class Effect:
     n: int
     tolerance: float
     scenario: str = ""
+
+    @classmethod
+    def of(cls, what: str, found: Mapping[str, float], tolerance: float, scenario: str = "") -> "Effect":
+        """An effect whose mean and interval are those of a `summary`."""
+        return cls(what, found["mean"], found["low"], found["high"], int(found["n"]), tolerance, scenario)
 
 
 def verdict(effect: Effect, *, times: float = 1.0) -> str:
@@ -75,7 +81,7 @@ class Claim:
         Where the paper makes it.
     published : callable
         Gives the paper's numbers as text, from ``data/published``; empty where none are at hand.
-    test : callable or None
+    test : callable
         ``test(folder)`` measures it on the results in a folder: a list of `Effect`, empty where they are absent.
     chapter : str
         Page of the book, as a link from another chapter.
@@ -87,7 +93,7 @@ class Claim:
     said: str
     place: str
     published: Callable[[], str]
-    test: Callable[[Path], list[Effect]] | None
+    test: Callable[[Path], list[Effect]]
     chapter: str
     needs: str = ""
 
@@ -119,9 +125,7 @@ def nearest(folder: Path, *, share: str) -> list[Effect]:
     best = others.groupby("method")[AVERAGE].mean().astype(float).idxmin()
     found = paired(by_seed(part, best, "none", AVERAGE), by_seed(part, "salun", "salient", AVERAGE))
     said = f"gap of {name_of(str(best))}, the best other method, minus gap of SalUn (points{note})"
-    return [
-        Effect(said, found["mean"], found["low"], found["high"], int(found["n"]), floor(rows, AVERAGE), share)
-    ]
+    return [Effect.of(said, found, floor(rows, AVERAGE), share)]
 
 
 def floor(rows: pd.DataFrame, column: str) -> float:
@@ -146,7 +150,7 @@ def stable_over_shares(folder: Path) -> list[Effect]:
     theirs = part[part["method"] == best].groupby(index)["gap UA"].mean()
     found = paired(theirs.groupby("seed").mean(), ours.groupby("seed").mean())
     said = f"|UA - UA(Retrain)| of {name_of(best)} minus that of SalUn, mean over shares (points)"
-    return [Effect(said, found["mean"], found["low"], found["high"], int(found["n"]), floor(rows, "gap UA"))]
+    return [Effect.of(said, found, floor(rows, "gap UA"))]
 
 
 def stable_over_settings(folder: Path) -> list[Effect]:
@@ -183,9 +187,7 @@ def salient_beats(folder: Path, *, control: str) -> list[Effect]:
     found = paired(other, mine)
     said = f"gap of random labelling with the {control.replace('_', ' ')} mask minus with the salient one (points)"
     place = str(rows["scenario"].iloc[0])
-    return [
-        Effect(said, found["mean"], found["low"], found["high"], int(found["n"]), floor(rows, AVERAGE), place)
-    ]
+    return [Effect.of(said, found, floor(rows, AVERAGE), place)]
 
 
 CLASSICAL = ("ga", "ft", "l1_sparse", "rl")
@@ -224,7 +226,7 @@ def generator_forgets(
     one = 100 / float(rows["n_class"].iloc[0])
     said = f"{words} SalUn minus {name_of(best)}, the best other (points)"
     place = str(rows["scenario"].iloc[0])
-    return [Effect(said, found["mean"], found["low"], found["high"], int(found["n"]), one, place)]
+    return [Effect.of(said, found, one, place)]
 
 
 def cheap(folder: Path) -> list[Effect]:
@@ -241,9 +243,7 @@ def cheap(folder: Path) -> list[Effect]:
             continue
         found = summary(np.log2(theirs.astype(float) / ours.astype(float)))
         said = "halvings from Retrain's time to SalUn's, mask included, tuning not (tolerance: one halving)"
-        effects.append(
-            Effect(said, found["mean"], found["low"], found["high"], int(found["n"]), 1.0, str(scenario))
-        )
+        effects.append(Effect.of(said, found, 1.0, str(scenario)))
     return effects
 
 
@@ -408,7 +408,7 @@ def ledger(out_dir: Path | None = None) -> pd.DataFrame:
         }
         found = []
         for name, folder in [("quick", output_folder(out_dir)), *folders]:
-            for effect in claim.test(folder) if claim.test else []:
+            for effect in claim.test(folder):
                 found.append(
                     shared
                     | {"run": f"{name}, {effect.scenario}".rstrip(", "), "effect": effect.what}

@@ -14,11 +14,12 @@ from salun_core.experiments.params import Params
 from salun_core.experiments.stability import StabilityResults
 from salun_core.experiments.store import read_results
 from salun_core.experiments.summary import read_table
+from salun_core.methods import name_of
 from salun_core.metrics import ATTACKS
 from salun_core.metrics.gaps import AVERAGE, by_method, gaps, noise_floor
 from salun_core.paths import project_root
 from salun_core.saliency import layer_table
-from salun_core.tables import Table, methods_table, name_of, read_published, spread
+from salun_core.tables import Table, methods_table, read_published, spread
 
 
 class Prose(str):

@@ -12,10 +12,11 @@ from salun_core.errors import UserError
 from salun_core.experiments.generation_lab import GenerationLab, grid_samples
 from salun_core.experiments.report import Prose
 from salun_core.experiments.store import Result, read_result
+from salun_core.methods import name_of
 from salun_core.metrics.share import Share, wilson
 from salun_core.models.unet import load_diffusion, save_diffusion
 from salun_core.spots import behind
-from salun_core.tables import Table, name_of, number, spread
+from salun_core.tables import Table, number, spread
 
 MiB = 2**20
 

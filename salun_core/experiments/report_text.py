@@ -9,9 +9,10 @@ from salun_core.experiments.report import Prose
 from salun_core.experiments.report_generation import result_of
 from salun_core.experiments.text_lab import TextLab
 from salun_core.figures_text import kinds_of, unerased
+from salun_core.methods import name_of
 from salun_core.metrics.share import wilson
 from salun_core.models.pipelines import image_size, save_pipeline
-from salun_core.tables import Table, name_of, spread
+from salun_core.tables import Table, spread
 
 
 def pipeline_table(lab: TextLab) -> Table:

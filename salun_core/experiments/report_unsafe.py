@@ -11,10 +11,11 @@ from salun_core.experiments.report_generation import result_of
 from salun_core.experiments.store import read_result
 from salun_core.experiments.text_lab import TextLab
 from salun_core.experiments.unsafe import UnsafeResults
+from salun_core.methods import name_of
 from salun_core.metrics.detection import EvaluationCard, Redacted
 from salun_core.metrics.share import wilson
 from salun_core.models.pipelines import encode_prompts
-from salun_core.tables import Table, name_of, number, read_published
+from salun_core.tables import Table, number, read_published
 
 
 def card_table(card: EvaluationCard) -> Table:

@@ -44,4 +44,13 @@ def methods_for(kind: str) -> tuple[str, ...]:
     return tuple(name for name, method in METHODS.items() if not method.tasks or kind in method.tasks)
 
 
-__all__ = ["METHODS", "Method", "Unlearned", "methods_for"]
+def name_of(method: str, mask: str = "none") -> str:
+    """A method's name in tables, with the mask where it is not its own: "FT + salient mask"."""
+    label = METHODS[method].label if method in METHODS else method
+    if mask == "lora":
+        return f"{label} with adapters"
+    own = METHODS[method].mask if method in METHODS else "none"
+    return label if mask in ("none", own) else f"{label} + {mask.replace('_', ' ')} mask"
+
+
+__all__ = ["METHODS", "Method", "Unlearned", "methods_for", "name_of"]
