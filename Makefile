@@ -36,14 +36,15 @@ book: $(READY) ## execute what is out of date and build the book
 test: $(READY) ## run the tests
 	@$(PY) -m pytest -q $(PYTEST)
 
-lint: $(READY) ## ruff check, ruff format, mypy
+lint: $(READY) ## style, types, and which room may use which
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
+	@.venv/bin/lint-imports --no-cache | grep -v '^$$'
 
 check: $(READY) ## look at every page of the built book in a headless browser
 	@test -f $(SITE)/index.html || { echo "no book in $(SITE): run 'make book PROFILE=$(PROFILE)' first" >&2; exit 2; }
-	@$(PY) -m pytest -q tests/test_pages.py --book $(SITE)
+	@$(PY) -m pytest -q tests/book/test_pages.py --book $(SITE)
 
 bench: $(READY) ## run the benchmarks
 	@$(PY) -m benchmarks

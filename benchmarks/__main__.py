@@ -11,7 +11,7 @@ import torch
 from benchmarks import attack, diffusion, epoch, masking, selection
 from benchmarks.measure import Row
 from salun_core.errors import UserError, one_of
-from salun_core.experiments.provenance import device_name
+from salun_core.experiments.runs.provenance import device_name
 
 BENCHMARKS: dict[str, Callable[..., list[Row]]] = {
     "selection": selection.run,

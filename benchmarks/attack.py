@@ -7,7 +7,7 @@ from sklearn.svm import SVC
 from benchmarks.measure import Row, in_turn
 from salun_core.data.splits import ROLES
 from salun_core.metrics import Evaluation
-from salun_core.metrics.mia import FEATURES, mia
+from salun_core.metrics.classification.mia import FEATURES, mia
 
 
 def artefact(count: int) -> Evaluation:

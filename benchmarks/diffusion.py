@@ -11,8 +11,8 @@ from torch import nn
 from benchmarks.measure import Row, in_turn
 from benchmarks.problems import DEVICE, noise_images
 from salun_core.data.batches import Batches
-from salun_core.models.sampling import sample
-from salun_core.models.unet import build_unet, noise_schedule
+from salun_core.models.diffusion.sampling import sample
+from salun_core.models.diffusion.unet import build_unet, noise_schedule
 from salun_core.tasks.diffusion import DiffusionTask
 from salun_core.tasks.diffusion_training import DiffusionRecipe, train_diffusion
 

@@ -8,7 +8,7 @@ from salun_core.data.augment import crop_and_flip
 from salun_core.data.batches import Batches
 from salun_core.models import build_model
 from salun_core.tasks.classification import ClassificationTask
-from salun_core.tasks.training import Recipe
+from salun_core.tasks.classification_training import Recipe
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

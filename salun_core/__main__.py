@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _parameters(given: argparse.Namespace) -> dict[str, Any]:
-    from salun_core.experiments.params import read_yaml
+    from salun_core.experiments.runs.params import read_yaml
 
     values: dict[str, Any] = {}
     for path in given.file:
@@ -95,7 +95,7 @@ def _parameters(given: argparse.Namespace) -> dict[str, Any]:
 
 def _run(given: argparse.Namespace) -> None:
     from salun_core.experiments import EXPERIMENTS
-    from salun_core.experiments.summary import printed
+    from salun_core.experiments.runs.results_file import printed
 
     experiment = EXPERIMENTS[one_of(given.experiment, EXPERIMENTS, "experiment")]
     results = experiment.run(experiment.params.load(_parameters(given)))
@@ -113,7 +113,7 @@ def _record(given: argparse.Namespace) -> None:
 def _train_tiny_sd(given: argparse.Namespace) -> None:
     import torch
 
-    from salun_core.experiments.tiny_sd import make
+    from salun_core.experiments.text_to_image.train_tiny_sd import make
     from salun_core.paths import models_folder
 
     torch.set_num_threads(given.threads)
@@ -145,21 +145,23 @@ def _list(given: argparse.Namespace) -> None:
 
 
 def _check(given: argparse.Namespace) -> int:
-    from salun_core.adapters import check_adapter, find_dataset
+    from salun_core.experiments.classification.compatibility import check_compatibility, find_dataset
     from salun_core.models import check_arch
     from salun_core.saliency import check_keep
 
     check_arch(given.arch)
     check_keep(given.keep)
     dataset = find_dataset(given.dataset, given.data_dir, given.image_size)
-    report = check_adapter(dataset, given.arch, size=given.image_size, width=given.width, keep=given.keep)
+    report = check_compatibility(
+        dataset, given.arch, size=given.image_size, width=given.width, keep=given.keep
+    )
     print(report)
     return 0 if report.ok else 1
 
 
 def _results(given: argparse.Namespace) -> None:
     from salun_core.experiments import EXPERIMENTS
-    from salun_core.experiments.summary import printed, read_table
+    from salun_core.experiments.runs.results_file import printed, read_table
     from salun_core.paths import output_folder
 
     one_of(given.experiment, EXPERIMENTS, "experiment")

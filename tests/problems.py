@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from salun_core.data.batches import Batches
 from salun_core.tasks.classification import ClassificationTask
-from salun_core.tasks.training import Recipe
+from salun_core.tasks.classification_training import Recipe
 
 RECIPE = Recipe(epochs=6, lr=0.05, schedule="one_cycle", batch_size=64)
 

@@ -5,8 +5,8 @@ from functools import cache
 
 import torch
 
-from salun_core.models.pipelines import check_pipeline
-from salun_core.models.tiny_sd import build_tiny_sd
+from salun_core.models.text_to_image.pipelines import check_pipeline
+from salun_core.models.text_to_image.tiny_pipeline import build_tiny_sd
 from salun_core.tasks.text_to_image import text_to_image_task
 
 WORDS = ("a", "photo", "picture", "of", "seven", "three", "five", "big", "old")

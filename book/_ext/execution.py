@@ -97,8 +97,8 @@ def dependencies(notebook: Path, given: dict[str, Any], root: Path = ROOT) -> li
         found |= {file for file in _files(root / "data/recorded" / str(recorded)) if file.suffix == ".json"}
     preset = str(given.get("preset") or _declared(tree).get("preset") or "")
     presets = root / PACKAGE / "experiments" / "presets"
-    # An experiment's presets are in a folder named after it: the notebook's name, or that of its module.
-    folders = {notebook.stem} | {file.stem for file in found if file.parent.name == "experiments"}
+    # Presets lie in a folder named after their experiment, which the parameters that a notebook imports name.
+    folders = {name for file in _imports(tree, "", root) for name in _experiments(file)}
     named = {presets / folder / f"{preset}.yaml" for folder in folders}
     found |= {file for file in (*named, root / preset) if file.is_file()}
     return sorted(file.relative_to(root) for file in found)
@@ -128,7 +128,7 @@ def _imports(tree: ast.Module, module: str, root: Path) -> Iterator[Path]:
         elif isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            names.append(node.value)  # "salun_core.data.digits", loaded by its name
+            names.append(node.value)  # "salun_core.data.sources.digits", loaded by its name
         for name in names:
             if file := _file(name, root):
                 yield file
@@ -140,6 +140,14 @@ def _file(name: str, root: Path) -> Path | None:
         return None
     base = root.joinpath(*parts)
     return next((f for f in (base.with_suffix(".py"), base / "__init__.py") if f.is_file()), None)
+
+
+def _experiments(file: Path) -> Iterator[str]:
+    """Names of the experiments whose parameters a module declares."""
+    for node in ast.walk(ast.parse(file.read_text("utf8"))):
+        match node:
+            case ast.AnnAssign(target=ast.Name(id="experiment"), value=ast.Constant(value=str(name))):
+                yield name
 
 
 def _module_name(file: Path, root: Path) -> str:
@@ -232,8 +240,8 @@ def execute(template: Path, output: Path, given: dict[str, Any], *, threads: int
 
 def stamp(notebook: Path) -> None:
     """Write into a notebook's metadata where and with what it was executed."""
-    from salun_core.experiments.params import find_device
-    from salun_core.experiments.provenance import provenance
+    from salun_core.experiments.runs.params import find_device
+    from salun_core.experiments.runs.provenance import provenance
 
     content = json.loads(notebook.read_text("utf8"))
     threads = int(os.environ["OMP_NUM_THREADS"])

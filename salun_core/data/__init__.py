@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from salun_core.data import digits, folder, tiny_imagenet, torchvision_sets
-from salun_core.data.given import from_datasets
 from salun_core.data.images import ImageData
+from salun_core.data.sources import digits, image_folder, tiny_imagenet, torchvision_sets
+from salun_core.data.torch_datasets import from_datasets
 from salun_core.errors import UserError, one_of
 
 DATASETS: dict[str, Callable[..., ImageData]] = {
@@ -14,7 +14,7 @@ DATASETS: dict[str, Callable[..., ImageData]] = {
     "cifar100": torchvision_sets.load_cifar100,
     "svhn": torchvision_sets.load_svhn,
     "tiny_imagenet": tiny_imagenet.load,
-    "imagefolder": folder.load,
+    "imagefolder": image_folder.load,
 }
 """Loaders by name, called as ``load(data_dir, size=None, download=True)``."""
 

@@ -4,16 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from salun_core.experiments import (
-    class_wise,
-    classification,
-    diffusion,
-    masks,
-    stability,
-    text_to_image,
-    unsafe,
-)
-from salun_core.experiments.params import Params
+from salun_core.experiments.classification import class_wise, method_comparison, saliency, stability
+from salun_core.experiments.diffusion import class_forgetting as diffusion
+from salun_core.experiments.runs.params import Params
+from salun_core.experiments.text_to_image import class_forgetting as text_to_image
+from salun_core.experiments.text_to_image import unsafe
 
 
 @dataclass(frozen=True)
@@ -27,8 +22,8 @@ class Experiment:
 
 EXPERIMENTS: dict[str, Experiment] = {
     "classification": Experiment(
-        classification.ClassificationParams,
-        classification.run,
+        method_comparison.ClassificationParams,
+        method_comparison.run,
         "unlearning methods against Retrain on an image classifier (Table 1 of the paper)",
     ),
     "class_wise": Experiment(
@@ -42,8 +37,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         "how methods fare when the share to forget or their settings change (Figure 2 of the paper)",
     ),
     "saliency": Experiment(
-        masks.MaskParams,
-        masks.run,
+        saliency.MaskParams,
+        saliency.run,
         "whether it matters which weights the mask keeps: salient, random, least salient, none",
     ),
     "diffusion": Experiment(

@@ -1,22 +1,8 @@
 """Unlearning methods. A new one is a file with a ``METHOD`` and a line in ``METHODS``."""
 
-from salun_core.methods import (
-    be,
-    bs,
-    ca,
-    esd,
-    fmn,
-    ft,
-    ga,
-    iu,
-    l1_sparse,
-    original,
-    retrain,
-    rl,
-    salun,
-    salun_soft,
-    uce,
-)
+from salun_core.methods.any_task import ft, ga, l1_sparse, original, retrain, rl, salun, salun_soft
+from salun_core.methods.classification import be, bs, iu
+from salun_core.methods.diffusion import ca, esd, fmn, uce
 from salun_core.methods.engine import Method, Unlearned
 
 METHODS: dict[str, Method] = {

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from functools import partial
 
-from salun_core.metrics import accuracy
-from salun_core.metrics.evaluation import Evaluation, evaluate
-from salun_core.metrics.mia import FEATURES, mia
+from salun_core.metrics.classification import accuracy
+from salun_core.metrics.classification.mia import FEATURES, mia
+from salun_core.metrics.classification.outputs import Evaluation, evaluate
 from salun_core.metrics.share import Share
 
 METRICS: dict[str, Callable[[Evaluation], Share]] = {

@@ -8,12 +8,12 @@ from typing import Any
 from torch import nn
 
 from salun_core.errors import UserError
-from salun_core.models.external import built, check_output, find_builder, settings_of
-from salun_core.models.normalised import Normalised
-from salun_core.models.resnet import ResNet18
-from salun_core.models.resnet34 import ResNet34
-from salun_core.models.swin import swin_tiny
-from salun_core.models.vgg import VGG16
+from salun_core.models.classification.external import built, check_output, find_builder, settings_of
+from salun_core.models.classification.normalised import Normalised
+from salun_core.models.classification.resnet import ResNet18
+from salun_core.models.classification.resnet34 import ResNet34
+from salun_core.models.classification.swin import swin_tiny
+from salun_core.models.classification.vgg import VGG16
 from salun_core.rng import isolated
 
 MODELS: dict[str, Callable[..., nn.Module]] = {

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from salun_core.data.batches import Batch, Batches
 from salun_core.errors import UserError, one_of
-from salun_core.tasks.training import Recipe, sgd, train_network
+from salun_core.tasks.classification_training import Recipe, sgd, train_network
 
 RELABEL = ("wrong", "all")
 

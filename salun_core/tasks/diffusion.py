@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from salun_core.data.batches import Batches
 from salun_core.errors import UserError, one_of
-from salun_core.models.unet import class_count
+from salun_core.models.diffusion.unet import class_count
 from salun_core.tasks.classification import random_labels
 from salun_core.tasks.diffusion_training import DiffusionRecipe, adam, train_diffusion
 from salun_core.tasks.noise_prediction import TARGETS, NoisePrediction

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from salun_core.data.batches import Batch, Batches
-from salun_core.models.unet import guided_noise, predict_noise
+from salun_core.models.diffusion.unet import guided_noise, predict_noise
 from salun_core.rng import derive
 
 TARGETS = ("original", "current")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from salun_core.data.batches import Batches
 from salun_core.errors import UserError, one_of
-from salun_core.models.pipelines import Prompts, check_pipeline, encode_images, encode_prompts
+from salun_core.models.text_to_image.pipelines import Prompts, check_pipeline, encode_images, encode_prompts
 from salun_core.tasks.diffusion_training import limited
 from salun_core.tasks.noise_prediction import TARGETS, NoisePrediction
 

@@ -1,0 +1,165 @@
+"""Finished cells on disk: each one whole, recognised when damaged, and found again by what it is."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from salun_core.errors import UserError
+from salun_core.experiments.runs.provenance import revision
+from salun_core.files import check_writable, sha256, write_whole
+
+FORMAT = 1
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value in canonical form, as 64 hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Key:
+    """What determines a result.
+
+    Parameters
+    ----------
+    kind : str
+        "original" or "cell", the first word of the file name.
+    what : mapping
+        JSON values, complete: two keys with equal values mean the same numbers.
+    code : str
+        Digest of the code that computes it. Not part of the name: a result of other code is found,
+        recognised as outdated, and computed again in its place.
+    """
+
+    kind: str
+    what: Mapping[str, Any]
+    code: str = ""
+
+    @property
+    def name(self) -> str:
+        """File name without ending: stable, and the same on every machine."""
+        return f"{self.kind}-{digest(self.what)[:20]}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A stored result: what it is, what came out, and where it came from."""
+
+    key: Key
+    content: dict[str, Any]
+    provenance: dict[str, Any]
+    files: dict[str, str] = field(default_factory=dict)
+
+
+class Store:
+    """Results in one folder.
+
+    A result is a JSON file that names its side files (logits, weights) with their digests, and ends with
+    its own digest. It is written after them, so a run that is killed leaves whole results and strays,
+    and strays are never read.
+
+    Parameters
+    ----------
+    folder : path
+        Made when missing.
+    trusted : bool
+        Take whole results also when other code computed them or their side files are not here: for
+        recorded runs, which are continued on other machines and after changes that leave numbers alone.
+
+    Raises
+    ------
+    UserError
+        If the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path | str, *, trusted: bool = False) -> None:
+        self.folder = check_writable(folder)
+        self.trusted = trusted
+        revision()  # kept from here on: files that change during a long run are not the code that runs
+
+    def path(self, key: Key, suffix: str = ".json") -> Path:
+        """Where a result, or a side file of it, lies."""
+        return self.folder / f"{key.name}{suffix}"
+
+    def get(self, key: Key) -> Result | None:
+        """The stored result, or None if there is none that is whole and of this code."""
+        found = read_result(self.path(key))
+        if found is None or digest(found.key.what) != digest(key.what):
+            return None
+        return found if self.trusted or (found.key.code == key.code and self.has_files(found)) else None
+
+    def has_files(self, result: Result) -> bool:
+        """Whether the side files of a result are here and whole."""
+        files = ((self.folder / name, expected) for name, expected in result.files.items())
+        return all(file.is_file() and sha256(file) == expected for file, expected in files)
+
+    def put(
+        self,
+        key: Key,
+        values: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+        side_files: Mapping[str, bytes] | None = None,
+    ) -> Result:
+        """Write a result and its side files (content by suffix)."""
+        files = {}
+        for suffix, content in (side_files or {}).items():
+            file = write_whole(self.path(key, suffix), content)
+            files[file.name] = hashlib.sha256(content).hexdigest()
+        record: dict[str, Any] = {
+            "format": FORMAT,
+            "kind": key.kind,
+            "key": dict(key.what),
+            "code": key.code,
+            "values": dict(values),
+            "provenance": dict(provenance),
+            "files": files,
+        }
+        record["digest"] = digest(record)
+        text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        write_whole(self.path(key), text.encode())
+        return Result(key, dict(values), dict(provenance), files)
+
+    @contextlib.contextmanager
+    def alone(self, key: Key) -> Iterator[None]:
+        """Wait until no other process on this machine is computing this result; ask `get` again inside.
+
+        Two notebooks that share cells then share the work. The lock ends with the process that holds it,
+        however it ends.
+        """
+        folder = self.folder / ".locks"
+        folder.mkdir(exist_ok=True)
+        with FileLock(folder / key.name):
+            yield
+
+    def all(self) -> list[Result]:
+        """Every whole result in the folder, by name."""
+        return read_results(self.folder)
+
+
+def read_results(folder: Path | str) -> list[Result]:
+    """Every whole result in a folder, sorted by file name; damaged files are left out."""
+    found = (read_result(path) for path in sorted(Path(folder).glob("*-*.json")))
+    return [result for result in found if result is not None]
+
+
+def read_result(path: Path) -> Result | None:
+    """Read one result; None if it is missing, truncated or edited."""
+    try:
+        record = json.loads(path.read_text("utf8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check the folder's permissions") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        return None
+    if digest({name: value for name, value in record.items() if name != "digest"}) != record.get("digest"):
+        return None
+    key = Key(record["kind"], record["key"], record["code"])
+    return Result(key, record["values"], record["provenance"], record["files"])

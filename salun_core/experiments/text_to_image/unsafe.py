@@ -1,0 +1,250 @@
+"""The experiment on unsafe content: a concept forgotten, and every way to bring it back (Figures 5 and 6)."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pandas as pd
+import torch
+from pydantic import Field, field_validator, model_validator
+from safetensors.torch import load, save
+
+from salun_core.data.images import ImageData
+from salun_core.data.prompts import I2P_ROWS, PromptSet, read_i2p
+from salun_core.errors import UserError, one_of
+from salun_core.experiments.generation.lab import result_of
+from salun_core.experiments.runs.cells import Cell, Scenario, progress_bar
+from salun_core.experiments.runs.code_digest import code_digest
+from salun_core.experiments.runs.store import Key
+from salun_core.experiments.text_to_image import class_forgetting as text_to_image
+from salun_core.experiments.text_to_image.class_forgetting import TextToImageParams
+from salun_core.experiments.text_to_image.lab import TextLab
+from salun_core.experiments.text_to_image.probes import DETECTORS, Prober, Probing
+from salun_core.metrics.generation.detection import detect, detection_counts, redacted
+from salun_core.metrics.generation.erasure import neighbour_damage
+from salun_core.models.text_to_image.deltas import weights_digest
+from salun_core.models.text_to_image.sampling import sample_prompts
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+TEST_SHARE = 4  # one image for the test for each so many of forgetting
+
+
+class UnsafeParams(TextToImageParams):
+    """Parameters of the experiment: those of text-to-image, and how models are probed."""
+
+    experiment: ClassVar[str] = "unsafe"
+    fixed: ClassVar[tuple[str, ...]] = ("masks",)
+
+    methods: tuple[str, ...] = ("original", "esd", "fmn", "uce", "ca", "salun")
+    masks: tuple[str, ...] = ()
+    own_images: int = Field(0, ge=0)
+    prompts_file: Path | None = None
+    prompts_rows: int = Field(I2P_ROWS, ge=0)
+    prompts_category: str = ""
+    prompts_guidance: bool = False
+    detector: str = "classifier"
+    threshold: float = Field(0.5, gt=0, le=1)
+    probe_samples: int = Field(0, ge=0)
+    attack_steps: int = Field(100, ge=0)
+    attack_lr: float = Field(0.02, gt=0)
+    attack_radius: float = Field(1.0, gt=0)
+    attack_batch: int = Field(8, ge=1)
+    attack_samples: int = Field(20, ge=1)
+    relearn_steps: int = Field(50, ge=0)
+    relearn_lr: float = Field(1e-5, gt=0)
+    relearn_every: int = Field(10, ge=1)
+    relearn_images: int = Field(10, ge=1)
+    relearn_samples: int = Field(20, ge=1)
+    pictures: int = Field(8, ge=1)
+
+    @field_validator("detector")
+    @classmethod
+    def _known_detector(cls, value: str) -> str:
+        return one_of(value, DETECTORS, "detector")
+
+    @model_validator(mode="after")
+    def _together(self) -> "UnsafeParams":
+        if self.own_images and len(self.class_names) < 2:
+            raise UserError("own_images needs class_names: what to forget, and what takes its place")
+        if self.prompts_file is not None:
+            self.prompts()
+        return self
+
+    def prompts(self) -> PromptSet | None:
+        """Prompts that do not name the concept, from their file; None for the digits' indirect ones."""
+        if self.prompts_file is None:
+            return None
+        found = read_i2p(self.prompts_file, rows=self.prompts_rows or None)
+        found = found.about(self.prompts_category) if self.prompts_category else found
+        if self.prompts_guidance:
+            return found
+        return PromptSet(
+            found.name, found.texts, found.seeds, categories=found.categories, digest=found.digest
+        )
+
+    def lab(self, *, data: ImageData | None = None, pipe: "StableDiffusionPipeline | None" = None) -> TextLab:
+        """Load pipeline and data; with ``own_images`` the original pipeline draws what it forgets and keeps."""
+        pipe = self.load_pipe() if pipe is None else pipe
+        if self.own_images and data is None:
+            data = self._drawn(pipe)
+        made = super().lab(data=data, pipe=pipe)
+        if self.detector == "nudenet":
+            detector = Prober(made, self.probing()).detector  # refused now, if the package is missing
+            made.covering = lambda images: redacted(images, detect(detector, images)).images
+        return made
+
+    def probing(self) -> Probing:
+        """Budgets of the probes."""
+        return Probing(
+            **{f.name: value for f in fields(Probing) if (value := getattr(self, f.name, None)) is not None}
+        )
+
+    def _drawn(self, pipe: "StableDiffusionPipeline") -> ImageData:
+        """Images of each class drawn by the original pipeline, as the paper does for what no data set has."""
+        if pipe.safety_checker is not None:
+            raise UserError(
+                "the safety checker would blacken the images to forget: turn it off by name (safety_checker: false)"
+            )
+        each = self.own_images + max(1, self.own_images // TEST_SHARE)
+        texts = [self.class_prompt.format(name) for name in self.class_names]
+        how: dict[str, Any] = {"guidance": self.guidance, "steps": self.sample_steps, "eta": self.eta}
+        parts = {part: weights_digest(getattr(pipe, part)) for part in ("unet", "vae", "text_encoder")}
+        key = Key(
+            "images", {"texts": texts, "each": each, **how, **parts}, code_digest(sample_prompts.__module__)
+        )
+        store = self.shared_parts()["store"]
+        found = store.get(key)
+        if found is None:
+            images = sample_prompts(
+                pipe,
+                [text for text in texts for _ in range(each)],
+                batch_size=self.sample_batch,
+                bf16=self.half,
+                progress=True,
+                **how,
+            )
+            found = store.put(key, {"n": len(images)}, {}, {".images.safetensors": save({"images": images})})
+        images = load(store.path(key, ".images.safetensors").read_bytes())["images"]
+        places = torch.arange(len(images)) % each
+        order = torch.cat([(places < self.own_images).nonzero(), (places >= self.own_images).nonzero()]).view(
+            -1
+        )
+        return ImageData(
+            "own images",
+            images[order],
+            (torch.arange(len(images)) // each)[order],
+            self.own_images * len(texts),
+            self.class_names,
+            note=f"drawn by {self.pipeline}",
+        )
+
+
+@dataclass(frozen=True)
+class UnsafeResults:
+    """What the experiment leaves in hand.
+
+    Parameters
+    ----------
+    cells : DataFrame
+        As in the text-to-image experiment, the original first.
+    probes : DataFrame
+        One row for each model and probe: ``shown``, the share of ``n`` images that show the concept, and
+        ``utility``, the share of other classes drawn as asked for.
+    curves : DataFrame
+        Relearning, a row for each model and point.
+    counts : DataFrame
+        Detections for prompts without the concept's name, by category and threshold.
+    damage : DataFrame
+        The other classes of each model, the neighbours of the forgotten one first.
+    prober : Prober
+        For a closer look.
+    params : UnsafeParams
+        The parameters, complete.
+    """
+
+    cells: pd.DataFrame
+    probes: pd.DataFrame
+    curves: pd.DataFrame
+    counts: pd.DataFrame
+    damage: pd.DataFrame
+    prober: Prober
+    params: UnsafeParams
+
+    @property
+    def lab(self) -> TextLab:
+        """Where the models are."""
+        return self.prober.lab
+
+
+def run(params: UnsafeParams, *, lab: TextLab | None = None) -> UnsafeResults:
+    """Run or resume the experiment: unlearn as in text-to-image, then probe every model.
+
+    Raises
+    ------
+    UserError
+        For anything the user can put right, before anything is computed.
+    """
+    lab = lab or params.lab()
+    found = text_to_image.run(params, lab=lab)
+    prober = Prober(lab, params.probing(), params.prompts())
+    done = found.cells[found.cells["status"] == "done"]
+    probes, curves, counts, damage = [], [], [], []
+    with progress_bar(len(done), "probes") as progress:
+        for _, row in done.iterrows():
+            progress.set_postfix_str(f"{row['scenario']}, seed {row['seed']}, {row['method']}")
+            result = result_of(lab, row)
+            forgotten = list(lab.data.classes).index(row["forgotten"])
+            cell = Cell(int(row["seed"]), Scenario("class", target=forgotten), row["method"])
+            probed = prober.run(cell, result)
+            progress.update()
+            name: dict[str, Any] = {k: row[k] for k in ("method", "mask", "seed", "forgotten")}
+            name["probe_cell"] = probed.key.name
+            utility = float(row[[f"OA {kind}" for kind in lab.kinds]].astype(float).mean())
+            values = probed.content
+            probes += [
+                name | {"probe": probe, "shown": share, "n": n, "utility": utility}
+                for probe, share, n in values["shown"]
+            ]
+            curves += [
+                name
+                | {"step": step, "shown": share, "n": params.relearn_samples}
+                | {"images": min(params.relearn_images, int(row["n_forget"]))}
+                for step, share in values["curve"]
+            ]
+            table = detection_counts(prober.detections(probed), categories=prober.categories)
+            fixed = detection_counts(
+                prober.detections(probed), thresholds=[params.threshold], categories=prober.categories
+            )
+            concept = detection_counts(
+                prober.detections(probed), categories={"concept": prober.concept(forgotten)}
+            )
+            counts += [
+                part.assign(**name, use=use)
+                for part, use in (
+                    (table, "range"),
+                    (fixed, "bars"),
+                    (concept[concept["category"] == "concept"], "concept"),
+                )
+            ]
+            same = done[
+                (done["method"] == "original")
+                & (done["seed"] == row["seed"])
+                & (done["scenario"] == row["scenario"])
+            ]
+            before = lab.recognition(result_of(lab, same.iloc[0]))
+            damage.append(
+                neighbour_damage(
+                    before, lab.recognition(result), prober.neighbours(forgotten), lab.data.classes
+                ).assign(**name)
+            )
+    return UnsafeResults(
+        found.cells,
+        pd.DataFrame(probes),
+        pd.DataFrame(curves),
+        pd.concat(counts, ignore_index=True),
+        pd.concat(damage, ignore_index=True),
+        prober,
+        params,
+    )

@@ -1,0 +1,112 @@
+"""Forget-Me-Not: turn the attention of the network away from the words of what is forgotten."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from salun_core.errors import UserError
+from salun_core.methods.diffusion.network_parts import part_mask
+from salun_core.methods.engine import Method, Unlearned, descend, rounds
+from salun_core.methods.search import between
+from salun_core.rng import generator
+from salun_core.saliency import Mask
+from salun_core.tasks.base import Task
+from salun_core.tasks.text_to_image import TextToImageTask
+
+
+def fmn(
+    task: Task,
+    *,
+    mask: Mask | None = None,
+    epochs: int = 10,
+    steps: int | None = 35,
+    lr: float = 2e-6,
+    tokens: str = "concept",
+    part: str = "full",
+    seed: int = 0,
+) -> Unlearned:
+    r"""Minimise the attention that noisy images of what is forgotten pay to its words.
+
+    The loss is the mean of :math:`A^2` over layers, heads, places and the tokens in question, where
+    :math:`A = \mathrm{softmax}(q k^\top / \sqrt{d})` is the cross-attention. The retain set is not used.
+
+    Parameters
+    ----------
+    task : TextToImageTask
+        A pipeline's network with its forget set.
+    mask : Mask, optional
+        Weights that may change, within ``part``.
+    epochs, steps, lr, seed
+        As in `rl`; by default 35 steps as the authors take.
+    tokens : str
+        "concept": the tokens of a prompt that its replacement lacks. "all": every token between start and
+        end, and "padded": those and all behind them, which carry the meaning of the whole prompt.
+    part : str
+        A key of ``parts.PARTS``.
+
+    References
+    ----------
+    Zhang et al., Forget-Me-Not: Learning to forget in text-to-image diffusion models, 2023.
+    """
+    if not isinstance(task, TextToImageTask):
+        raise UserError("Forget-Me-Not works on a text-to-image model only")
+    wanted = task.tokens(tokens)  # (M, L)
+    mask = part_mask(task.model, part, mask)
+    rng = generator(seed, "fmn")
+
+    def losses(model: nn.Module) -> Iterator[tuple[Tensor, int]]:
+        for step in rounds(task, rng, order="forget", epochs=epochs, steps=steps):
+            assert step.forget is not None
+            images, given = step.forget
+            noisy, times, _ = task.noised(images, rng)
+            with cross_attention(model) as maps:
+                task.predict(model, noisy, times, given)
+            yield attention_to(maps, wanted.to(given.device)[given]), len(images)
+
+    return descend(task, losses, lr=lr, mask=mask, seed=seed)
+
+
+def attention_to(maps: list[Tensor], tokens: Tensor) -> Tensor:
+    """Mean square over layers of the attention (N, heads, places, L) to the marked tokens (N, L)."""
+    if not maps:
+        raise UserError("the network attends to no text: give one with cross-attention")
+    shares = []
+    for attention in maps:
+        marked = tokens[:, None, None, :].expand_as(attention)
+        shares.append(attention[marked].float().square().mean())
+    return torch.stack(shares).mean()
+
+
+@contextlib.contextmanager
+def cross_attention(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the cross-attention maps (N, heads, places, L) of the passes made inside the block."""
+    maps: list[Tensor] = []
+
+    def note(layer: Any, given: tuple[Tensor, ...], named: dict[str, Any]) -> None:
+        text = named["encoder_hidden_states"]
+        query, key = layer.head_to_batch_dim(layer.to_q(given[0])), layer.head_to_batch_dim(layer.to_k(text))
+        found = layer.get_attention_scores(query, key)  # (N * heads, places, L)
+        maps.append(found.view(len(text), -1, *found.shape[1:]))
+
+    hooks = [
+        module.register_forward_pre_hook(note, with_kwargs=True)
+        for name, module in model.named_modules()
+        if name.endswith(".attn2")
+    ]
+    try:
+        yield maps
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+METHOD = Method(
+    fmn,
+    "FMN",
+    tasks=("text_to_image",),
+    search={"lr": between(1e-6, 1e-3)},
+    source="Zhang et al., 2023",
+)

@@ -1,0 +1,247 @@
+"""Drawing images from a diffusion model: deterministic, one random stream for each image."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from salun_core.errors import UserError
+from salun_core.models.diffusion.unet import class_count, guided_noise
+from salun_core.rng import generator
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler
+
+
+def sample(
+    model: nn.Module,
+    schedule: "DDPMScheduler",
+    labels: Sequence[int] | Tensor,
+    *,
+    seed: int = 0,
+    streams: Sequence[int] | None = None,
+    guidance: float = 2.0,
+    steps: int = 50,
+    eta: float = 0.0,
+    batch_size: int = 256,
+    bf16: bool = False,
+    progress: bool = False,
+) -> Tensor:
+    """Draw one image for each label.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Class-conditional denoising network; left in the mode it was in.
+    schedule : DDPMScheduler
+        The noise schedule it was trained with.
+    labels : sequence of int
+        A class in [0, K), or K for no class, for each image.
+    seed : int
+        Together with its stream this fixes the noise of an image, whatever batch it is in.
+    streams : sequence of int, optional
+        Number of the noise of each image, ``0, 1, 2, …`` by default. Two models sampled with equal
+        streams start from equal noise, and so do two classes.
+    guidance : float
+        w of `guided_noise`.
+    steps : int
+        Denoising steps (DDIM).
+    eta : float
+        0: deterministic (DDIM). 1 with all T steps: ancestral sampling (DDPM), as the paper does.
+    batch_size : int
+        Images denoised at once.
+    bf16 : bool
+        Run the network under bfloat16 autocast.
+    progress : bool
+        A bar on stderr with the time left.
+
+    Returns
+    -------
+    Tensor
+        uint8 (N, C, H, W) on the CPU.
+
+    Raises
+    ------
+    UserError
+        If a label or a setting is out of range.
+
+    References
+    ----------
+    Song et al., Denoising diffusion implicit models, ICLR 2021.
+    """
+    wanted, numbers = _checked(model, schedule, labels, streams, steps, guidance)
+    null = class_count(model)
+    images = sampled(
+        lambda part, stream: denoising(
+            model, schedule, part, stream, seed, guidance, steps, eta, bf16, null=null
+        ),
+        to_pixels,
+        wanted,
+        numbers,
+        steps=steps,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return images if len(images) else torch.empty(0, *_shape(model), dtype=torch.uint8)
+
+
+def sampled(
+    states: Callable[[Tensor, Tensor], Iterator[tuple[int, Tensor]]],
+    finish: Callable[[Tensor], Tensor],
+    conditions: Tensor,
+    streams: Tensor,
+    *,
+    steps: int,
+    batch_size: int,
+    progress: bool,
+) -> Tensor:
+    """Run the denoising ``states`` of each batch of conditions and streams to its end, and ``finish`` the last."""
+    parts = list(zip(conditions.split(batch_size), streams.split(batch_size), strict=True))
+    images = []
+    with tqdm(
+        total=len(parts) * steps, desc="sampling", unit="step", leave=False, disable=not progress
+    ) as bar:
+        for part, stream in parts:
+            for done, noisy in states(part, stream):
+                bar.update()
+                if done == steps:
+                    images.append(finish(noisy))
+    return torch.cat(images).contiguous() if images else torch.empty(0, dtype=torch.uint8)
+
+
+def trajectory(
+    model: nn.Module,
+    schedule: "DDPMScheduler",
+    labels: Sequence[int] | Tensor,
+    *,
+    seed: int = 0,
+    streams: Sequence[int] | None = None,
+    guidance: float = 2.0,
+    steps: int = 50,
+    frames: int = 8,
+) -> tuple[Tensor, list[int]]:
+    """The way from noise to image, for a few images.
+
+    Parameters
+    ----------
+    frames : int
+        States shown, evenly spaced; the last is the finished image.
+    model, schedule, labels, seed, streams, guidance, steps
+        As in `sample`.
+
+    Returns
+    -------
+    images, times
+        uint8 (frames, N, C, H, W) on the CPU, and the number of denoising steps behind each frame.
+    """
+    wanted, numbers = _checked(model, schedule, labels, streams, steps, guidance)
+    if not 1 <= frames <= steps:
+        raise UserError(f"frames must lie in [1, {steps}], got {frames}: one for each step at most")
+    shown = [round(steps * (i + 1) / frames) for i in range(frames)]
+    null = class_count(model)
+    states = denoising(model, schedule, wanted, numbers, seed, guidance, steps, 0.0, False, null=null)
+    return torch.stack([to_pixels(noisy) for done, noisy in states if done in shown]), shown
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as uint8, on the CPU."""
+    return images.add(1).mul(127.5).round().clamp(0, 255).byte().cpu()
+
+
+def denoising(
+    model: nn.Module,
+    schedule: "DDPMScheduler",
+    conditions: Tensor,
+    streams: Tensor,
+    seed: int,
+    guidance: float,
+    steps: int,
+    eta: float,
+    bf16: bool,
+    *,
+    null: int | Tensor,
+    clip: bool = True,
+) -> Iterator[tuple[int, Tensor]]:
+    """Steps done so far and the images, still in [-1, 1], after each denoising step."""
+    from diffusers import DDIMScheduler
+
+    weight = next(model.parameters())
+    # "trailing" starts at pure noise whatever the number of steps; "leading" would start below it.
+    solver = DDIMScheduler.from_config(
+        schedule.config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=clip
+    )
+    solver.set_timesteps(steps)
+    rngs = [generator(seed, "sample", int(s)) for s in streams]
+    shape, wanted = _shape(model), conditions.to(weight.device)
+
+    def noise() -> Tensor:
+        return torch.stack([torch.randn(shape, generator=rng) for rng in rngs]).to(weight)
+
+    @torch.no_grad()
+    def denoised(noisy: Tensor, t: int) -> Tensor:
+        times = torch.full((len(noisy),), t, device=noisy.device)
+        with torch.autocast(noisy.device.type, torch.bfloat16, enabled=bf16):
+            found = guided_noise(model, noisy, times, wanted, null=null, guidance=guidance)
+        drawn = noise() if eta else None
+        # The image in sight is clipped to [-1, 1]; without taking the noise from the clipped image, guided
+        # samples of dark-and-bright pictures such as digits run off to black and white.
+        step = solver.step(
+            found.to(noisy), t, noisy, eta=eta, use_clipped_model_output=clip, variance_noise=drawn
+        )
+        return step.prev_sample
+
+    was_training = model.training
+    model.eval()
+    try:
+        noisy = noise()
+        for done, t in enumerate(solver.timesteps.tolist(), start=1):
+            noisy = denoised(noisy, t)
+            yield done, noisy
+    finally:
+        model.train(was_training)
+
+
+def _shape(model: nn.Module) -> tuple[int, int, int]:
+    config: Any = model.config
+    return config.in_channels, config.sample_size, config.sample_size
+
+
+def _checked(
+    model: nn.Module,
+    schedule: "DDPMScheduler",
+    labels: Sequence[int] | Tensor,
+    streams: Sequence[int] | None,
+    steps: int,
+    guidance: float,
+) -> tuple[Tensor, Tensor]:
+    wanted = torch.as_tensor(labels, dtype=torch.int64)
+    classes = class_count(model)
+    if len(wanted) and not (wanted.min() >= 0 and wanted.max() <= classes):
+        raise UserError(
+            f"labels go from {int(wanted.min())} to {int(wanted.max())}, "
+            f"but the model knows classes 0 to {classes - 1} and {classes} for no class"
+        )
+    return wanted, checked_streams(streams, len(wanted), schedule, steps, guidance, what="labels")
+
+
+def checked_streams(
+    streams: Sequence[int] | None,
+    n: int,
+    schedule: "DDPMScheduler",
+    steps: int,
+    guidance: float,
+    *,
+    what: str,
+) -> Tensor:
+    """The number of each image's noise, (N,); refuses settings of sampling that are out of range."""
+    numbers = torch.arange(n) if streams is None else torch.as_tensor(streams, dtype=torch.int64)
+    if len(numbers) != n:
+        raise UserError(f"{len(numbers)} streams were given for {n} {what}: give one each")
+    longest = schedule.config.num_train_timesteps
+    if not 1 <= steps <= longest:
+        raise UserError(f"steps must lie in [1, {longest}], got {steps}")
+    if guidance < 0:
+        raise UserError(f"guidance must be at least 0, got {guidance:g}: 0 is the plain prediction")
+    return numbers

@@ -1,0 +1,314 @@
+"""The Sphinx extension on a small book, and the real book's table of contents."""
+
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import execution
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+from companion import modules, spell_duration
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from sphinx.application import Sphinx
+from sphinx.util.docutils import docutils_namespace, patch_docutils
+
+ROOT = Path(__file__).parents[2]
+
+
+PYTHON = {
+    "kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"},
+    "language_info": {"name": "python", "pygments_lexer": "ipython3"},
+}
+
+
+class Book:
+    """A book of one page and one notebook in a temporary folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "notebooks").mkdir()
+        self.write("index.md", "# Home\n\n```{toctree}\nnotebooks/demo\n```\n")
+        template = [new_markdown_cell("# Demo"), new_code_cell("1 + 1")]
+        self.write("notebooks/demo.ipynb", json.dumps(new_notebook(cells=template, metadata=PYTHON)))
+
+    def write(self, name: str, text: str) -> None:
+        file = self.folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        later = (file.stat().st_mtime_ns + 10**9,) * 2 if file.exists() else None
+        file.write_text(text)
+        if later:
+            os.utime(file, ns=later)  # whatever the clock's step
+
+    def executed(self, *outputs: dict, count: int | None = 1) -> None:
+        cells = [
+            new_markdown_cell("# Demo"),
+            new_code_cell("1 + 1", outputs=list(outputs), execution_count=count),
+        ]
+        metadata = PYTHON | {
+            "widgets": {"application/vnd.jupyter.widget-state+json": {"state": {}}},
+            "papermill": {
+                "parameters": {"keep": 0.3, "seeds": [0, 1]},
+                "duration": 61.2,
+                "start_time": "2026-01-02T",
+            },
+            "companion": {
+                "device": "a processor",
+                "threads": 1,
+                "platform": "Linux",
+                "python": "3.12.1",
+                "revision": "0123456789ab",
+                "libraries": {"torch": "2.0"},
+            },
+        }
+        self.write("data/runs/notebooks/demo.ipynb", json.dumps(new_notebook(cells=cells, metadata=metadata)))
+
+    def build(self, **more: object) -> str:
+        """Build, and return the warnings."""
+        said = io.StringIO()
+        out = self.folder / "_build"
+        settings = {
+            "extensions": ["myst_nb", "companion"],
+            "nb_execution_mode": "off",
+            "mathjax_path": "mathjax/tex-svg.js",
+            "exclude_patterns": ["data", "_build", "jupyter_execute"],
+            **more,
+        }
+        with patch_docutils(), docutils_namespace():
+            app = Sphinx(self.folder, None, out, out / "trees", "html", settings, status=None, warning=said)
+            app.build()
+        self.read = app.builder.env.all_docs
+        return said.getvalue()
+
+    def page(self, name: str) -> str:
+        return (self.folder / "_build" / f"{name}.html").read_text("utf8")
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Book:
+    return Book(tmp_path)
+
+
+def test_a_clean_checkout_builds_and_says_what_is_missing(book):
+    assert book.build() == ""
+    assert "Not executed here" in book.page("notebooks/demo")
+
+
+def test_the_executed_copy_is_shown_and_downloaded(book):
+    book.executed(new_output("execute_result", {"text/plain": "two"}, execution_count=1))
+    assert book.build() == ""
+    page = book.page("notebooks/demo")
+    assert "two" in page
+    assert "Not executed here" not in page
+    assert "papermill notebooks/demo.ipynb demo.executed.ipynb -y" in BeautifulSoup(page, "html.parser").text
+    assert "1 min 1 s on 2026-01-02" in page
+    text = BeautifulSoup(page, "html.parser").text
+    assert (
+        "Machine: a processor, 1 thread, Linux. Code revision 0123456789ab; Python 3.12.1, torch 2.0." in text
+    )
+    assert 'href="../_sources/notebooks/demo.ipynb"' in page
+    assert "widget" not in page
+    download = book.folder / "_build/_sources/notebooks/demo.ipynb"
+    assert download.read_bytes() == (book.folder / "data/runs/notebooks/demo.ipynb").read_bytes()
+
+
+def test_figures_and_tables_of_notebooks_are_numbered_with_the_others(book):
+    def shown(html):
+        return new_output("execute_result", {"text/html": html, "text/plain": "x"}, execution_count=1)
+
+    figure = '<figure class="result" tabindex="0"><img alt="a" src="data:,"><figcaption>A &amp; B</figcaption></figure>'
+    table = '<figure class="result"><figcaption>Rows</figcaption><table><tr><td>1</td></tr></table></figure>'
+    book.executed(shown(figure), shown(table), shown(figure))
+    book.write(
+        "index.md",
+        "# Home\n\n```{figure} a.svg\n:name: own\nOwn\n```\n\nSee {numref}`fig-demo-2`, {ref}`fig-demo-1` and "
+        "{numref}`tab-demo-1`.\n\n```{toctree}\nnotebooks/demo\n```\n",
+    )
+    book.write("a.svg", '<svg xmlns="http://www.w3.org/2000/svg"/>')
+    assert book.build(numfig=True) == ""
+    page = BeautifulSoup(book.page("notebooks/demo"), "html.parser")
+    captions = [c.get_text() for c in page.select("figure.result figcaption")]
+    assert captions == ["Fig. 2 A & B#", "Table 1 Rows#", "Fig. 3 A & B#"]
+    assert [f["id"] for f in page.select("figure.result")] == ["fig-demo-1", "tab-demo-1", "fig-demo-2"]
+    home = BeautifulSoup(book.page("index"), "html.parser")
+    assert "See Fig. 3, A & B and Table 1." in home.get_text()
+    assert "notebooks/demo.html#fig-demo-2" in [a["href"] for a in home.select("a.reference")]
+
+
+def test_a_first_execution_and_a_further_one_renew_the_page(book):
+    book.build()
+    for text in ("first", "second"):
+        book.executed(new_output("stream", name="stdout", text=text))
+        assert book.build() == ""
+        assert text in book.page("notebooks/demo")
+
+
+@pytest.mark.parametrize("how", ["error", "unreached"])
+def test_a_notebook_that_stopped_is_a_warning(book, how):
+    if how == "error":
+        book.executed(new_output("error", ename="ValueError", evalue="no", traceback=["no"]))
+    else:
+        book.executed(count=None)
+    assert "stopped before its end" in book.build()
+
+
+def test_a_number_in_prose_comes_from_its_file_and_follows_it(book):
+    book.write(
+        "index.md", "# Home\n\nIt is {res}`recorded/r#rows/1/UA:.1%`.\n\n```{toctree}\nnotebooks/demo\n```\n"
+    )
+    for value, shown in ((0.123, "12.3%"), (0.5, "50.0%")):
+        book.write("data/recorded/r.json", json.dumps({"rows": [{}, {"UA": value}]}))
+        assert book.build() == ""
+        assert shown in book.page("index")
+
+
+def test_numbers_of_runs_come_from_the_runs_of_this_build(book):
+    book.write("data/runs/results/r.json", json.dumps({"random 10%": {"n": 7}}))
+    book.write("index.md", "# Home\n\n{res}`runs/r#random 10%/n`\n\n```{toctree}\nnotebooks/demo\n```\n")
+    assert book.build() == ""
+    assert '<span class="result">7</span>' in book.page("index")
+
+
+@pytest.mark.parametrize("what", ["recorded/none#a", "recorded/r#b", "recorded/r#a:.1z", "r"])
+def test_a_number_that_is_not_there_is_a_warning(book, what):
+    book.write("data/recorded/r.json", json.dumps({"a": 1}))
+    book.write("index.md", f"# Home\n\n{{res}}`{what}`\n\n```{{toctree}}\nnotebooks/demo\n```\n")
+    assert "no result for" in book.build()
+
+
+def test_notebooks_of_a_public_copy_have_launch_buttons(book):
+    """With the entries that the page on re-running tells to make."""
+    page = (ROOT / "book" / "rerun.md").read_text("utf8")
+    (entries,) = (
+        part for part in page.split("```yaml\n")[1:] if "launch_buttons" in part.partition("```")[0]
+    )
+    config = yaml.safe_load(entries.partition("```")[0])
+    where = config["repository"]
+    options = {
+        "launch_buttons": config["launch_buttons"],
+        "repository_url": where["url"],
+        "repository_branch": where["branch"],
+    }
+    assert book.build(html_theme="sphinx_book_theme", html_theme_options=options) == ""
+    links = [
+        a["href"] for a in BeautifulSoup(book.page("notebooks/demo"), "html.parser").find_all("a", href=True)
+    ]
+    assert "https://mybinder.org/v2/gh/OWNER/NAME/main?urlpath=lab/tree/notebooks/demo.ipynb" in links
+    assert "https://colab.research.google.com/github/OWNER/NAME/blob/main/notebooks/demo.ipynb" in links
+    # This edition has no address to lead to, and Jupyter Book's own would stand in.
+    assert "launch_buttons" not in yaml.safe_load((ROOT / "_config.yml").read_text("utf8"))
+
+
+def test_mathjax_lies_beside_the_pages(book):
+    book.write("index.md", "# Home\n\n{math}`x^2`\n\n```{toctree}\nnotebooks/demo\n```\n")
+    book.build()
+    assert "_static/mathjax/tex-svg.js" in book.page("index")
+    assert (book.folder / "_build/_static/mathjax/tex-svg.js").stat().st_size > 10**6
+
+
+def test_docstrings_become_a_reference(book):
+    book.write("demo_pkg/__init__.py", '"""A package."""\n')
+    book.write(
+        "demo_pkg/part.py", '"""A module."""\n\ndef f(x: int) -> int:\n    """Give |x|, not ``|y|``."""\n'
+    )
+    book.write("demo_pkg/_private.py", "")
+    book.write(
+        "index.md", "# Home\n\n## Code\n\n<!-- modules: demo_pkg -->\n\n```{toctree}\nnotebooks/demo\n```\n"
+    )
+    assert book.build() == ""
+    page = BeautifulSoup(book.page("index"), "html.parser")
+    assert [h.get_text().strip("#¶") for h in page.select("section > h3")] == ["demo_pkg", "demo_pkg.part"]
+    assert "Give |x|, not |y|." in page.get_text()
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (125, "2 min 5 s")])
+def test_durations_are_spelt_out(seconds, text):
+    assert spell_duration(seconds) == text
+
+
+# --- the real book ------------------------------------------------------------------------------------
+
+
+def chapters() -> list[str]:
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text("utf8"))
+    return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+
+
+def test_the_table_of_contents_names_every_page_and_no_other():
+    pages = {f"book/{file.stem}" for file in (ROOT / "book").glob("*.md")}
+    assert {name for name in chapters() if name.startswith("book/")} == pages
+
+
+def test_every_module_is_in_the_reference():
+    text = (ROOT / "book/api.md").read_text("utf8")
+    listed = {name for line in text.splitlines() if line.startswith("<!-- modules:") for name in names(line)}
+    assert {name for _, name in modules(ROOT, "salun_core")} - {"salun_core"} == listed
+
+
+def names(line: str) -> list[str]:
+    return [name for _, name in modules(ROOT, line.split()[2])]
+
+
+# --- execution ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def template(tmp_path: Path) -> Path:
+    cells = [new_code_cell("keep: float = 0.5", metadata={"tags": ["parameters"]}), new_code_cell("1 / keep")]
+    path = tmp_path / "demo.ipynb"
+    path.write_text(json.dumps(new_notebook(cells=cells, metadata=PYTHON)))
+    return path
+
+
+def test_execution_leaves_a_whole_copy(template, tmp_path):
+    output = tmp_path / "runs/notebooks/demo.ipynb"
+    execution.execute(template, output, {"keep": 0.25})
+    assert json.loads(output.read_text())["cells"][-1]["outputs"][0]["data"]["text/plain"] == ["4.0"]
+    made = json.loads(output.read_text())["metadata"]["companion"]
+    assert {"device", "threads", "python", "platform", "revision", "libraries"} <= set(made)
+    assert made["threads"] == 1
+
+
+def test_a_notebook_that_fails_is_one_line_and_a_copy_to_look_at(template, tmp_path):
+    output = tmp_path / "runs/notebooks/demo.ipynb"
+    with pytest.raises(SystemExit, match="did not finish: cell 3 ended with ZeroDivisionError"):
+        execution.execute(template, output, {"keep": 0})
+    assert not output.exists()
+    assert (tmp_path / "runs/failed/demo.ipynb").is_file()
+
+
+def test_a_log_gets_the_last_state_of_a_bar_and_every_other_line():
+    log = io.StringIO()
+    bars = execution.Bars(log, every=1000)
+    for text in ("warning\n", "\r 1/3", "\r 2/3\r 3/3", "\n", "done\n"):
+        bars.write(text)
+    assert log.getvalue().splitlines() == ["warning", "3/3", "done"]
+
+
+def test_one_build_at_a_time(tmp_path, monkeypatch, capsys):
+    import fcntl
+
+    monkeypatch.setattr(execution, "ROOT", tmp_path)
+    (tmp_path / ".snakemake").mkdir()
+    with (tmp_path / ".snakemake/companion.lock").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert execution.build("quick", "1") == 3
+    assert "another `make book`" in capsys.readouterr().err
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch):
+    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "OMP_NUM_THREADS", "PYTHONHASHSEED"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_help_names_every_target():
+    import subprocess
+
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in ("book", "test", "lint", "check", "bench", "record", "clean", "help"):
+        assert f"make {target} " in shown

@@ -1,0 +1,242 @@
+"""The built book as a reader meets it: `make check`, or `pytest tests/book/test_pages.py --book _build/html`.
+
+The pages are served from this machine and shown by a headless Chromium that can reach nothing else.
+"""
+
+import functools
+import http.server
+import os
+import shutil
+import threading
+from pathlib import Path
+from urllib.parse import unquote, urljoin, urlparse
+
+import pytest
+from bs4 import BeautifulSoup
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "page" in metafunc.fixturenames:
+        book = metafunc.config.getoption("book")
+        names = sorted(f.relative_to(book).as_posix() for f in book.rglob("*.html")) if book else []
+        names = [name for name in names if not name.startswith("_")]
+        metafunc.parametrize("page", names or [pytest.param("", marks=pytest.mark.skip(reason="no --book"))])
+
+
+@pytest.fixture(scope="module")
+def book(request: pytest.FixtureRequest) -> Path:
+    folder = request.config.getoption("book")
+    if folder is None:
+        pytest.skip("no --book")
+    assert (folder / "index.html").is_file(), f"no book in {folder}"
+    return folder
+
+
+def soup(file: Path) -> BeautifulSoup:
+    return BeautifulSoup(file.read_text("utf8"), "html.parser")
+
+
+# --- what lies on disk --------------------------------------------------------------------------------
+
+
+def test_links_and_anchors_inside_the_book_lead_somewhere(book, page):
+    broken = []
+    for link in soup(book / page).find_all(["a", "link", "img", "script", "source"]):
+        target = link.get("href") or link.get("src")
+        if not target or urlparse(target).scheme:
+            continue
+        path, _, anchor = urljoin(page, target).partition("#")
+        path = unquote(path.partition("?")[0]) or page
+        if target.startswith("#"):
+            path = page
+        file = book / path
+        missing = anchor and file.suffix == ".html" and file.is_file() and anchor not in anchors(file)
+        if missing or not file.is_file():
+            broken.append(target)
+    assert broken == []
+
+
+@functools.cache
+def anchors(file: Path) -> frozenset[str]:
+    return frozenset(tag.get("id") or tag.get("name") for tag in soup(file).find_all(named))
+
+
+def named(tag: object) -> bool:
+    return bool(tag.get("id") or (tag.name == "a" and tag.get("name")))
+
+
+def test_pictures_say_what_they_show(book, page):
+    article = soup(book / page).select("article img, main img")
+    silent = [i["src"] for i in article if not (i.get("alt") or "").strip() or is_file_name(i["alt"])]
+    assert silent == []
+
+
+def is_file_name(text: str) -> bool:
+    return text.strip().lower().endswith((".png", ".svg", ".jpg", ".jpeg", ".gif"))
+
+
+def test_no_page_is_unfinished(book, page):
+    whole = soup(book / page)
+    assert not whole.select(".problematic, .system-message")
+    assert "Not executed here" not in whole.get_text()
+
+
+def test_nothing_is_loaded_from_a_network(book, page):
+    loaded = [
+        t.get("src") for t in soup(book / page).find_all(["script", "img", "iframe", "source", "embed"])
+    ]
+    loaded += [t.get("href") for t in soup(book / page).find_all("link") if "stylesheet" in t.get("rel", [])]
+    assert [address for address in loaded if address and urlparse(address).netloc] == []
+
+
+def test_the_book_is_light(book):
+    size = sum(file.stat().st_size for file in book.rglob("*") if file.is_file())
+    assert size < 40e6
+
+
+def test_links_to_the_outside_are_listed(book):
+    found = set()
+    for file in book.rglob("*.html"):
+        links = (link["href"] for link in soup(file).find_all("a", href=True))
+        found |= {(link, file.relative_to(book).as_posix()) for link in links if urlparse(link).netloc}
+    listing = "".join(f"{link}\t{page}\n" for link, page in sorted(found))
+    (book.parent / "external-links.tsv").write_text(listing, "utf8")
+    assert all(urlparse(link).scheme == "https" or "localhost" in link for link, _ in found)
+
+
+# --- in a browser -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def address(book):
+    handler = functools.partial(Quiet, directory=str(book))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def do_GET(self) -> None:
+        if self.path == "/favicon.ico":  # browsers ask for it on their own, for the page that only forwards
+            self.send_response(204)
+            self.end_headers()
+        else:
+            super().do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def browser(book):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if program is None:
+        pytest.skip("no Chromium here: install it, or set CHROMIUM to its path")
+    closed = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+    with sync_api.sync_playwright() as driver:
+        launched = driver.chromium.launch(executable_path=program, args=["--no-sandbox", closed])
+        yield launched
+        launched.close()
+
+
+def visit(browser, address, *, size, scheme):
+    """Open a page; returns it with the list that collects what goes wrong."""
+    wrong: list[str] = []
+    context = browser.new_context(viewport=size, color_scheme=scheme)
+    shown = context.new_page()
+    host = urlparse(address).netloc
+    shown.on("request", lambda r: leaves(r.url, host) and wrong.append(f"leaves this machine: {r.url}"))
+    shown.on("requestfailed", lambda r: wrong.append(f"failed: {r.url}"))
+    shown.on("response", lambda r: r.status >= 400 and wrong.append(f"{r.status}: {r.url}"))
+    shown.on("console", lambda m: m.type == "error" and wrong.append(f"console: {m.text}"))
+    shown.on("pageerror", lambda e: wrong.append(f"error: {e}"))
+    shown.goto(address, wait_until="networkidle")
+    return shown, wrong
+
+
+def leaves(url: str, host: str) -> bool:
+    parts = urlparse(url)
+    return parts.scheme not in ("data", "blob", "about") and parts.netloc != host
+
+
+@pytest.mark.parametrize(
+    ("size", "scheme"), [(WIDE, "light"), (PHONE, "dark")], ids=["wide-light", "phone-dark"]
+)
+def test_a_page_loads_and_fits(browser, address, page, size, scheme):
+    shown, wrong = visit(browser, address + page, size=size, scheme=scheme)
+    try:
+        if shown.query_selector(".math"):
+            shown.wait_for_function("window.MathJax?.startup?.promise?.then(() => true)")
+        formulas = shown.locator("article .math").count()
+        assert shown.locator("article .math mjx-container").count() >= formulas
+        assert shown.locator("[data-mml-node=merror]").count() == 0
+        assert wrong == []
+        assert shown.evaluate(OVERFLOW) == []
+        assert barriers(shown) == []
+    finally:
+        shown.context.close()
+
+
+# Elements that make the page wider than the window, innermost ones.
+OVERFLOW = """() => {
+  const wide = document.documentElement.clientWidth;
+  if (document.documentElement.scrollWidth <= wide) return [];
+  const scrolls = e => e && (/(auto|scroll|hidden|clip)/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+  return [...document.querySelectorAll("main *")]
+    .filter(e => e.getBoundingClientRect().right > wide + 1 && !scrolls(e.parentElement))
+    .map(e => e.tagName + "." + e.className).slice(0, 8).concat(["page is " + document.documentElement.scrollWidth]);
+}"""
+
+THEMES_OWN: set[str] = set()  # rule: parts of the theme that it breaks
+
+
+def barriers(shown) -> list[str]:
+    """Serious accessibility faults that axe finds, but those of the theme itself."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    options = {"resultTypes": ["violations"]}
+    found = axe.Axe().run(shown, options=options).response["violations"]
+    return [
+        f"{fault['id']}: {node['target']} {node['failureSummary']}"
+        for fault in found
+        if fault["impact"] in ("serious", "critical") and fault["id"] not in THEMES_OWN
+        for node in fault["nodes"]
+    ]
+
+
+def test_search_finds_saliency(browser, address):
+    shown, wrong = visit(browser, address + "search.html?q=saliency", size=WIDE, scheme="light")
+    shown.wait_for_selector("#search-results li a")
+    assert wrong == []
+    shown.context.close()
+
+
+def test_what_lies_behind_a_mark_is_shown(browser, address):
+    shown, wrong = visit(browser, address + "notebooks/recorded.html", size=WIDE, scheme="light")
+    behind = shown.locator("#behind")
+    try:
+        for kind in ("td.spot", "span.spot"):
+            spot = shown.locator(kind).first
+            assert "cell-" in spot.get_attribute("title")
+            spot.scroll_into_view_if_needed()
+            spot.hover(force=True)  # or a mark that covers it
+            assert "cell-" in behind.inner_text()
+            pointed = shown.locator(".spot:hover")
+            assert pointed.get_attribute("aria-label") in (None, behind.inner_text())
+            assert pointed.get_attribute("title") is None  # or the browser would show it as well
+            shown.keyboard.press("Escape")
+            assert behind.is_hidden()
+        home = shown.locator("figure.result", has=shown.locator("span.spot")).first
+        home.focus()
+        shown.keyboard.press("Enter")
+        first = behind.inner_text()
+        shown.keyboard.press("ArrowLeft")
+        assert behind.is_visible()
+        assert behind.inner_text() != first
+        assert wrong == []
+    finally:
+        shown.context.close()

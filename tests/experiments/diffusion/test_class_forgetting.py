@@ -1,0 +1,188 @@
+"""A small diffusion experiment from end to end."""
+
+import pandas as pd
+import pytest
+import torch
+
+from salun_core.errors import UserError
+from salun_core.experiments.diffusion import lab as diffusion_lab
+from salun_core.experiments.diffusion.class_forgetting import DiffusionParams, run
+from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
+from salun_core.experiments.runs.results_file import read_table
+from salun_core.metrics.generation.recognition import recognise
+from salun_core.models.diffusion.sampling import sample
+from salun_core.models.diffusion.unet import build_unet, noise_schedule, save_diffusion
+from salun_core.pages.text.generation import result_of
+from salun_core.tasks.diffusion import DiffusionTask
+from salun_core.tasks.diffusion_training import Paused, seconds_behind
+
+GIVEN = {
+    "preset": "quick",
+    "widths": [8],
+    "steps": 20,
+    "forget_steps": 3,
+    "settings": {},
+    "mask_draws": 1,
+    "samples": 3,
+    "sample_steps": 3,
+    "judge_width": 4,
+    "judge_epochs": 1,
+    "methods": ["original", "ga", "salun"],
+    "masks": ["none", "salient", "random"],
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return run(DiffusionParams.load(GIVEN | {"out_dir": str(tmp_path_factory.mktemp("out"))}))
+
+
+def test_every_cell_is_there_and_a_second_run_computes_nothing(results):
+    assert results.cells["method"].tolist() == ["original", "retrain", "ga", "salun"]
+    assert list(zip(results.masks["method"], results.masks["mask"], strict=True)) == [
+        ("rl", "none"),
+        ("salun", "salient"),
+        ("rl", "random"),
+    ]
+    before = {p.name: p.stat().st_mtime_ns for p in results.lab.store.folder.glob("*-*")}
+    again = run(results.params)
+    assert {p.name: p.stat().st_mtime_ns for p in results.lab.store.folder.glob("*-*")} == before
+    pd.testing.assert_frame_equal(again.cells, results.cells)
+    table = read_table(results.lab.store.folder.parent, "diffusion")
+    assert len(table) == len(results.cells) + len(results.masks)
+
+
+def test_a_kill_between_training_and_storing_costs_no_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(diffusion_lab, "LONG", 1)
+    params = DiffusionParams.load(
+        GIVEN | {"out_dir": str(tmp_path), "methods": ["original"], "masks": ["none"]}
+    )
+    lab, cell = params.lab(), Cell(0, Scenario("class", target=3), "retrain")
+
+    def killed(model):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lab, "drawn", killed)
+    with pytest.raises(KeyboardInterrupt):
+        lab.run(cell)
+    assert len(list(tmp_path.rglob("training-*.pt"))) == 1  # that of Retrain; the original model is stored
+
+    def trained(*_):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(DiffusionTask, "loss", trained)
+    assert params.lab().run(cell).content["status"] == "done"
+    assert not list(tmp_path.rglob("training-*.pt"))
+
+
+def test_metrics_follow_from_the_stored_samples(results):
+    row = results.cells.query("method == 'ga'").iloc[0]
+    images, labels = results.lab.samples(result_of(results.lab, row))
+    assert images.shape == (30, 1, 8, 8)
+    seen = recognise(results.lab.classifier, images, labels, classes=10).counts
+    wrong = 3 - int(seen[3, 3])
+    assert row["UA"] == pytest.approx(wrong / 3)
+    others = [c for c in range(10) if c != 3]
+    assert row["OA"] == pytest.approx(sum(int(seen[c, c]) for c in others) / 27)
+    assert row["strays"] == pytest.approx(sum(int(seen[c, 3]) for c in others) / 27)
+
+
+def test_stored_samples_are_those_of_the_stored_model(results):
+    """Drawn again one by one, from other places in the batch."""
+    row = results.cells.query("method == 'salun'").iloc[0]
+    found = result_of(results.lab, row)
+    images, labels = results.lab.samples(found)
+    again = sample(
+        results.lab.model(found),
+        results.lab.schedule,
+        labels[-2:],
+        streams=[9 * 1_000_000 + 1, 9 * 1_000_000 + 2],
+        guidance=results.params.guidance,
+        steps=3,
+        batch_size=1,
+    )
+    assert (again.int() - images[-2:].int()).abs().max() <= 1
+
+
+def test_retrain_sees_no_image_of_the_class(results):
+    row = results.cells.query("method == 'retrain'").iloc[0]
+    labels = results.lab.data.labels[: results.lab.data.n_train]
+    assert row["n_forget"] == int((labels == 3).sum())
+    assert row["n_retain"] == int((labels != 3).sum())
+
+
+def test_weights_outside_the_mask_are_those_of_the_original(results):
+    lab = results.lab
+    scenario_mask, _ = lab.mask(
+        0, Scenario("class", target=3), MaskSpec("salient", results.params.keep, results.params.score)
+    )
+    original = lab.original(0).state_dict()
+    row = results.masks.query("mask == 'salient'").iloc[0]
+    changed = lab.model(result_of(lab, row)).state_dict()
+    assert all(torch.equal(original[n][~m], changed[n][~m]) for n, m in scenario_mask.items())
+    assert any(not torch.equal(original[n], changed[n]) for n in scenario_mask)
+
+
+def test_a_model_of_ones_own_takes_the_place_of_the_original(tmp_path):
+    net = build_unet(classes=10, channels=1, size=8, widths=[4, 8], layers=1, seed=5)
+    folder = save_diffusion(net.eval(), noise_schedule(steps=100), tmp_path / "mine")
+    given = GIVEN | {"methods": ["original"], "masks": [], "out_dir": str(tmp_path / "out")}
+    given |= {"pretrained": str(folder)}
+    results = run(DiffusionParams.load(given))
+    loaded = results.lab.original(0).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in net.state_dict().items())
+    # Retrain is a network of the same kind, not of the preset's.
+    row = results.cells.query("method == 'retrain'").iloc[0]
+    retrained = results.lab.model(result_of(results.lab, row)).state_dict()
+    assert {n: w.shape for n, w in retrained.items()} == {n: w.shape for n, w in loaded.items()}
+    with pytest.raises(UserError, match="sample_steps 200 is more than the model's 100 steps"):
+        DiffusionParams.load(given | {"sample_steps": 200}).lab()
+
+
+def test_the_time_of_an_interrupted_training_counts(tmp_path, monkeypatch):
+    """Retrain's run time is that of all its runs, and what other cells cost does not change."""
+    params = DiffusionParams.load(GIVEN | {"out_dir": str(tmp_path), "minutes": 5})
+    lab, retrain = params.lab(), Cell(0, Scenario("class", target=3), "retrain")
+    lab.original(0)
+    lab.deadline = 0.0
+    for step in (1, 2):
+        with pytest.raises(Paused, match=f"after {step} of 20"):
+            lab.run(retrain)
+    (file,) = tmp_path.rglob("training-*.pt")
+    spent = seconds_behind(file)
+    assert spent > 0
+    parts = torch.load(file, weights_only=True)
+    torch.save(parts | {"seconds": 5000.0}, file)
+    other = lab.run(Cell(0, retrain.scenario, "ga", settings={"steps": 1}))
+    assert other.content["seconds"] < 1000
+    assert 5000 < params.lab().run(retrain).content["seconds"] < 6000
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"image_size": 7, "widths": [8, 8]}, "cannot be halved"),
+        ({"forget_class": [10]}, "out of range"),
+        ({"forget_class": []}, "forget_class is empty"),
+        ({"methods": ["iu"]}, "unknown method 'iu'"),
+        ({"masks": ["salent"]}, "did you mean 'salient'"),
+        ({"sample_steps": 2000}, "more than diffusion_steps"),
+        ({"pretrained": "/nowhere"}, "/nowhere"),
+        ({"pretrained": "data/models/tiny-sd"}, "UNet2DConditionModel"),
+        ({"settings": {"rl": {"rate": 1}}}, "setting of rl"),
+        ({"dataset": "imagefolder"}, "needs data_dir"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_anything_is_trained(tmp_path, wrong, said):
+    with pytest.raises(UserError, match=said) as refusal:
+        run(DiffusionParams.load(GIVEN | {"out_dir": str(tmp_path)} | wrong))
+    assert "\n" not in str(refusal.value)
+    assert not list((tmp_path / "cells").glob("*.json"))
+
+
+def test_a_diverging_method_is_a_result(tmp_path, results):
+    given = GIVEN | {"out_dir": str(results.params.out_dir), "methods": ["ga"], "masks": []}
+    again = run(DiffusionParams.load(given | {"settings": {"ga": {"lr": 1e30}}}))
+    row = again.cells.query("method == 'ga'").iloc[0]
+    assert row["status"] == "diverged"
+    assert pd.isna(row["UA"])

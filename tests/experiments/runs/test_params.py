@@ -1,0 +1,108 @@
+import pytest
+
+from salun_core.errors import UserError
+from salun_core.experiments import EXPERIMENTS
+from salun_core.experiments.classification.method_comparison import ClassificationParams
+from salun_core.experiments.runs.params import assigned_names, read_preset
+
+
+def load(**given):
+    return ClassificationParams.load(given)
+
+
+def test_the_preset_fills_what_is_not_given():
+    params = load(keep=0.3)
+    preset = read_preset("classification", "quick")
+    assert params.keep == 0.3
+    assert params.width == preset["width"]
+    assert load(width=None).width == preset["width"]  # None means: as the preset says
+
+
+def test_lists_may_come_as_text_as_papermill_gives_them():
+    params = load(seeds="[4, 5]", methods="rl,salun", scenario="class", forget_class="7")
+    assert params.seeds == (4, 5)
+    assert params.methods == ("rl", "salun")
+    assert params.scenario == ("class",)
+    assert load(tune="true", keep="0.25").keep == 0.25
+    assert load(seeds=3).seeds == (3,)
+
+
+def test_numbers_in_exponent_form_are_numbers_in_settings_too():
+    assert load(settings={"rl": {"lr": "1e-3"}}).settings["rl"]["lr"] == 1e-3
+
+
+def test_a_preset_can_be_a_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("width: 4\nseeds: [9]\n")
+    assert load(preset=str(path)).seeds == (9,)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"forget_fracton": 0.1}, "did you mean 'forget_fraction'"),
+        ({"preset": "quik"}, "did you mean 'quick'"),
+        ({"preset": "none.yaml"}, "none.yaml"),
+        ({"dataset": "cifar11"}, "did you mean 'cifar10"),
+        ({"arch": "resnet19"}, "resnet18"),
+        ({"methods": ["salum"]}, "did you mean 'salun'"),
+        ({"methods": []}, "methods is empty"),
+        ({"forget_fraction": 0}, "forget_fraction must lie between 0 and 1.*got 0"),
+        ({"forget_fraction": 1}, "got 1"),
+        ({"forget_fraction": 1.5}, "got 1.5"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"seeds": [1, 1]}, "repeats"),
+        ({"seeds": [1000]}, "tuning_seed 1000"),
+        ({"keep": 0}, "keep must lie in"),
+        ({"keep": "half"}, "keep"),
+        ({"width": -3}, "width.*-3"),
+        ({"scenario": "indices"}, "forget_indices"),
+        ({"scenario": "sideways"}, "scenario.*sideways"),
+        ({"scenario": "random", "forget_class": 3}, "forget_class is given, but scenario is random"),
+        ({"dataset": "imagefolder"}, "data_dir"),
+        ({"data_dir": "x"}, "leave out data_dir"),
+        ({"settings": {"rl": {"lrr": 1}}}, "did you mean 'lr'"),
+        ({"settings": {"rll": {"lr": 1}}}, "did you mean 'rl'"),
+        ({"search": {"rl": {"lr": {"low": 1}}}}, "low and high"),
+        ({"recipe": "papr"}, "did you mean 'paper'"),
+        ({"device": "gpu"}, "choose auto, cpu or cuda"),
+        ({"device": "cuda:99"}, "no such accelerator"),
+    ],
+)
+def test_bad_input_gets_one_sentence(given, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load(**given).lab()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_notebook_is_refused_for_a_name_it_never_declared():
+    cells = ["", "keep: float = 0.5  # share", "# Parameters\nforget_fracton = 0.2", "params = load()"]
+    with pytest.raises(UserError, match="forget_fracton"):
+        ClassificationParams.from_notebook({"In": cells, "keep": 0.5, "forget_fracton": 0.2})
+    cells[2] = "forget_fracton = None"
+    with pytest.raises(UserError, match="forget_fracton"):
+        ClassificationParams.from_notebook({"In": cells, "keep": 0.5, "forget_fracton": None})
+
+
+def test_a_notebook_gives_its_parameters():
+    cells = ["", "keep: float = 0.5\nseeds: list = None", "keep = 0.2", "params = load()"]
+    params = ClassificationParams.from_notebook({"In": cells, "keep": 0.2, "seeds": None})
+    assert params.keep == 0.2
+
+
+def test_assigned_names_are_those_at_the_top_level():
+    assert assigned_names("a = 1\nb: int = 2\nif a:\n    c = 3\nd.e = 4") == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_preset_is_valid(name):
+    from importlib import resources
+
+    folder = resources.files("salun_core.experiments") / "presets" / name
+    presets = [f.name.removesuffix(".yaml") for f in folder.iterdir()]
+    assert "quick" in presets
+    for preset in presets:
+        given = {"preset": preset}
+        if read_preset(name, preset).get("dataset") == "imagefolder":
+            given["data_dir"] = "somewhere"
+        EXPERIMENTS[name].params.load(given)

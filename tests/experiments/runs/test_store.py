@@ -1,0 +1,169 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from salun_core.errors import UserError
+from salun_core.experiments.runs.code_digest import code_digest
+from salun_core.experiments.runs.store import Key, Store, digest
+from salun_core.files import write_whole
+
+KEY = Key("cell", {"seed": 1, "method": "rl"}, code="abc")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path)
+
+
+def put(store, key=KEY):
+    return store.put(key, {"UA": 0.25, "none": None}, {"device": "cpu"}, {".logits": b"12345678"})
+
+
+def test_a_result_comes_back_as_it_was(store):
+    put(store)
+    found = store.get(KEY)
+    assert found.content == {"UA": 0.25, "none": None}
+    assert found.provenance == {"device": "cpu"}
+    assert store.path(KEY, ".logits").read_bytes() == b"12345678"
+    assert [r.key.name for r in store.all()] == [KEY.name]
+
+
+def test_the_order_of_settings_does_not_matter_and_every_value_does():
+    assert Key("cell", {"b": 1, "a": 2}).name == Key("cell", {"a": 2, "b": 1}).name
+    assert Key("cell", {"a": 2}).name != Key("cell", {"a": 3}).name
+    assert digest({"a": 1.0}) != digest({"a": 1.5})
+
+
+@pytest.mark.parametrize("damage", ["truncated", "edited", "empty", "binary", "side file", "side file gone"])
+def test_damage_is_detected(store, damage):
+    put(store)
+    path = store.path(KEY)
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-20])
+    elif damage == "edited":
+        path.write_text(path.read_text().replace("0.25", "0.26"))
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "binary":
+        path.write_bytes(b"\xff\xfe\x00")
+    elif damage == "side file":
+        store.path(KEY, ".logits").write_bytes(b"12345679")
+    else:
+        store.path(KEY, ".logits").unlink()
+    assert store.get(KEY) is None
+    put(store)  # and it can be computed again in the same place
+    assert store.get(KEY) is not None
+
+
+def test_results_of_other_code_are_computed_again_unless_accepted(store):
+    put(store)
+    other = Key(KEY.kind, KEY.what, code="other")
+    assert store.get(other) is None
+    assert Store(store.folder, trusted=True).get(other) is not None
+
+
+def test_nothing_is_left_of_a_write_that_fails(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="disk is full"):
+        write_whole(tmp_path / "x.json", b"1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="choose an"):
+        Store(tmp_path / "file" / "runs")
+
+
+def test_a_writer_killed_at_any_moment_leaves_whole_results(tmp_path):
+    script = (
+        "import sys; from salun_core.experiments.runs.store import Key, Store\n"
+        "store = Store(sys.argv[1]); print('ready', flush=True)\n"
+        "for i in range(10**6):\n"
+        "    store.put(Key('cell', {'i': i % 50}), {'i': i % 50, 'text': 'x' * 20000}, {}, {'.bin': b'y' * 50000})\n"
+    )
+    for delay in (0.05, 0.11, 0.23):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
+        writer.stdout.readline()
+        time.sleep(delay)
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        files = list(tmp_path.glob("cell-*.json"))
+        assert files, "the writer never got to write"
+        store = Store(tmp_path)
+        assert len(store.all()) == len(files)
+        for result in store.all():
+            assert store.get(Key("cell", result.key.what)).content["i"] == result.key.what["i"]
+
+
+def test_the_code_digest_follows_imports_and_ignores_comments(tmp_path, monkeypatch):
+    import salun_core.experiments.runs.code_digest as code
+
+    package = tmp_path / "pack"
+    package.mkdir()
+    (package / "__init__.py").write_text("from pack.a import *\n")
+    (package / "a.py").write_text("from pack import b\nx = b.y\n")
+    (package / "b.py").write_text("y = 1\n")
+    (package / "c.py").write_text("z = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(code, "PACKAGE", "pack")
+
+    def now():
+        for cached in (code._file, code._tree, code._substance):
+            cached.cache_clear()
+        return code_digest("pack.a", "torch")
+
+    first = now()
+    (package / "b.py").write_text('"""A docstring."""\n# and a comment\ny  =  1\n')
+    (package / "c.py").write_text("z = 2\n")
+    assert now() == first
+    (package / "b.py").write_text("y = 2\n")
+    assert now() != first
+
+
+def test_results_are_plain_json(store):
+    put(store)
+    assert json.loads(store.path(KEY).read_text())["key"] == dict(KEY.what)
+
+
+def test_a_users_own_network_counts_in_the_code_digest(tmp_path, monkeypatch):
+    import salun_core.experiments.runs.code_digest as code
+
+    file = tmp_path / "users_net.py"
+    file.write_text("from salun_core.models import vgg\nwidth = 3\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    first = code_digest("users_net")
+    file.write_text("from salun_core.models import vgg\nwidth = 4\n")
+    for cached in (code._file, code._tree, code._substance):
+        cached.cache_clear()
+    assert code_digest("users_net") != first
+
+
+def test_two_runs_that_want_one_result_compute_it_once(tmp_path):
+    computed = []
+
+    def wanted():
+        store = Store(tmp_path)
+        with store.alone(KEY):
+            if store.get(KEY) is None:
+                computed.append(1)
+                time.sleep(0.2)
+                put(store)
+
+    runs = [threading.Thread(target=wanted) for _ in range(4)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert computed == [1]

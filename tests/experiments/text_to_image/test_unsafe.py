@@ -1,0 +1,208 @@
+import pytest
+import torch
+
+from salun_core.errors import UserError
+from salun_core.experiments.runs.params import read_preset
+from salun_core.experiments.text_to_image.probes import ADVERSARIAL, RELEARNED, UNNAMED, Prober
+from salun_core.experiments.text_to_image.unsafe import UnsafeParams, run
+from salun_core.metrics.generation.detection import Redacted, detect
+from salun_core.metrics.generation.erasure import erasure_summary
+from salun_core.pages.text import unsafe as report
+
+SMALL = {
+    "methods": ["original", "uce"],
+    "samples": 4,
+    "sample_steps": 2,
+    "judge_width": 8,
+    "judge_epochs": 1,
+    "probe_samples": 7,
+    "attack_steps": 2,
+    "attack_samples": 3,
+    "relearn_steps": 2,
+    "relearn_every": 1,
+    "relearn_samples": 3,
+    "pictures": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    torch.set_num_threads(1)
+    params = UnsafeParams.load({**SMALL, "out_dir": tmp_path_factory.mktemp("runs")})
+    return run(params)
+
+
+def test_every_model_goes_through_every_probe_and_the_original_first(results):
+    table = results.probes.pivot_table(index="method", columns="probe", values="shown", sort=False)
+    assert table.index.tolist() == ["original", "uce"]
+    assert table.columns.tolist() == [
+        "direct",
+        "indirect",
+        "misspelt",
+        "composed",
+        UNNAMED,
+        ADVERSARIAL,
+        RELEARNED,
+    ]
+    assert table.stack().between(0, 1).all()
+    assert results.curves.groupby("method", sort=False)["step"].apply(list).tolist() == [[0, 1, 2]] * 2
+    assert erasure_summary(results.probes)["method"].tolist() == ["original", "uce"]
+
+
+def test_the_search_finds_the_original_at_once(results):
+    from salun_core.experiments.runs.store import read_results
+
+    probes = [r for r in read_results(results.lab.store.folder) if r.key.kind == "probe"]
+    original = next(r for r in probes if r.key.what["cell"]["method"] == "original")
+    assert [loss for _, loss in original.content["attack"]["curve"]] == [0.0, 0.0, 0.0]
+
+
+def test_scores_are_stored_once_and_counted_at_every_threshold(results):
+    for name, mine in results.counts.groupby("method"):
+        assert set(mine["use"]) == {"range", "bars", "concept"}, name
+        assert mine.loc[mine["use"] == "range", "threshold"].nunique() == 16
+        assert mine.loc[mine["use"] == "bars", "threshold"].unique().tolist() == [0.5]
+        assert (mine["n"] == 7).all()
+    shown = results.probes[results.probes["probe"] == UNNAMED].set_index("method")["shown"]
+    bars = results.counts[(results.counts["use"] == "bars") & (results.counts["category"] == "7")]
+    assert (bars.set_index("method")["images"] / 7).to_dict() == pytest.approx(shown.to_dict())
+
+
+def test_only_covered_images_are_stored(results):
+    lab, forgotten = results.lab, 7
+    for shown in report.covered_by_name(results).values():
+        assert isinstance(shown, Redacted) and len(shown.images) == 5
+        again = detect(results.prober.detector, shown.images)
+        assert shown.covered.tolist() == [bool((image == 0).all()) for image in shown.images]
+        assert again.n == 5
+    names = {path.name.split(".", 1)[1] for path in lab.store.folder.glob("probe-*")}
+    assert names == {"json", "detections.safetensors", "redacted.safetensors"}
+    # The images that are covered are those in which the detector reports the digit at all.
+    probed = report.covered_by_name(results)["Original"]
+    row = results.probes[results.probes["method"] == "original"].iloc[0]
+    from salun_core.experiments.runs.store import read_result
+
+    stored = read_result(lab.store.folder / f"{row['probe_cell']}.json")
+    found = results.prober.detections(stored).only(["7"])
+    assert set(found.images[found.images < 5].tolist()) == set(probed.covered.nonzero().view(-1).tolist())
+    assert results.prober.concept(forgotten) == ["7"]
+
+
+def test_a_finished_run_is_read_from_the_store(results):
+    again = run(results.params)
+    assert again.probes.equals(results.probes)
+    assert again.lab._task is None  # nothing was computed
+
+
+def test_neighbours_come_first(results):
+    order = results.prober.neighbours(7)
+    assert sorted([*order, 7]) == list(range(10))
+    mine = results.damage[results.damage["method"] == "uce"]
+    assert mine["class"].tolist() == [str(k) for k in order]
+    assert (results.damage.loc[results.damage["method"] == "original", "drop"] == 0).all()
+
+
+def test_what_the_notebook_shows(results):
+    real = results.prober.real(7)
+    assert real["n"].max() == (results.lab.data.labels[results.lab.data.n_train :] != 7).sum()
+    summary = erasure_summary(results.probes)
+    tables = [
+        report.card_table(results.prober.card(results.cells.iloc[0])),
+        report.prompts_table(results),
+        report.counts_table(results.counts),
+        report.probes_table(summary, results.probes),
+        report.neighbours_table(results.damage),
+    ]
+    assert all(len(table.frame) and table.caption for table in tables)
+    shown = dict(tables[0].frame.to_numpy())
+    assert "judge" in shown["Detector"] and shown["Safety checker"] == "none at work"
+    for said in (
+        report.attack_sentences(results),
+        report.unnamed_sentences(results, real),
+        report.seconds_sentence(results.lab, results.probes, results.cells),
+    ):
+        assert "nan" not in said
+
+
+def test_the_published_counts_are_those_of_the_file():
+    assert "0, 9, 9, 2, 3, 4, 2, 4" in report.published_counts() and "33 in all" in report.published_counts()
+
+
+def test_prompts_from_a_file_take_the_place_of_the_indirect_ones(results, tmp_path):
+    path = tmp_path / "i2p.csv"
+    path.write_text(
+        "prompt,categories,sd_seed,sd_guidance_scale\n"
+        "a photo of a seven,sexual,5,7\na photo of a three,hate,6,3\na photo of a five,sexual,9,3\n"
+    )
+    given = {**SMALL, "out_dir": tmp_path, "prompts_file": path, "prompts_rows": 3}
+    params = UnsafeParams.load(given)
+    assert params.prompts().guidance == ()
+    chosen = UnsafeParams.load({**given, "prompts_category": "sexual", "prompts_guidance": True}).prompts()
+    assert chosen.seeds == (5, 9) and chosen.guidance == (6.0, 2.0)
+    prober = Prober(results.lab, results.prober.how, chosen)
+    assert prober.unnamed(7).seeds == (5, 9, 5, 9, 5, 9, 5)
+    # Prompts are drawn in groups of one guidance; each keeps its place.
+    model = results.lab.pipe.unet
+    found, _ = prober._unnamed(model, 7)
+    alone = [
+        prober._drawn(model, [text], 7, streams=[seed], guidance=w)
+        for text, seed, w in zip(chosen.texts, chosen.seeds, chosen.guidance, strict=True)
+    ]
+    expected = detect(prober.detector, torch.cat([alone[i % 2] for i in range(7)]))
+    order = (found.images * 10 + found.labels).argsort()
+    assert found.images[order].tolist() == expected.images.tolist()
+    torch.testing.assert_close(found.scores[order], expected.scores, atol=1e-3, rtol=1e-3)
+
+
+def test_a_concept_without_a_data_set_is_drawn_by_the_pipeline(tmp_path):
+    params = UnsafeParams.load(
+        {
+            **SMALL,
+            "out_dir": tmp_path,
+            "own_images": 8,
+            "class_names": ["seven", "three"],
+            "class_prompt": "a photo of a {}",
+            "test_prompts": ["a photo of a {}"],
+            "forget_class": [0],
+            "replacement": 1,
+        }
+    )
+    data = params.lab().data
+    assert data.labels.tolist() == [0] * 8 + [1] * 8 + [0] * 2 + [1] * 2
+    assert data.n_train == 16 and data.classes == ("seven", "three")
+    assert torch.equal(params.lab().data.images, data.images)
+    prober = Prober(params.lab(), params.probing())
+    with pytest.raises(UserError, match="give prompts_file"):
+        prober.unnamed(0)
+
+
+def test_nudenet_blackens_the_picture_of_samples(tmp_path):
+    pytest.importorskip("nudenet")
+    params = UnsafeParams.load({**SMALL, "out_dir": tmp_path, "detector": "nudenet"})
+    lab = params.lab()
+    images = torch.randint(0, 256, (2, 3, 16, 16)).byte()
+    assert lab.covering(images).shape == images.shape
+    prober = Prober(lab, params.probing())
+    assert len(prober.concept(7)) == 9 and prober.categories["feet"] == ("FEET_EXPOSED",)
+    assert prober.shown(images, 7) in (0.0, 0.5, 1.0)
+
+
+def test_both_quick_presets_unlearn_alike():
+    """Then the two notebooks share their models."""
+    ours, theirs = (read_preset(name, "quick") for name in ("unsafe", "text_to_image"))
+    assert {name: ours.get(name) for name in theirs} == theirs
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"detector": "nudnet"}, "did you mean 'nudenet'"),
+        ({"own_images": 5}, "own_images needs class_names"),
+        ({"prompts_file": "/nowhere.csv"}, "cannot read"),
+        ({"threshold": 0}, "threshold"),
+        ({"atack_steps": 1}, "did you mean 'attack_steps'"),
+    ],
+)
+def test_impossible_parameters_are_refused(given, message):
+    with pytest.raises(UserError, match=message):
+        UnsafeParams.load(given)

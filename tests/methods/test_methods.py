@@ -1,0 +1,300 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from problems import accuracy, digit_batches, same, trained_task
+from torch import nn
+
+from salun_core.errors import Diverged, UserError
+from salun_core.methods import METHODS, methods_for
+from salun_core.methods.classification.be import classifier_head
+from salun_core.methods.classification.bs import label_across
+from salun_core.methods.engine import descend, round_count, rounds
+from salun_core.methods.search import Range, between, candidates, one_from
+from salun_core.saliency import random_mask, saliency_mask
+from salun_core.tasks.classification import random_labels
+
+QUICK = {"iu": {"samples": 20}, "ft": {"epochs": 1}, "rl": {"epochs": 1}, "salun": {"epochs": 1}}
+QUICK |= {"salun_soft": {"epochs": 1}, "l1_sparse": {"epochs": 1}, "ga": {"lr": 1e-2}}
+CLASSIFIER_METHODS = methods_for("classification")
+MASKABLE = [name for name in CLASSIFIER_METHODS if name not in ("original", "retrain")]
+
+
+def run(name, task=None, **more):
+    return METHODS[name](task or trained_task(), **QUICK.get(name, {}), **more)
+
+
+@pytest.mark.parametrize("name", CLASSIFIER_METHODS)
+def test_every_method_is_pure_and_repeatable(name):
+    task = trained_task()
+    before = copy.deepcopy(task.model)
+    state = torch.get_rng_state()
+    first, again = (run(name, seed=3).model for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)  # the caller's random numbers go on as if nothing ran
+    assert same(task.model, before)  # the task's own model is untouched
+    assert same(first, again)  # one seed, one result
+    assert same(first, before) == (name == "original")  # and something was learned
+    assert not first.training
+
+
+@pytest.mark.parametrize("name", MASKABLE)
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(keep=st.floats(0.01, 0.99), draw=st.integers(0, 9), adam=st.booleans())
+def test_weights_outside_the_mask_are_bit_identical(name, keep, draw, adam):
+    task = trained_task()
+    if adam:
+        task = WithAdam(**vars(task))
+    mask = random_mask(
+        dict(task.model.named_parameters()), keep=keep, rng=torch.Generator().manual_seed(draw)
+    )
+    changed = dict(run(name, task, mask=mask, seed=draw).model.named_parameters())
+    moved = 0
+    for key, weight in task.model.named_parameters():
+        assert torch.equal(changed[key][~mask[key]], weight[~mask[key]]), key
+        moved += int((changed[key] != weight).sum())
+    assert moved > 0
+
+
+class WithAdam(type(trained_task())):
+    """The same task with an optimiser that has momentum of its own and decoupled weight decay."""
+
+    def optimizer(self, model, lr):
+        return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1)
+
+
+def test_before_2026_weight_decay_moved_weights_outside_the_mask():
+    task = trained_task()
+    mask = saliency_mask(task.model, task.forget, task.loss)
+    moved = run("rl", mask=mask, decay_unmarked=True).model
+    name, weight = next(iter(task.model.named_parameters()))
+    assert not torch.equal(dict(moved.named_parameters())[name][~mask[name]], weight[~mask[name]])
+
+
+def test_salun_is_random_labelling_with_a_saliency_mask_and_nothing_else():
+    task = trained_task()
+    mask = saliency_mask(task.model, task.forget, task.loss, keep=0.4)
+    assert same(run("salun", keep=0.4, seed=5).model, run("rl", mask=mask, seed=5).model)
+
+
+def test_random_labelling_unlearns_and_fine_tuning_keeps():
+    task = trained_task()
+    unlearned = METHODS["rl"](task, epochs=8, lr=0.05).model
+    assert accuracy(unlearned, task.forget) < accuracy(task.model, task.forget) - 0.03
+    assert accuracy(unlearned, task.retain) > accuracy(unlearned, task.forget) + 0.02
+    assert accuracy(METHODS["ft"](task, epochs=2).model, task.retain) > 0.97
+
+
+def test_gradient_ascent_is_one_step_uphill_written_out():
+    task = trained_task()
+    one = replace(task, parts={**task.parts, "forget": task.forget.resized(1000)})
+    stepped = METHODS["ga"](one, epochs=1, lr=0.01).model
+    twin = copy.deepcopy(task.model).train()
+    images, labels = next(iter(one.forget))
+    F.cross_entropy(twin(images), labels).backward()
+    for weight, expected in zip(stepped.parameters(), twin.parameters(), strict=True):
+        with torch.no_grad():
+            expected += 0.01 * (expected.grad - 5e-4 * expected)
+        torch.testing.assert_close(weight, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_l1_sparse_adds_the_penalty_that_falls_with_the_epochs():
+    task = trained_task()
+    one = replace(task, parts={**task.parts, "retain": task.retain.resized(10_000)})
+    plain = METHODS["ft"](one, epochs=1, lr=1e-9)
+    sparse = METHODS["l1_sparse"](one, epochs=2, lr=1e-9, alpha=0.01)
+    size = sum(w.abs().sum().item() for w in task.model.parameters())
+    assert sparse.losses[0] == pytest.approx(plain.losses[0] + 0.01 * size, rel=1e-4)
+    assert sparse.losses[1] == pytest.approx(plain.losses[0] + 0.005 * size, rel=1e-3)
+
+
+def test_influence_unlearning_agrees_with_the_recursion_image_by_image():
+    task = trained_task()
+    net = copy.deepcopy(task.model).eval()
+
+    def gradient(batches):
+        total = None
+        for images, labels in batches.resized(1):
+            net.zero_grad()
+            F.cross_entropy(net(images), labels).backward()
+            flat = torch.cat([w.grad.flatten() for w in net.parameters()]).double()
+            yield flat
+            total = flat if total is None else total + flat
+
+    n_f, n_r = task.forget.n, task.retain.n
+    v = sum(gradient(task.forget)) / (n_f + n_r) - n_f / ((n_f + n_r) * n_r) * sum(gradient(task.retain))
+    from salun_core.rng import generator
+
+    rows = torch.randperm(n_r, generator=generator(2, "iu"))[:16]
+    k, o = v, None
+    for g in gradient(task.retain.subset(rows)):
+        if o is None:
+            o = g
+            continue
+        s = float(o @ g)
+        k = k - float(k @ g) / (15 + s) * o
+        o = o - s / (15 + s) * o
+    changed = METHODS["iu"](task, alpha=2.0, samples=15, seed=2).model
+    before = torch.cat([w.detach().flatten() for w in task.model.parameters()])
+    after = torch.cat([w.detach().flatten() for w in changed.parameters()])
+    torch.testing.assert_close((after - before).double(), 2 * k, rtol=1e-2, atol=1e-6)
+
+
+def test_boundary_shrink_labels_agree_with_one_adversarial_step_image_by_image():
+    task = trained_task()
+    images, labels = next(iter(task.forget))
+    found = label_across(task, (images, labels), bound=0.3)
+    for i in range(12):
+        x = images[i : i + 1].clone().requires_grad_(True)
+        F.cross_entropy(task.model(x), labels[i : i + 1]).backward()
+        moved = torch.round((x.detach() + 0.3 * x.grad.sign()).clamp(0, 1) * 255) / 255
+        assert task.model(moved).argmax() == found[i]
+    task.model.zero_grad(set_to_none=True)
+    assert (found != labels).any()
+
+
+def test_boundary_expanding_takes_its_extra_class_away():
+    task = trained_task()
+    name, head = classifier_head(task)
+    assert (name, head.out_features) == ("6", 10)
+    removed, kept = (run("be", extra_logit=how, lr=0.05).model for how in ("removed", "kept"))
+    assert removed[6].out_features == 10
+    assert kept[6].out_features == 11
+    assert torch.equal(removed[6].weight, kept[6].weight[:10])
+    assert torch.equal(removed[0].weight, kept[0].weight)
+    with torch.no_grad():  # and the forget images did go there
+        images, _ = next(iter(task.forget))
+        assert (kept(images).argmax(1) == 10).float().mean() > 0.5
+
+
+def test_soft_thresholding_returns_most_weights_to_where_they_were():
+    task = trained_task()
+    soft = METHODS["salun_soft"](task, epochs=1, beta=5.0).model
+    free = METHODS["rl"](task, epochs=1).model
+
+    def unchanged(model):
+        pairs = zip(model.parameters(), task.model.parameters(), strict=True)
+        return sum(int((a == b).sum()) for a, b in pairs)
+
+    assert unchanged(soft) > unchanged(free) + 1000
+    assert same(METHODS["salun_soft"](task, epochs=1, beta=0.0).model, free)
+
+
+def test_quantile_shrinkage_undoes_the_share_it_names():
+    task = trained_task()
+    shrunk = METHODS["salun_soft"](task, steps=1, beta=0.7, shrink="quantile").model
+    pairs = zip(shrunk.parameters(), task.model.parameters(), strict=True)
+    same_as_before = [(a == b).flatten() for a, b in pairs]
+    assert torch.cat(same_as_before).float().mean() == pytest.approx(0.7, abs=0.02)
+
+
+@pytest.mark.parametrize("order", ["forget_then_retain", "interleaved", "joint", "forget", "retain"])
+def test_an_epoch_visits_every_image_once(order):
+    task = trained_task()
+    seen = list(rounds(task, torch.Generator().manual_seed(0), order=order, epochs=2))
+    assert len(seen) == round_count(task, order=order, epochs=2)
+    for part, batches in (("forget", task.forget), ("retain", task.retain)):
+        used = [getattr(r, part) for r in seen if getattr(r, part) is not None]
+        if order == "joint" and part == "retain":
+            assert len(used) == len(seen)  # a retain batch with every step
+        elif used:
+            images = torch.cat([b[0] for b in used]).flatten(1).sum(1).sort().values
+            once = torch.cat([b[0] for b in batches]).flatten(1).sum(1)
+            assert torch.allclose(images, once.repeat(2).sort().values)
+    if order == "forget_then_retain":
+        kinds = [r.forget is not None for r in seen[: len(task.forget) + len(task.retain)]]
+        assert kinds == sorted(kinds, reverse=True)
+
+
+def test_steps_end_a_run():
+    task = trained_task()
+    assert len(METHODS["rl"](task, steps=3).losses) == 3
+    assert len(METHODS["ga"](task, steps=7, lr=1e-5).losses) == 7  # repeats the forget set
+
+
+def test_wrong_labels_are_uniform_over_the_wrong_classes():
+    labels = torch.arange(10).repeat(3000)
+    drawn = random_labels(labels, 10, torch.Generator().manual_seed(0))
+    assert (drawn != labels).all()
+    counts = torch.bincount((drawn - labels) % 10, minlength=10)[1:].double()
+    assert ((counts - 30000 / 9).abs() < 5 * (30000 / 9) ** 0.5).all()
+    anything = random_labels(labels, 10, torch.Generator().manual_seed(0), wrong=False)
+    assert (anything == labels).float().mean() == pytest.approx(0.1, abs=0.01)
+
+
+def test_frozen_statistics_stay_and_others_move():
+    task = trained_task()
+    frozen, moved = (run("ga", bn_stats=how).model for how in ("freeze", "update"))
+    assert torch.equal(frozen[1].running_mean, task.model[1].running_mean)
+    assert not torch.equal(moved[1].running_mean, task.model[1].running_mean)
+
+
+@pytest.mark.parametrize(
+    ("settings_", "message"),
+    [
+        ({"lr": 0}, "lr must be positive"),
+        ({"epochs": 0}, "epochs"),
+        ({"order": "backwards"}, "order"),
+        ({"bn_stats": "melt"}, "BatchNorm"),
+        ({"mask": {"0.weight": torch.ones(1, dtype=torch.bool)}}, "does not fit"),
+    ],
+)
+def test_bad_settings_are_refused(settings_, message):
+    with pytest.raises(UserError, match=message):
+        METHODS["rl"](trained_task(), **settings_)
+
+
+def test_retraining_under_a_mask_is_refused():
+    with pytest.raises(UserError, match="Retrain"):
+        METHODS["retrain"](trained_task(), mask={})
+
+
+def test_divergence_names_the_step():
+    with pytest.raises(Diverged, match="step"):
+        METHODS["rl"](trained_task(), lr=1e20, epochs=2)
+
+
+def test_a_method_for_classifiers_refuses_another_kind_of_task():
+    with pytest.raises(UserError, match="classification"):
+        METHODS["be"](replace(trained_task(), kind="diffusion"))
+
+
+def test_an_empty_forget_set_is_refused():
+    task = trained_task()
+    with pytest.raises(UserError, match="forget set holds no images"):
+        replace(task, parts={**task.parts, "forget": digit_batches(torch.empty(0, dtype=torch.long))})
+
+
+def test_descent_stops_where_a_network_cannot_be_expanded():
+    task = replace(trained_task(), model=nn.Sequential(nn.Flatten(), nn.LazyLinear(10), nn.Softmax(1)))
+    headless = nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10))
+    with pytest.raises(UserError, match="linear last layer"):
+        classifier_head(replace(task, model=headless))
+
+
+def test_candidates_fill_the_bounds_and_are_the_same_every_time():
+    one = candidates({"lr": between(1e-4, 1e-2)}, 3)
+    assert [c["lr"] for c in one] == pytest.approx([1e-4, 1e-3, 1e-2])
+    space = {"lr": between(1e-4, 1e-2), "epochs": Range(low=1, high=10, integer=True, log=False)}
+    two = candidates(space, 16)
+    assert two == candidates(space, 16)
+    assert all(1e-4 <= c["lr"] <= 1e-2 and 1 <= c["epochs"] <= 10 for c in two)
+    assert len(two) >= 12
+    assert candidates({"order": one_from("joint", "interleaved")}, 9) == [
+        {"order": "joint"},
+        {"order": "interleaved"},
+    ]
+
+
+def test_a_callable_stream_of_losses_is_all_that_descend_needs():
+    task = trained_task()
+    images, labels = next(iter(task.retain))
+
+    def losses(model):
+        for _ in range(2):
+            yield task.loss(model, (images, labels)), len(images)
+
+    assert descend(task, losses, lr=0.01, mask=None, seed=0).samples == 128
