@@ -40,7 +40,8 @@ lint: $(READY) ## style, types, and which room may use which
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
-	@.venv/bin/lint-imports --no-cache | grep -v '^$$'
+	@.venv/bin/lint-imports --no-cache >.venv/arrows.log || { cat .venv/arrows.log; exit 1; }
+	@tail -n 2 .venv/arrows.log
 
 check: $(READY) ## look at every page of the built book in a headless browser
 	@test -f $(SITE)/index.html || { echo "no book in $(SITE): run 'make book PROFILE=$(PROFILE)' first" >&2; exit 2; }
