@@ -6,35 +6,57 @@ from collections.abc import Sequence
 import pandas as pd
 from scipy.stats import t as student
 
+from salun_core.errors import one_of
+
 METRICS = ("UA", "RA", "TA", "MIA")
 AVERAGE = "Avg. Gap"
 GROUP = ["scenario", "method", "mask", "keep"]
 SPLIT = ["dataset", "arch", "width", "scenario", "seed"]
+REFERENCES = ("mean", "first")
 
 
-def gaps(cells: pd.DataFrame, *, metrics: Sequence[str] = METRICS) -> pd.DataFrame:
-    """Distance of every cell to the model retrained on the same split.
+def gaps(cells: pd.DataFrame, *, metrics: Sequence[str] = METRICS, reference: str = "first") -> pd.DataFrame:
+    """Distance of every cell to the models retrained on the same split.
 
     Parameters
     ----------
     cells : DataFrame
-        Results, with one Retrain (replica 0) for each data set, model, scenario and seed.
+        Results, with at least one Retrain for each data set, model, scenario and seed.
     metrics : sequence of str
         Columns in [0, 1].
+    reference : str
+        One of ``REFERENCES``. "mean": the mean over all replicas of Retrain in ``cells`` for that split; a
+        replica itself is compared with the mean of the *others*, so that its gap is what a perfect method
+        would show. "first": replica 0 alone. A split with one replica has the same gaps under both.
 
     Returns
     -------
     DataFrame
-        ``cells`` with a column "gap UA", … for each metric and their mean, "Avg. Gap", all in [0, 1].
+        ``cells`` with a column "gap UA", … for each metric and their mean, "Avg. Gap", all in [0, 1]. NaN
+        where the cell, or any replica it is compared with, diverged.
+
+    Raises
+    ------
+    UserError
+        If there is no such reference.
     """
-    main = cells[(cells["method"] == "retrain") & (cells["replica"] == 0)]
-    reference = main.drop_duplicates(SPLIT)[[*SPLIT, *metrics]]
-    # An unset width must match an unset width.
-    both = cells.merge(reference, on=SPLIT, how="left", suffixes=("", " of Retrain"))
+    one_of(reference, REFERENCES, "reference of the gaps")
+    both = cells.reset_index(drop=True)
+    split = both.groupby(SPLIT, sort=False, dropna=False).ngroup()  # an unset width matches an unset width
+    retrained = both["method"] == "retrain"
+    # A Retrain can stand in a table several times, once in each part of an experiment.
+    once = retrained & ~both.assign(split=split)[["split", "method", "replica"]].duplicated()
+    if reference == "first":
+        once &= both["replica"] == 0
+    count = split.map(once.groupby(split).sum())
+    # The row of a replica is left out of its own reference, unless it is the only one.
+    own = retrained & (reference == "mean") & (count > 1)
     for name in metrics:
-        both[f"gap {name}"] = (both[name].astype(float) - both[f"{name} of Retrain"].astype(float)).abs()
+        value = both[name].astype(float)
+        total = split.map(value[once].groupby(split[once]).agg(lambda found: found.sum(skipna=False)))
+        both[f"gap {name}"] = (value - (total - value.where(own, 0)) / (count - own)).abs()
     both[AVERAGE] = both[[f"gap {name}" for name in metrics]].mean(axis=1, skipna=False)
-    return both.drop(columns=[f"{name} of Retrain" for name in metrics])
+    return both
 
 
 def summary(values: pd.Series, *, level: float = 0.95) -> dict[str, float]:
@@ -43,14 +65,23 @@ def summary(values: pd.Series, *, level: float = 0.95) -> dict[str, float]:
     Returns
     -------
     dict
-        ``mean, std, low, high, n``; ``std`` and the interval are NaN for a single seed.
+        ``mean, std, low, high, n, lost``: ``n`` seeds have a value and ``lost`` have none because they
+        diverged or were not measured. The mean is over the ``n`` only, so a table that prints it must say
+        ``lost`` too. ``std`` and the interval are NaN for a single seed.
     """
     present = values.dropna().astype(float)
     n = len(present)
     mean = float(present.mean()) if n else math.nan
     std = float(present.std(ddof=1)) if n > 1 else math.nan
     half = float(student.ppf((1 + level) / 2, n - 1)) * std / math.sqrt(n) if n > 1 else math.nan
-    return {"mean": mean, "std": std, "low": mean - half, "high": mean + half, "n": n}
+    return {
+        "mean": mean,
+        "std": std,
+        "low": mean - half,
+        "high": mean + half,
+        "n": n,
+        "lost": len(values) - n,
+    }
 
 
 def by_method(

@@ -12,7 +12,7 @@ from salun_core.data.splits import ROLES
 from salun_core.errors import UserError
 from salun_core.metrics import ATTACKS, METRICS, SELECTION, Evaluation
 from salun_core.metrics.classification.mia import mia
-from salun_core.metrics.gaps import AVERAGE, by_method, gaps, noise_floor, summary
+from salun_core.metrics.gaps import AVERAGE, REFERENCES, by_method, gaps, noise_floor, summary
 from salun_core.metrics.share import NOTHING, wilson
 
 
@@ -172,6 +172,37 @@ def test_gaps_by_hand():
     assert rl[AVERAGE].tolist() == pytest.approx([(0.04 + 0.01 + 0.05 + 0) / 4, (0 + 0 + 0.02 + 0.06) / 4])
 
 
+def test_gaps_to_the_mean_of_all_replicas_by_hand():
+    found = gaps(CELLS, reference="mean").set_index(["method", "seed", "replica"])
+    # Retrain of seed 0 has UA 0.10 and 0.14, hence 0.12 on average; seed 1 has one Retrain.
+    assert found.loc[("rl", 0, 0), "gap UA"] == pytest.approx(0.06)
+    assert found.loc[("rl", 0, 0), AVERAGE] == pytest.approx((0.06 + 0.01 + 0.06 + 0) / 4)
+    assert found.loc[("rl", 1, 0), AVERAGE] == pytest.approx((0 + 0 + 0.02 + 0.06) / 4)
+    # A replica is compared with the others, not with a mean that contains it.
+    assert found.loc[("retrain", 0, 0), "gap UA"] == pytest.approx(0.04)
+    assert found.loc[("retrain", 0, 1), "gap UA"] == pytest.approx(0.04)
+    assert found.loc[("retrain", 1, 0), AVERAGE] == 0
+
+
+def test_a_retrain_listed_twice_counts_once_in_the_reference():
+    twice = pd.concat([CELLS, CELLS.query("method == 'retrain' and replica == 1")])
+    rl = gaps(twice, reference="mean").query("method == 'rl'")
+    assert rl["gap UA"].tolist() == pytest.approx([0.06, 0.0])
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_a_gap_to_a_retrain_that_diverged_is_nothing(reference):
+    lost = CELLS.assign(UA=CELLS["UA"].where(~((CELLS["method"] == "retrain") & (CELLS["seed"] == 0))))
+    rl = gaps(lost, reference=reference).query("method == 'rl'")
+    assert rl["gap UA"].isna().tolist() == [True, False]
+    assert rl[AVERAGE].isna().tolist() == [True, False]
+
+
+def test_an_unknown_reference_is_refused():
+    with pytest.raises(UserError, match="median"):
+        gaps(CELLS, reference="median")
+
+
 def test_the_noise_floor_is_between_replicas_of_one_seed():
     floor = noise_floor(CELLS)
     assert len(floor) == 1
@@ -185,6 +216,14 @@ def test_spread_over_seeds():
     assert found["std"] == pytest.approx(0.14 / math.sqrt(2))
     # t with one degree of freedom: 12.706
     assert found["high"] - found["mean"] == pytest.approx(12.7062 * 0.14 / 2, rel=1e-4)
+
+
+def test_a_seed_that_diverged_is_counted_beside_the_mean():
+    lost = CELLS.assign(UA=CELLS["UA"].where(CELLS["seed"] == 0))
+    found = by_method(gaps(lost), "UA").set_index("method").loc["rl"]
+    assert (found["mean"], found["n"], found["lost"]) == (pytest.approx(0.06), 1, 1)
+    whole = by_method(gaps(CELLS), "UA").set_index("method").loc["rl"]
+    assert (whole["n"], whole["lost"]) == (2, 0)
 
 
 def test_one_seed_has_no_spread():
