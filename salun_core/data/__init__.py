@@ -4,12 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from salun_core.data.images import ImageData
-from salun_core.data.sources import digits, image_folder, tiny_imagenet, torchvision_sets
+from salun_core.data.sources import digits, image_folder, noisy_digits, tiny_imagenet, torchvision_sets
 from salun_core.data.torch_datasets import from_datasets
 from salun_core.errors import UserError, one_of
 
 DATASETS: dict[str, Callable[..., ImageData]] = {
     "digits": digits.load,
+    "noisy_digits": noisy_digits.load,
     "cifar10": torchvision_sets.load_cifar10,
     "cifar100": torchvision_sets.load_cifar100,
     "svhn": torchvision_sets.load_svhn,

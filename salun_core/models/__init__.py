@@ -11,12 +11,14 @@ from salun_core.errors import UserError
 from salun_core.models.classification.external import built, check_output, find_builder, settings_of
 from salun_core.models.classification.normalised import Normalised
 from salun_core.models.classification.resnet import ResNet18
+from salun_core.models.classification.resnet6 import ResNet6
 from salun_core.models.classification.resnet34 import ResNet34
 from salun_core.models.classification.swin import swin_tiny
 from salun_core.models.classification.vgg import VGG16
 from salun_core.rng import isolated
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "resnet6": ResNet6,
     "resnet18": ResNet18,
     "resnet34": ResNet34,
     "vgg16": VGG16,

@@ -17,10 +17,12 @@ from sklearn.datasets import load_digits
 from torch.utils.data import Dataset, IterableDataset
 from torchvision import datasets as tv
 
-from salun_core.data import DATASETS, from_datasets, load_dataset
+from salun_core.data import from_datasets, load_dataset
 from salun_core.data.augment import augmentation, crop_and_flip
 from salun_core.data.batches import Batches
 from salun_core.data.images import ImageData, resized
+from salun_core.data.sources import digits as digits_source
+from salun_core.data.sources.noisy_digits import with_noise
 from salun_core.data.splits import ROLES, read_ids, split_data, validation_ids
 from salun_core.errors import UserError
 
@@ -56,6 +58,39 @@ def test_digits_are_those_of_scikit_learn_in_a_fixed_order(digits):
     torch.manual_seed(7)
     np.random.seed(7)  # noqa: NPY002
     assert load_dataset("digits").digest == digits.digest
+
+
+@pytest.mark.parametrize("name", ["digits", "noisy_digits"])
+def test_data_that_come_with_scikit_learn_take_no_folder(name, tmp_path):
+    with pytest.raises(UserError, match=f"dataset {name} comes with scikit-learn: leave out data_dir"):
+        load_dataset(name, tmp_path)
+
+
+def test_noisy_digits_are_the_digits_with_noise_of_their_own():
+    noisy, clean = load_dataset("noisy_digits"), digits_source.read(test=500)
+    assert (noisy.n_train, len(noisy.labels)) == (1297, 1797)
+    assert torch.equal(noisy.labels, clean.labels)
+    wanted = torch.bincount(clean.labels) * 1297 / 1797
+    assert ((torch.bincount(noisy.labels[:1297]) - wanted).abs() <= 1).all()
+    # Where a pixel is half grey, hardly any noise is clipped.
+    middle = (clean.images - 127.5).abs() < 20
+    noise = (noisy.images.double() - clean.images)[middle]
+    assert len(noise) > 5000
+    assert noise.std() == pytest.approx(60, rel=0.05) and abs(noise.mean()) < 3
+    # No two images share their noise: where two are black, it brightens both or neither half of the time.
+    black, bright = clean.images == 0, noisy.images > 0
+    both = black[1:] & black[:-1]
+    agree = (bright[1:] == bright[:-1])[both].double().mean()
+    assert both.sum() > 10_000 and agree == pytest.approx(0.5, abs=0.02)
+
+
+def test_noise_does_not_depend_on_what_was_drawn_before():
+    images = digits_source.read(test=500).images[:5]
+    torch.manual_seed(1)
+    forwards = [with_noise(image) for image in images]
+    torch.manual_seed(2)
+    backwards = [with_noise(image) for image in images.flip(0)]
+    assert torch.equal(torch.stack(forwards), torch.stack(backwards).flip(0))
 
 
 def test_moments_are_those_of_the_training_part():
@@ -730,7 +765,6 @@ def test_the_size_and_name_asked_for_are_checked():
         load_dataset("cifar-10")
     with pytest.raises(UserError, match="image_size must be at least 1"):
         load_dataset("digits", size=0)
-    assert set(DATASETS) == {"cifar10", "cifar100", "svhn", "tiny_imagenet", "imagefolder", "digits"}
 
 
 # --- data sets given from Python

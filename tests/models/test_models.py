@@ -5,10 +5,12 @@ import torch
 from problems import same
 from torch import nn
 
+from salun_core.data import load_dataset
 from salun_core.errors import UserError
 from salun_core.models import MODELS, build_model, check_arch, module_of, takes_width
 from salun_core.models.classification.external import check_output
 from salun_core.models.classification.resnet import ResNet18
+from salun_core.models.classification.resnet6 import ResNet6
 from salun_core.models.classification.swin import patch_and_window, swin_tiny
 from salun_core.models.classification.vgg import VGG16
 
@@ -77,6 +79,8 @@ def weights(net):
     [
         (lambda: ResNet18(10), 11_173_962),
         (lambda: ResNet18(100), 11_220_132),
+        # Convolutions 144 + 4,608 + 14,336, BatchNorms 96 + 192, linear layer 330.
+        (lambda: ResNet6(10, channels=1), 19_706),
         # 13 convolutions without bias, 13 BatchNorms, one linear layer; summed by hand.
         (lambda: VGG16(10), 14_710_464 + 2 * 4_224 + 5_130),
         (lambda: swin_tiny(1000, size=224), 28_288_354),  # as torchvision states for its Swin-T
@@ -192,7 +196,7 @@ def test_modules_are_named_for_the_digest_of_the_code(arch):
         ({"arch": "resnet81"}, "unknown arch 'resnet81': did you mean 'resnet18'?"),
         (
             {"arch": "perceptron"},
-            "choose resnet18, resnet34, vgg16, swin_t, torchvision:NAME or package.module:function",
+            "choose resnet6, resnet18, resnet34, vgg16, swin_t, torchvision:NAME or package.module:function",
         ),
         ({"arch": "torchvision:resnet81"}, "did you mean 'resnet18'"),
         ({"arch": "torchvision:fcn_resnet50"}, "unknown torchvision classifier"),
@@ -221,3 +225,16 @@ def test_wider_networks_grow_with_the_square():
     narrow, wide = (weights(build("resnet18", width=w)) for w in (8, 16))
     assert math.isclose(wide / narrow, 4, rel_tol=0.02)
     assert isinstance(build("resnet18", width=8).net.fc, nn.Linear)
+
+
+def test_every_weight_of_the_smallest_network_learns_from_the_smallest_images():
+    data = load_dataset("noisy_digits")
+    images, labels = data.images[:100].float() / 255, data.labels[:100]
+
+    def idle(arch, width):
+        net = build(arch, channels=1, size=8, width=width)
+        torch.nn.functional.cross_entropy(net(images), labels).backward()
+        return sum(int((p.grad == 0).sum()) for p in net.parameters()) / weights(net)
+
+    assert idle("resnet6", 16) == 0
+    assert idle("resnet18", 8) > 0.6  # its last stages see one pixel: kernels meet little but padding

@@ -147,10 +147,6 @@ class ClassifierParams(Params):
             raise UserError(
                 "dataset imagefolder needs data_dir: a folder with train/<class>/ and test/<class>/"
             )
-        if self.dataset == "digits" and self.data_dir is not None:
-            raise UserError(
-                "dataset digits comes with scikit-learn: leave out data_dir, or choose dataset imagefolder"
-            )
         return self
 
     @classmethod
