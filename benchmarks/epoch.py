@@ -10,6 +10,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from benchmarks.measure import Row, in_turn
 from benchmarks.problems import DEVICE, problem
+from salun_core.data.batches import Batches
 from salun_core.methods import METHODS
 from salun_core.rng import generator
 from salun_core.saliency import random_mask
@@ -38,7 +39,9 @@ def run(*, small: bool) -> list[Row]:
     width, count, batch = (4, 64, 32) if small else (16, 2048, 128)
     task = problem(width=width, images=count, batch=batch)
     mask = random_mask(dict(task.model.named_parameters()), keep=0.5, rng=generator(0, "mask"))
-    parts = [Pictures(part.images, part.labels) for part in (task.forget, task.retain)]
+    parts = [
+        Pictures(part.images, part.labels) for part in (task.forget, task.retain) if isinstance(part, Batches)
+    ]
 
     def plain() -> None:
         model = copy.deepcopy(task.model).to(memory_format=torch.contiguous_format).train()

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,9 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from salun_core.data.batches import Batch
+from salun_core.data.batches import Batch, as_loader
 from salun_core.errors import Diverged, UserError, one_of
 from salun_core.files import write_whole
+from salun_core.networks import check_whole, device_of, evaluating
 
 Mask = dict[str, Tensor]
 Scores = dict[str, Tensor]
@@ -55,7 +57,7 @@ SCORES: dict[str, Rule] = {
 
 def saliency_scores(
     model: nn.Module,
-    forget: Iterable[Batch],
+    forget: Iterable[Any],
     loss: Loss,
     *,
     score: str = "abs_sum",
@@ -67,8 +69,9 @@ def saliency_scores(
     ----------
     model : nn.Module
         Read only; its mode, gradients and buffers stay as they are.
-    forget : iterable of (images, condition)
-        The forget set. Give it without augmentation, or two calls will disagree.
+    forget : iterable
+        The forget set: (images, condition) or dicts, see `Stream`. Give it without augmentation: a mask made from
+        augmented images is another one for another draw.
     loss : callable
         ``loss(model, batch)``, a mean over the batch; weighted here by the batch's size, so that with
         the default score the result does not depend on how the set is cut into batches.
@@ -96,16 +99,17 @@ def saliency_scores(
     Fan et al., SalUn, ICLR 2024, equation of the mask (section 4).
     """
     rule = SCORES[one_of(score, SCORES, "saliency score")]
-    was_training = model.training
+    check_whole(model)
+    data = as_loader(forget, device=device_of(model), what="the forget set")
     net = model
     if dtype is not None or rule.train_mode or rule.ascent:
         net = copy.deepcopy(model).to(dtype=dtype)
-    try:
+    with evaluating(net):
         net.train(rule.train_mode)
         weights = {name: w for name, w in net.named_parameters() if w.requires_grad}
-        total = _summed_gradients(net, weights, forget, loss, rule)
-    finally:
-        model.train(was_training)
+        if not weights:
+            raise UserError("all weights of the model are frozen: set requires_grad on those that may change")
+        total = _summed_gradients(net, weights, data, loss, rule)
     scores = {name: grad.abs_().float() for name, grad in total.items()}
     for name, values in scores.items():
         if not torch.isfinite(values).all():
@@ -142,7 +146,7 @@ def _summed_gradients(
 
 def saliency_mask(
     model: nn.Module,
-    forget: Iterable[Batch],
+    forget: Iterable[Any],
     loss: Loss,
     *,
     keep: float = 0.5,

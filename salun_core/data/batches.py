@@ -1,20 +1,27 @@
-"""Batches of images that already lie in memory: plain order for measuring, shuffled for training."""
+"""Batches of images: in memory, or read anew from a loader for each pass."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from salun_core.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
 """``(images, condition)``: floats in [0, 1] (N, C, H, W), and a class label or prompt index each (N,)."""
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
+IMAGES = ("pixel_values", "images", "image")
+LABELS = ("labels", "label")
+FORM = "a batch is (images, labels), or a dict with pixel_values and labels"
+
 
 @dataclass(frozen=True)
 class Batches:
-    """Part of a data set, cut into batches.
+    """Part of a data set in memory, cut into batches.
 
     Iterating gives every image once, in order and without augmentation: what masks and metrics need.
     ``shuffled`` gives one training epoch.
@@ -43,6 +50,16 @@ class Batches:
     def n(self) -> int:
         """Number of images."""
         return len(self.labels)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no image."""
+        return self.n == 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images lie."""
+        return self.images.device
 
     def __len__(self) -> int:
         return -(-self.n // self.size)
@@ -76,3 +93,207 @@ class Batches:
         # Reordered first: a byte is moved where a float would be four.
         images = images.contiguous(memory_format=torch.channels_last)
         return images.float().div_(255) if images.dtype == torch.uint8 else images
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Part of a data set that a loader reads anew for each pass; no more than two batches are in memory.
+
+    Order and augmentation are the loader's own. What it draws from torch's random numbers is repeatable all the
+    same: a plain pass is always the same one, and ``shuffled`` gives another epoch for another ``rng``. The random
+    numbers of the caller, and a generator that the loader was given, stay as they are.
+
+    Parameters
+    ----------
+    source : iterable
+        Gives (images, labels), or dicts with ``pixel_values`` and ``labels``, from the start each time: a
+        ``DataLoader``, a list of batches, … Images are uint8 (scaled to [0, 1]) or float (handed on as they are).
+    device : torch.device
+        Where batches are put.
+    what : str
+        Name in messages.
+    size : int, optional
+        Images in a batch; by default as they come.
+    """
+
+    source: Iterable[Any] = field(repr=False)
+    device: torch.device
+    what: str = "the loader"
+    size: int | None = None
+    counted: dict[str, int] = field(default_factory=dict, repr=False)  # images and batches of a whole pass
+
+    @property
+    def n(self) -> int:
+        """Number of images; found by a pass if none was made before."""
+        if "images" not in self.counted:
+            for _ in self:
+                pass
+        return self.counted["images"]
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no image; reads the first batch."""
+        return next(iter(self), None) is None
+
+    def __len__(self) -> int:
+        if self.size is not None:
+            return -(-self.n // self.size)
+        try:
+            return len(self.source)  # type: ignore[arg-type]
+        except (TypeError, NotImplementedError):  # a loader of a set without a length
+            if "batches" not in self.counted:
+                for _ in self:
+                    pass
+            return self.counted["batches"]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._pass(0)
+
+    def shuffled(self, rng: torch.Generator) -> Iterator[Batch]:
+        """One epoch, in the loader's own order."""
+        held: Batch | None = None
+        for batch in self._pass(int(torch.randint(1, 2**62, (), generator=rng))):
+            if held is not None:
+                # BatchNorm cannot be trained on a last batch of one image.
+                if len(batch[0]) == 1 and len(held[0]) > 2:
+                    batch = (torch.cat([held[0][-1:], batch[0]]), torch.cat([held[1][-1:], batch[1]]))
+                    held = (held[0][:-1], held[1][:-1])
+                yield held
+            held = batch
+        if held is not None:
+            yield held
+
+    def resized(self, size: int) -> "Stream":
+        """The same images in batches of ``size``."""
+        return replace(self, size=size)
+
+    def subset(self, rows: Tensor) -> Batches:
+        """The images at positions ``rows``, read in one pass and kept in memory."""
+        place = {row: i for i, row in enumerate(rows.tolist())}
+        images: list[Tensor] = [torch.empty(0)] * len(rows)
+        labels: list[Tensor] = [torch.empty(0)] * len(rows)
+        first = 0
+        for batch in self:
+            for row in range(first, first + len(batch[0])):
+                if row in place:
+                    images[place[row]], labels[place[row]] = batch[0][row - first], batch[1][row - first]
+            first += len(batch[0])
+        return Batches(torch.stack(images), torch.stack(labels), rows, size=self.size or len(rows))
+
+    def _pass(self, seed: int) -> Iterator[Batch]:
+        images = batches = 0
+        for batch in self._regrouped(self._read(seed)):
+            images += len(batch[0])
+            batches += 1
+            yield batch
+        self.counted["images"] = images
+        if self.size is None:
+            self.counted["batches"] = batches
+
+    def _regrouped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        if self.size is None:
+            yield from batches
+            return
+        parts: list[Batch] = []
+        for batch in batches:
+            parts.append(batch)
+            while (have := sum(len(images) for images, _ in parts)) >= self.size:
+                images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+                yield images[: self.size], labels[: self.size]
+                parts = [(images[self.size :], labels[self.size :])] if have > self.size else []
+        if parts:
+            images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+            yield images, labels
+
+    def _read(self, seed: int) -> Iterator[Batch]:
+        draws = _OwnDraws(self.source, seed)
+        with draws:
+            items = iter(self.source)
+        while True:
+            with draws:
+                item = next(items, _END)
+            if item is _END:
+                return
+            images, labels = batch_of(item, self.what)
+            images, labels = images.to(self.device), labels.to(self.device)
+            yield (images.float().div_(255) if images.dtype == torch.uint8 else images), labels
+
+
+Loader = Batches | Stream
+"""Data of a task: in memory, or read anew for each pass."""
+
+
+def as_loader(source: Any, *, device: torch.device, what: str = "the loader") -> Loader:
+    """``source`` as data of a task: `Batches` and `Stream` as they are, any other iterable as a `Stream`.
+
+    Raises
+    ------
+    UserError
+        If ``source`` cannot be iterated, or only once.
+    """
+    if isinstance(source, Batches | Stream):
+        return source
+    try:
+        once = iter(source) is source
+    except TypeError as error:
+        raise UserError(
+            f"{what} is a {type(source).__name__}: give a DataLoader or another iterable; {FORM}"
+        ) from error
+    if once:
+        raise UserError(
+            f"{what} is a {type(source).__name__}, which can be read once only: give a DataLoader or a list of batches"
+        )
+    return Stream(source, device, what)
+
+
+def batch_of(item: Any, what: str = "the loader") -> Batch:
+    """Images and labels of what a loader gives.
+
+    Raises
+    ------
+    UserError
+        If it is no batch.
+    """
+    if isinstance(item, Mapping):
+        images, labels = (next((item[k] for k in keys if k in item), None) for keys in (IMAGES, LABELS))
+        if images is None or labels is None:
+            raise UserError(f"{what} gives a dict with {', '.join(map(str, item))}: {FORM}")
+    elif isinstance(item, tuple | list) and len(item) >= 2:
+        images, labels = item[0], item[1]
+    else:
+        raise UserError(f"{what} gives a {type(item).__name__}: {FORM}")
+    if (not isinstance(labels, Tensor) and getattr(labels, "ndim", None) == 0) or isinstance(labels, int):
+        raise UserError(f"{what} gives single images: put the data set into a torch.utils.data.DataLoader")
+    try:
+        images, labels = torch.as_tensor(images), torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{what} gives images or labels that are no tensors ({error}): {FORM}") from error
+    if labels.ndim == 0:
+        raise UserError(f"{what} gives single images: put the data set into a torch.utils.data.DataLoader")
+    if len(images) != len(labels):
+        raise UserError(f"{what} gives {len(images)} images with {len(labels)} labels: give one label each")
+    return images, labels if labels.is_floating_point() else labels.long()
+
+
+_END = object()
+
+
+class _OwnDraws:
+    """While it is entered, torch's generator and those of a loader go on from a state of their own."""
+
+    def __init__(self, source: Any, seed: int) -> None:
+        holders = [source, getattr(source, "sampler", None)]
+        given = [getattr(holder, "generator", None) for holder in holders]
+        found = {id(g): g for g in given if isinstance(g, torch.Generator)}
+        self.generators = [torch.default_generator, *found.values()]
+        self.own = [torch.Generator(g.device).manual_seed(seed).get_state() for g in self.generators]
+
+    def __enter__(self) -> None:
+        self.callers = [g.get_state() for g in self.generators]
+        for generator, state in zip(self.generators, self.own, strict=True):
+            generator.set_state(state)
+
+    def __exit__(self, *_: object) -> None:
+        self.own = [g.get_state() for g in self.generators]
+        for generator, state in zip(self.generators, self.callers, strict=True):
+            generator.set_state(state)

@@ -264,8 +264,13 @@ def descend(
 
 
 def trainable_copy(model: nn.Module) -> nn.Module:
-    """A copy whose weights can be trained: in single precision where the model has half of it."""
-    twin = copy.deepcopy(model).requires_grad_(True)
+    """A copy whose weights can be trained: in single precision where the model has half of it.
+
+    Frozen weights stay frozen, unless all are.
+    """
+    twin = copy.deepcopy(model)
+    if not any(weight.requires_grad for weight in twin.parameters()):
+        twin.requires_grad_(True)
     return twin.float() if any(w.itemsize < 4 for w in twin.parameters()) else twin
 
 

@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from salun_core.data.batches import Batch, Batches
+from salun_core.data.batches import Batch, Loader
 
 
 @runtime_checkable
@@ -27,12 +27,12 @@ class Task(Protocol):
         ...
 
     @property
-    def forget(self) -> Batches:
+    def forget(self) -> Loader:
         """The data to forget."""
         ...
 
     @property
-    def retain(self) -> Batches:
+    def retain(self) -> Loader:
         """The data to keep."""
         ...
 
@@ -48,6 +48,6 @@ class Task(Protocol):
         """A fresh optimiser of the kind this task's models are trained with."""
         ...
 
-    def train(self, batches: Batches, *, seed: int) -> tuple[nn.Module, list[float]]:
+    def train(self, batches: Loader, *, seed: int) -> tuple[nn.Module, list[float]]:
         """Train a new model from scratch on ``batches``; returns it with the loss of each step."""
         ...

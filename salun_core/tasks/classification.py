@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from salun_core.data.batches import Batch, Batches
+from salun_core.data.batches import Batch, Loader, as_loader
 from salun_core.errors import UserError, one_of
-from salun_core.tasks.classification_training import Recipe, sgd, train_network
+from salun_core.models.classification.scores import check_classifier, class_scores
+from salun_core.networks import check_whole, device_of
+from salun_core.tasks.classification_training import RECIPES, Recipe, sgd, train_network
 
 RELABEL = ("wrong", "all")
 
@@ -23,12 +25,12 @@ class ClassificationTask:
     ----------
     model : nn.Module
         Trained on forget and retain set together: images in [0, 1] (N, C, H, W) to logits (N, K).
-    parts : mapping of str to Batches
+    parts : mapping of str to Batches or Stream
         Images by role: "forget", "retain", "validation", "test", … (see ``data.splits.ROLES``).
-    build : callable
-        ``build(seed)`` returns a freshly initialised network of the same kind.
-    recipe : Recipe
-        How such a network is trained from scratch.
+    build : callable, optional
+        ``build(seed)`` returns a freshly initialised network of the same kind. Only Retrain needs it.
+    recipe : Recipe, optional
+        How such a network is trained from scratch. Only Retrain needs it.
     relabel : str
         "wrong": random labels are uniform over the K - 1 wrong classes (the paper's y' ≠ y); "all": over
         all K classes, as the released code draws them.
@@ -39,9 +41,9 @@ class ClassificationTask:
     """
 
     model: nn.Module
-    parts: Mapping[str, Batches]
-    build: Callable[[int], nn.Module]
-    recipe: Recipe
+    parts: Mapping[str, Loader]
+    build: Callable[[int], nn.Module] | None = None
+    recipe: Recipe | None = None
     relabel: str = "wrong"
     bf16: bool = False
     compile: bool = False
@@ -50,16 +52,16 @@ class ClassificationTask:
     def __post_init__(self) -> None:
         one_of(self.relabel, RELABEL, "choice of random labels")
         for role in ("forget", "retain"):
-            if self.parts[role].n == 0:
+            if self.parts[role].empty:
                 raise UserError(f"the {role} set holds no images: choose another forget_fraction or class")
 
     @property
-    def forget(self) -> Batches:
+    def forget(self) -> Loader:
         """The images to forget."""
         return self.parts["forget"]
 
     @property
-    def retain(self) -> Batches:
+    def retain(self) -> Loader:
         """The images to keep."""
         return self.parts["retain"]
 
@@ -67,32 +69,85 @@ class ClassificationTask:
         """Class scores (N, K) in float32 (or double, for a double model)."""
         # Only training runs in bfloat16: masks and metrics are taken in evaluation mode.
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16 and model.training):
-            scores = model(images)
+            scores = class_scores(model, images)
         return scores if scores.dtype == torch.float64 else scores.float()
 
     def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator | None = None) -> Tensor:
         """Cross-entropy with the true label, nats per image."""
         images, labels = batch
-        return F.cross_entropy(self.logits(model, images), labels)
+        logits = self.logits(model, images)
+        return F.cross_entropy(logits, labels.to(logits.device))
 
     def relabel_loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> Tensor:
         """Cross-entropy with a label drawn at random (SalUn, the forgetting term), nats per image."""
         images, labels = batch
         logits = self.logits(model, images)
-        return F.cross_entropy(
-            logits, random_labels(labels, logits.size(1), rng, wrong=self.relabel == "wrong")
-        )
+        drawn = random_labels(labels, logits.size(1), rng, wrong=self.relabel == "wrong")
+        return F.cross_entropy(logits, drawn.to(logits.device))
 
     def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
         """SGD with momentum 0.9 and weight decay 5e-4, constant learning rate."""
         return sgd(model, lr)
 
-    def train(self, batches: Batches, *, seed: int) -> tuple[nn.Module, list[float]]:
+    def train(self, batches: Loader, *, seed: int) -> tuple[nn.Module, list[float]]:
         """Train a new network from scratch; the loss is given for each epoch."""
-        net = self.build(seed).to(batches.images.device).to(memory_format=torch.channels_last)
+        if self.build is None or self.recipe is None:
+            raise UserError(
+                "training from scratch needs a new network and a recipe: give the task build= (a function of a seed "
+                f"that returns a network) and recipe= (a Recipe, or one of {', '.join(RECIPES)})"
+            )
+        net = self.build(seed).to(batches.device).to(memory_format=torch.channels_last)
         step = cast(nn.Module, torch.compile(net)) if self.compile else net
         _, losses = train_network(step, batches, self.loss, recipe=self.recipe, seed=seed)
         return net.eval(), losses
+
+
+def classification_task(
+    model: nn.Module,
+    *,
+    forget: Any,
+    retain: Any,
+    test: Any = None,
+    build: Callable[[int], nn.Module] | None = None,
+    recipe: Recipe | str | None = None,
+    relabel: str = "wrong",
+    bf16: bool = False,
+    compile: bool = False,
+) -> ClassificationTask:
+    """Make a task of any classifier and any loaders.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A trained classifier: images to logits (N, K), as a tensor or in an output with ``logits`` (the models of
+        transformers). Left as it is; methods return a new model.
+    forget, retain, test : iterable
+        ``DataLoader``, list of batches, …: (images, labels), or dicts with ``pixel_values`` and ``labels``. Images as
+        the model takes them, labels int64 (N,) from 0. They are read anew for each pass, in the order and with the
+        augmentation that they give, so that a set may be larger than memory; only IU picks images at random, and
+        holds its ``samples`` images in memory. A loader of ``retain`` should shuffle.
+    build : callable, optional
+        ``build(seed)`` returns a freshly initialised network. Only Retrain needs it, and ``recipe``.
+    recipe : Recipe or str, optional
+        How such a network is trained; a key of ``RECIPES``.
+    relabel, bf16, compile
+        As in `ClassificationTask`.
+
+    Raises
+    ------
+    UserError
+        If model and loaders do not fit together, or the model is wrapped for several devices.
+    """
+    check_whole(model)
+    given = {"forget": forget, "retain": retain} | ({"test": test} if test is not None else {})
+    parts = {role: as_loader(source, device=device_of(model), what=role) for role, source in given.items()}
+    for role, part in parts.items():
+        first = next(iter(part), None)
+        if first is not None:
+            check_classifier(model, *first, what=role)
+    if isinstance(recipe, str):
+        recipe = RECIPES[one_of(recipe, RECIPES, "recipe")]
+    return ClassificationTask(model, parts, build, recipe, relabel=relabel, bf16=bf16, compile=compile)
 
 
 def random_labels(labels: Tensor, classes: int, rng: torch.Generator, *, wrong: bool = True) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from salun_core.data.batches import Batch, Batches
+from salun_core.data.batches import Batch, Loader
 from salun_core.errors import UserError
 from salun_core.rng import generator, isolated
 
@@ -67,7 +67,7 @@ def sgd(
 
 
 def train_network(
-    model: nn.Module, batches: Batches, loss: Loss, *, recipe: Recipe, seed: int
+    model: nn.Module, batches: Loader, loss: Loss, *, recipe: Recipe, seed: int
 ) -> tuple[nn.Module, list[float]]:
     """Train ``model`` in place on ``batches``.
 
@@ -75,7 +75,7 @@ def train_network(
     ----------
     model : nn.Module
         Freshly initialised, on the device of the images.
-    batches : Batches
+    batches : Batches or Stream
         The training set; its ``size`` is replaced by the recipe's.
     loss : callable
         ``loss(model, batch)``, a mean over the batch.

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from salun_core.data.batches import Batches
+from salun_core.data.batches import Loader
 from salun_core.errors import UserError, one_of
 from salun_core.models.diffusion.unet import class_count
 from salun_core.tasks.classification import random_labels
@@ -30,7 +30,7 @@ class DiffusionTask(NoisePrediction):
     model : nn.Module
         Trained on forget and retain set together; predicts noise given a noisy image in [-1, 1], a time
         step and a class, or number K for no class.
-    parts : mapping of str to Batches
+    parts : mapping of str to Batches or Stream
         Images by role, at least "forget" and "retain".
     build : callable
         ``build(seed)`` returns a freshly initialised network of the same kind.
@@ -67,7 +67,7 @@ class DiffusionTask(NoisePrediction):
     """
 
     model: nn.Module
-    parts: Mapping[str, Batches]
+    parts: Mapping[str, Loader]
     build: Callable[[int], nn.Module]
     recipe: DiffusionRecipe
     schedule: "DDPMScheduler"
@@ -79,7 +79,7 @@ class DiffusionTask(NoisePrediction):
     antithetic: bool = False
     bf16: bool = False
     compile: bool = False
-    checkpoint: Callable[[int, Batches], Path] | None = None
+    checkpoint: Callable[[int, Any], Path] | None = None
     deadline: float | None = None
     progress: bool = False
     kind: str = "diffusion"
@@ -91,7 +91,7 @@ class DiffusionTask(NoisePrediction):
         if self.mask_draws < 1:
             raise UserError(f"mask_draws must be at least 1, got {self.mask_draws}")
         for role in ("forget", "retain"):
-            if self.parts[role].n == 0:
+            if self.parts[role].empty:
                 raise UserError(f"the {role} set holds no images: choose another class to forget")
         object.__setattr__(self, "classes", class_count(self.model))
 
@@ -122,9 +122,9 @@ class DiffusionTask(NoisePrediction):
         """Adam without weight decay, constant learning rate, gradients limited as in training."""
         return adam(model, lr, clip=self.recipe.clip)
 
-    def train(self, batches: Batches, *, seed: int) -> tuple[nn.Module, list[float]]:
+    def train(self, batches: Loader, *, seed: int) -> tuple[nn.Module, list[float]]:
         """Train a new network from scratch; the loss is given for each pass through the data."""
-        net = self.build(seed).to(batches.images.device)
+        net = self.build(seed).to(batches.device)
         if self.compile:
             net.compile()
         return train_diffusion(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from salun_core.data.batches import Batch, Batches
+from salun_core.data.batches import Batch, Loader
 from salun_core.errors import UserError, one_of
 from salun_core.files import write_whole
 from salun_core.rng import generator, isolated
@@ -106,7 +106,7 @@ def limited(optimizer: torch.optim.Optimizer, clip: float) -> torch.optim.Optimi
 
 def train_diffusion(
     model: nn.Module,
-    batches: Batches,
+    batches: Loader,
     loss: Loss,
     *,
     recipe: DiffusionRecipe,
@@ -123,7 +123,7 @@ def train_diffusion(
     ----------
     model : nn.Module
         Freshly initialised, on the device of the images.
-    batches : Batches
+    batches : Batches or Stream
         The training set; its ``size`` is replaced by the recipe's.
     loss : callable
         ``loss(model, batch, rng)``, a mean over the batch.
@@ -278,7 +278,7 @@ class _State:
             raise UserError(f"the checkpoint {path} is damaged: delete it to start again") from error
 
 
-def _from(batches: Batches, seed: int, done: int, steps: int) -> Iterator[tuple[int, Batch]]:
+def _from(batches: Loader, seed: int, done: int, steps: int) -> Iterator[tuple[int, Batch]]:
     """Number and batch of every step from ``done`` on: each pass through the data has its own stream."""
     step = done - done % len(batches)
     for epoch in itertools.count(done // len(batches)):

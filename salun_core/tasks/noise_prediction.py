@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from salun_core.data.batches import Batch, Batches
+from salun_core.data.batches import Batch, Loader
 from salun_core.models.diffusion.unet import guided_noise, predict_noise
 from salun_core.rng import derive
 
@@ -22,7 +22,7 @@ class NoisePrediction:
     """
 
     model: nn.Module
-    parts: Mapping[str, Batches]
+    parts: Mapping[str, Loader]
     schedule: Any
     target: str
     relabel_drop: float
@@ -46,12 +46,12 @@ class NoisePrediction:
         return None
 
     @property
-    def forget(self) -> Batches:
+    def forget(self) -> Loader:
         """The images to forget."""
         return self.parts["forget"]
 
     @property
-    def retain(self) -> Batches:
+    def retain(self) -> Loader:
         """The images to keep."""
         return self.parts["retain"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from salun_core.data.batches import Batches
+from salun_core.data.batches import Batches, Loader
 from salun_core.errors import UserError, one_of
 from salun_core.models.text_to_image.pipelines import Prompts, check_pipeline, encode_images, encode_prompts
 from salun_core.tasks.diffusion_training import limited
@@ -87,6 +87,16 @@ class TextToImageTask(NoisePrediction):
             )
 
     @property
+    def forget(self) -> Batches:
+        """Latents to forget, with the numbers of their prompts."""
+        return self.parts["forget"]
+
+    @property
+    def retain(self) -> Batches:
+        """Latents to keep, with the numbers of their prompts."""
+        return self.parts["retain"]
+
+    @property
     def null(self) -> int:
         """Number of the empty prompt."""
         return 0
@@ -150,7 +160,7 @@ class TextToImageTask(NoisePrediction):
             made = torch.optim.Adam(weights, lr=lr)
         return limited(made, self.clip)
 
-    def train(self, batches: Batches, *, seed: int) -> tuple[nn.Module, list[float]]:
+    def train(self, batches: Loader, *, seed: int) -> tuple[nn.Module, list[float]]:
         """Refused: these pipelines are not trained from scratch here."""
         raise UserError(
             "a text-to-image pipeline is not trained again here: compare with the original and with the "

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from salun_core.data import DATASETS, ImageData, from_datasets, load_dataset
-from salun_core.data.batches import Batches
+from salun_core.data.batches import Batches, Loader
 from salun_core.data.images import resized
 from salun_core.data.splits import split_data
 from salun_core.errors import UserError
@@ -425,7 +425,7 @@ def _trained(
     return best, most
 
 
-def _accuracy(net: nn.Module, batches: Batches) -> float:
+def _accuracy(net: nn.Module, batches: Loader) -> float:
     return 1 - float(unlearning_accuracy(evaluate(net, {"forget": batches})))
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from pydantic import Field, field_validator
 
+from salun_core.data.batches import Batches
 from salun_core.errors import Diverged, UserError, one_of
 from salun_core.experiments.classification.lab import ClassifierLab
 from salun_core.experiments.classification.method_comparison import ClassifierParams, Results, finished
@@ -188,6 +189,7 @@ def _pairs(
     paper = MaskSpec("salient", keep)
     mask = of(paper)
     task = lab.task(seed, scenario)
+    assert isinstance(task.forget, Batches)
     for size in (1 + task.forget.size // 3, 1 + task.forget.size // 10):
         other = saliency_mask(task.model, task.forget.resized(size), task.loss, keep=keep)
         yield "batch size", f"{task.forget.size} and {size}", mask, other

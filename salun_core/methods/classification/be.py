@@ -11,6 +11,8 @@ from torch.nn.utils import skip_init
 from salun_core.errors import UserError, one_of
 from salun_core.methods.engine import Method, Unlearned, descend, rounds
 from salun_core.methods.search import between
+from salun_core.models.classification.scores import class_scores
+from salun_core.networks import evaluating
 from salun_core.rng import generator
 from salun_core.saliency import Mask, check_mask
 from salun_core.tasks.base import Task
@@ -83,8 +85,8 @@ def be(
 def classifier_head(task: Task) -> tuple[str, nn.Linear]:
     """The last linear layer that has one output per class, with its name."""
     images, _ = next(iter(task.forget))
-    with torch.no_grad():
-        classes = task.model.eval()(images[:1]).size(1)
+    with torch.no_grad(), evaluating(task.model) as model:
+        classes = class_scores(model, images[:1]).size(1)
     heads = [
         (n, m)
         for n, m in task.model.named_modules()
@@ -106,7 +108,7 @@ def _widened(head: nn.Linear, rng: torch.Generator) -> nn.Linear:
     """``head`` with one more output, drawn as torch initialises a linear layer."""
     bound = head.in_features**-0.5
     wide = _uninitialised(head, head.out_features + 1)
-    new = (torch.rand(1, head.in_features + 1, generator=rng) * 2 - 1).to(head.weight.device) * bound
+    new = (torch.rand(1, head.in_features + 1, generator=rng) * 2 - 1).to(head.weight) * bound
     with torch.no_grad():
         wide.weight.copy_(torch.cat([head.weight, new[:, :-1]]))
         if head.bias is not None:
@@ -127,7 +129,12 @@ def _narrowed(head: nn.Module, outputs: int) -> nn.Linear:
 def _uninitialised(head: nn.Linear, outputs: int) -> nn.Linear:
     """A layer like ``head`` with another number of outputs; draws no random numbers."""
     layer = skip_init(
-        nn.Linear, head.in_features, outputs, bias=head.bias is not None, device=head.weight.device
+        nn.Linear,
+        head.in_features,
+        outputs,
+        bias=head.bias is not None,
+        device=head.weight.device,
+        dtype=head.weight.dtype,
     )
     assert isinstance(layer, nn.Linear)
     return layer

@@ -7,8 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from salun_core.data.batches import Batch
+from salun_core.errors import UserError
 from salun_core.methods.engine import Method, Unlearned, descend, rounds
 from salun_core.methods.search import between
+from salun_core.models.classification.scores import class_scores
+from salun_core.networks import evaluating
 from salun_core.rng import generator
 from salun_core.saliency import Mask
 from salun_core.tasks.base import Task
@@ -56,13 +59,19 @@ def bs(
 def label_across(task: Task, batch: Batch, *, bound: float) -> Tensor:
     """Class (N,) that the original model sees one adversarial step away; it can be the true one."""
     images, labels = batch
+    low, high = (float(value) for value in images.aminmax())
+    if low < 0 or high > 1:
+        raise UserError(
+            f"BS steps from pixel to pixel in [0, 1], but images go from {low:.2g} to {high:.2g}: "
+            "leave normalisation to the model's first layer"
+        )
     # In evaluation mode: the original model only labels, it does not learn here.
-    frozen = task.model.eval()
-    images = images.detach().requires_grad_(True)
-    (slope,) = torch.autograd.grad(F.cross_entropy(frozen(images), labels), images)
-    moved = (images.detach() + bound * slope.sign()).clamp(0, 1).mul(255).round().div(255)
-    with torch.no_grad():
-        return frozen(moved).argmax(dim=1)
+    with evaluating(task.model) as frozen:
+        images = images.detach().requires_grad_(True)
+        (slope,) = torch.autograd.grad(F.cross_entropy(class_scores(frozen, images), labels), images)
+        moved = (images.detach() + bound * slope.sign()).clamp(0, 1).mul(255).round().div(255)
+        with torch.no_grad():
+            return class_scores(frozen, moved).argmax(dim=1)
 
 
 METHOD = Method(

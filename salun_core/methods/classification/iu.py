@@ -1,14 +1,13 @@
 """Influence unlearning: one step along an approximate inverse Hessian."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from salun_core.data.batches import Batches
+from salun_core.data.batches import Batches, Loader
 from salun_core.errors import Diverged, UserError
-from salun_core.methods.engine import Method, Unlearned
+from salun_core.methods.engine import Method, Unlearned, trainable_copy
 from salun_core.methods.search import between
 from salun_core.rng import generator
 from salun_core.saliency import Mask, check_mask
@@ -49,7 +48,7 @@ def iu(
     """
     if samples < 1:
         raise UserError(f"samples must be at least 1, got {samples}")
-    model = copy.deepcopy(task.model).eval().requires_grad_(True)
+    model = trainable_copy(task.model).eval()
     if mask is not None:
         check_mask(mask, model)
     n_f, n_r = task.forget.n, task.retain.n
@@ -70,8 +69,9 @@ def iu(
     if not torch.isfinite(step).all():
         raise Diverged("the influence step is not finite: the model's gradients are too large")
     with torch.no_grad():
-        parts = step.split([w.numel() for w in model.parameters()])
-        for (name, weight), part in zip(model.named_parameters(), parts, strict=True):
+        weights = _weights(model)
+        parts = step.split([w.numel() for w in weights.values()])
+        for (name, weight), part in zip(weights.items(), parts, strict=True):
             change = alpha * part.view_as(weight)
             weight.copy_(
                 weight + change if mask is None else torch.where(mask[name], weight + change, weight)
@@ -79,29 +79,36 @@ def iu(
     return Unlearned(model, [], samples=n + len(rows))
 
 
-def _summed_gradient(task: Task, model: nn.Module, batches: Batches) -> Tensor:
-    weights = list(model.parameters())
-    total = torch.zeros(sum(w.numel() for w in weights), device=weights[0].device)
+def _summed_gradient(task: Task, model: nn.Module, batches: Loader) -> Tensor:
+    weights = list(_weights(model).values())
+    total = torch.zeros(sum(w.numel() for w in weights), dtype=weights[0].dtype, device=weights[0].device)
     for batch in batches:
-        grads = torch.autograd.grad(task.loss(model, batch) * len(batch[0]), weights)
+        loss = task.loss(model, batch) * len(batch[0])
+        grads = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
         total += torch.cat([g.reshape(-1) for g in grads])
     return total
 
 
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that are not frozen."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
 def _per_image_gradients(task: Task, model: nn.Module, batches: Batches):  # type: ignore[no-untyped-def]
     """Yield the loss gradient (P,) of each image in order, several at a time through the network."""
-    weights: dict[str, Tensor] = dict(model.named_parameters())
-    buffers = dict(model.named_buffers())
+    weights = _weights(model)
+    fixed = {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
     def loss_of_one(weights: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        network = _Bound(model, {**weights, **buffers})
+        network = _Bound(model, {**fixed, **weights})
         return task.loss(network, (image[None], label[None]))
 
     gradient = vmap(grad(loss_of_one), in_dims=(None, 0, 0))
     count = sum(w.numel() for w in weights.values())
     together = max(1, min(64, GRADIENT_BYTES // (4 * count)))
     for images, labels in batches.resized(together):
-        parts = gradient(weights, images.contiguous(), labels)
+        with sdpa_kernel(SDPBackend.MATH):  # the others cannot be taken for several images at once
+            parts = gradient(weights, images.to(next(iter(weights.values())).dtype).contiguous(), labels)
         yield from torch.cat([parts[name].reshape(len(images), -1) for name in weights], dim=1)
 
 

@@ -11,10 +11,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from salun_core.data.batches import Batches
+from salun_core.data.batches import Batches, Loader
 from salun_core.data.splits import ROLES
 from salun_core.errors import Diverged, UserError
 from salun_core.files import write_whole
+from salun_core.models.classification.scores import class_scores
+from salun_core.networks import evaluating
 
 FIELDS = {"logits": torch.float32, "labels": torch.int64, "ids": torch.int64, "roles": torch.uint8}
 
@@ -104,30 +106,26 @@ class Evaluation:
         return cls(**tensors)
 
 
-def evaluate(model: nn.Module, parts: Mapping[str, Batches]) -> Evaluation:
+def evaluate(model: nn.Module, parts: Mapping[str, Loader]) -> Evaluation:
     """Run a model once over every image, in evaluation mode and without augmentation.
 
     Parameters
     ----------
     model : nn.Module
         Float images (N, C, H, W) to logits (N, K). Left in the mode it was in.
-    parts : mapping of str to Batches
-        Images by role, on the model's device.
+    parts : mapping of str to Batches or Stream
+        Images by role. Those of a stream have no ids of their own: then all images are numbered in turn.
     """
-    was_training = model.training
-    model.eval()
-    logits, labels, ids, roles = [], [], [], []
-    try:
-        with torch.no_grad():
-            for role, batches in parts.items():
-                for images, _ in batches:
-                    logits.append(model(images).float().cpu())
-                labels.append(batches.labels.cpu())
-                ids.append(batches.ids.cpu())
-                roles.append(torch.full((batches.n,), ROLES.index(role), dtype=torch.uint8))
-    finally:
-        model.train(was_training)
-    return Evaluation(torch.cat(logits), torch.cat(labels), torch.cat(ids), torch.cat(roles))
+    logits, labels, roles = [], [], []
+    with torch.no_grad(), evaluating(model):
+        for role, batches in parts.items():
+            for images, true in batches:
+                logits.append(class_scores(model, images).float().cpu())
+                labels.append(true.cpu())
+                roles.append(torch.full((len(true),), ROLES.index(role), dtype=torch.uint8))
+    known = [batches.ids.cpu() for batches in parts.values() if isinstance(batches, Batches)]
+    ids = torch.cat(known) if len(known) == len(parts) else torch.arange(sum(map(len, labels)))
+    return Evaluation(torch.cat(logits), torch.cat(labels), ids, torch.cat(roles))
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
