@@ -4,6 +4,7 @@ import copy
 import inspect
 import itertools
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,12 +73,43 @@ class Method:
     source: str = ""
     like: "Method | None" = None
 
+    def __post_init__(self) -> None:
+        # So that `help`, `?` and `inspect.signature` tell of the function behind, not of this class.
+        object.__setattr__(self, "__signature__", self._signature())
+        object.__setattr__(self, "__doc__", self._help())
+
+    def _signature(self) -> inspect.Signature:
+        """That of ``run``, with the settings it hands on written out."""
+        signature = inspect.signature(self.run)
+        own = list(signature.parameters.values())
+        if self.like is None:
+            return signature
+        listed = [p for p in own if p.kind is not p.VAR_KEYWORD]
+        more = [
+            p
+            for p in self.like._signature().parameters.values()
+            if p.kind is p.KEYWORD_ONLY and p.name not in signature.parameters
+        ]
+        return signature.replace(parameters=listed + more)
+
+    def _help(self) -> str:
+        signature = self._signature()
+        plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+        call = f"{self.run.__name__}{signature.replace(parameters=plain, return_annotation=signature.empty)}"
+        call = textwrap.fill(call, 100, subsequent_indent="    ", break_long_words=False)
+        about = [inspect.getdoc(method.run) or "" for method in (self, self.like) if method]
+        more = f"\n\nThe settings of {self.like.label}\n\n" if self.like else ""
+        return f"{call}\n\n{more.join(about)}"
+
+    def __repr__(self) -> str:
+        return f"<unlearning method {self.run.__name__}>"
+
     @property
     def defaults(self) -> dict[str, Any]:
         """Every setting of the method with its default; the mask and what makes it are not settings."""
-        parameters = inspect.signature(self.run).parameters.values()
-        own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-        settings = {**(self.like.defaults if self.like else {}), **own}
+        settings = {
+            p.name: p.default for p in self._signature().parameters.values() if p.kind is p.KEYWORD_ONLY
+        }
         return {name: value for name, value in settings.items() if name not in ("mask", "seed", "keep")}
 
     @property
@@ -86,9 +118,14 @@ class Method:
         return self.run.__module__
 
     def __call__(self, task: Task, **settings: Any) -> Unlearned:
-        """Run the method; refuse a task of another kind."""
+        """Run the method; refuse a task of another kind, and settings it does not have."""
         if self.tasks and task.kind not in self.tasks:
             raise UserError(f"{self.label} works on {', '.join(self.tasks)} only, not on {task.kind}")
+        parameters = self._signature().parameters.values()
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+            for name in settings:
+                one_of(name, known, f"setting of {self.label}")
         return self.run(task, **settings)
 
 

@@ -1,4 +1,7 @@
 import copy
+import inspect
+import pydoc
+import re
 from dataclasses import replace
 
 import pytest
@@ -245,6 +248,26 @@ def test_frozen_statistics_stay_and_others_move():
 def test_bad_settings_are_refused(settings_, message):
     with pytest.raises(UserError, match=message):
         METHODS["rl"](trained_task(), **settings_)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_help_shows_the_settings_of_the_method_and_their_defaults(name):
+    method = METHODS[name]
+    shown = pydoc.render_doc(method, renderer=pydoc.plaintext)
+    call = re.search(rf"\n +{method.run.__name__}\(task, .*?\)\n", shown, re.DOTALL)[0]
+    for setting, default in {**method.defaults, "mask": None, "seed": 0}.items():
+        assert re.search(rf"\b{setting}={re.escape(repr(default))}[,)]", call)
+    assert inspect.getdoc(method.run).splitlines()[0] in shown
+    assert set(inspect.signature(method).parameters) >= {"task", "mask", "seed", *method.defaults}
+    assert method.like is None or inspect.getdoc(method.like.run).splitlines()[0] in shown
+
+
+@pytest.mark.parametrize("name", ["salun", "rl", "salun_soft", "iu", "retrain"])
+def test_a_misspelt_setting_names_the_method_that_was_called(name):
+    with pytest.raises(UserError, match=f"setting of {METHODS[name].label} 'epoches'"):
+        METHODS[name](trained_task(), epoches=3)
+    with pytest.raises(UserError, match="did you mean 'epochs'"):
+        METHODS["salun"](trained_task(), epoches=3)
 
 
 def test_retraining_under_a_mask_is_refused():
