@@ -99,18 +99,22 @@ class Chart:
     def __repr__(self) -> str:
         return self.alt
 
-    def _repr_html_(self) -> str:
+    def image(self) -> str:
+        """The figure as an image element that holds its own data."""
         kind, content = ("png", self.png()) if self.photo else ("svg+xml", self.svg())
         source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+        return (
+            f'<img class="{"photo" if self.photo else "chart"}" '
+            f'alt="{html.escape(self.alt, quote=True)}" src="{source}">'
+        )
+
+    def _repr_html_(self) -> str:
         caption = (
             f"<figcaption>{html.escape(self.caption[:1].upper() + self.caption[1:])}</figcaption>"
             if self.caption
             else ""
         )
-        image = (
-            f'<img class="{"photo" if self.photo else "chart"}" '
-            f'alt="{html.escape(self.alt, quote=True)}" src="{source}">'
-        )
+        image = self.image()
         if self.spots:
             image = f'<div class="spots" style="position:relative;width:fit-content">{image}{overlay(self.figure, self.spots)}</div>'
         return f'<figure class="result" tabindex="0">{image}{caption}</figure>'

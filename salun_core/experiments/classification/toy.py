@@ -1,0 +1,172 @@
+"""Forgetting in two dimensions: a network small enough that its whole decision can be drawn."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from salun_core.data.batches import Batches
+from salun_core.experiments.runs.params import Params
+from salun_core.methods import METHODS
+from salun_core.metrics import METRICS, evaluate
+from salun_core.metrics.classification.outputs import Evaluation
+from salun_core.rng import derive, generator, isolated
+from salun_core.saliency import Mask, check_keep, random_mask, saliency_scores, top_mask
+from salun_core.tasks.classification import ClassificationTask
+from salun_core.tasks.classification_training import Recipe
+
+CLASSES = 3
+REACH = 1.25  # the plane is drawn from -REACH to REACH in both directions
+RECIPE = Recipe(epochs=150, lr=0.1, batch_size=64, weight_decay=1e-4)
+
+
+class ToyParams(Params):
+    """Parameters of the two-dimensional example."""
+
+    experiment: ClassVar[str] = "toy"
+
+    keep: float = 0.2
+    steps: int = Field(40, ge=1)
+    lr: float = Field(0.005, gt=0)
+    retrained: int = Field(5, ge=1)
+    seed: int = Field(0, ge=0)
+
+    @field_validator("keep")
+    @classmethod
+    def _keep(cls, value: float) -> float:
+        check_keep(value)
+        return value
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model on the plane.
+
+    Parameters
+    ----------
+    logits : Tensor
+        At the points of `grid`, float32 (G, G, K): rows from bottom to top.
+    evaluation : Evaluation
+        Its logits for the points of the data.
+    """
+
+    logits: Tensor
+    evaluation: Evaluation
+
+    def metrics(self) -> dict[str, float]:
+        """UA, RA and TA, in [0, 1]."""
+        return {name: float(METRICS[name](self.evaluation)) for name in ("UA", "RA", "TA")}
+
+
+@dataclass(frozen=True)
+class Toy:
+    """What the example shows.
+
+    Parameters
+    ----------
+    task : ClassificationTask
+        The trained network and its points.
+    retrained : list of Snapshot
+        Models trained again without the forget points.
+    paths : dict of str to list of Snapshot
+        By mask ("none", "salient", "random"): the model before unlearning, and after each step.
+    silent : float
+        Share of weights whose gradient on the forget points is exactly 0, in [0, 1].
+    """
+
+    task: ClassificationTask
+    retrained: list[Snapshot]
+    paths: dict[str, list[Snapshot]]
+    silent: float
+
+
+def spirals(n: int, rng: torch.Generator, *, noise: float = 0.045) -> tuple[Tensor, Tensor, Tensor]:
+    """Points on three spiral arms.
+
+    Returns
+    -------
+    points, labels, along
+        (n, 2) float32, int64 (n,), and the position on the arm in [0, 1], (n,).
+    """
+    labels = torch.arange(n) % CLASSES
+    along = torch.rand(n, generator=rng)
+    radius = 0.15 + 0.9 * along
+    angle = 2.2 * along + labels * 2 * math.pi / CLASSES
+    points = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1)
+    return points + noise * torch.randn(n, 2, generator=rng), labels, along
+
+
+def network(seed: int, *, hidden: int = 24) -> nn.Module:
+    """Two inputs, two hidden layers, three classes: 747 weights."""
+    with isolated(seed, "toy network"):
+        return nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(2, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, CLASSES),
+        )
+
+
+def make_task(seed: int) -> ClassificationTask:
+    """A network trained on 150 points; the end of one arm, a fifth of its class, is to be forgotten."""
+    rng = generator(seed, "toy points")
+    points, labels, along = spirals(150, rng)
+    held_out, held_out_labels, _ = spirals(300, rng)
+    leaves = (labels == 0) & (along > 0.8)
+    parts = {}
+    ids = torch.arange(450)
+    for role, rows, where, what in (
+        ("forget", ids[:150][leaves], points[leaves], labels[leaves]),
+        ("retain", ids[:150][~leaves], points[~leaves], labels[~leaves]),
+        ("test", ids[150:], held_out, held_out_labels),
+    ):
+        parts[role] = Batches(where[:, :, None, None], what, rows, size=32)
+    start = network(derive(seed, "original"))
+    task = ClassificationTask(start, parts, network, RECIPE)
+    everything = Batches(points[:, :, None, None], labels, ids[:150])
+    original, _ = task.train(everything, seed=derive(seed, "original"))
+    return ClassificationTask(original, parts, network, RECIPE)
+
+
+def grid(side: int = 41) -> Tensor:
+    """Points that cover the plane, (side, side, 2): rows from bottom to top."""
+    line = torch.linspace(-REACH, REACH, side)
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    return torch.stack([x, y], dim=-1)
+
+
+def snapshot(model: nn.Module, task: ClassificationTask) -> Snapshot:
+    """The logits of a model on the plane and on the data."""
+    places = grid()
+    with torch.no_grad():
+        logits = model(places.reshape(-1, 2, 1, 1)).view(*places.shape[:2], CLASSES)
+    return Snapshot(logits, evaluate(model, task.parts))
+
+
+def run(params: ToyParams) -> Toy:
+    """Train, retrain, and follow random labelling under each mask, step by step."""
+    task = make_task(params.seed)
+    scores = saliency_scores(task.model, task.forget, task.loss)
+    drawn = random_mask(scores, keep=params.keep, rng=generator(params.seed, "toy random mask"))
+    masks = {"none": None, "salient": top_mask(scores, keep=params.keep), "random": drawn}
+    unlearn = partial(METHODS["rl"], task, lr=params.lr, order="interleaved", seed=params.seed)
+
+    def path(mask: Mask | None) -> Iterator[Snapshot]:
+        yield snapshot(task.model, task)
+        for steps in range(1, params.steps + 1):  # a run of s steps is the beginning of every longer one
+            yield snapshot(unlearn(mask=mask, steps=steps).model, task)
+
+    retrained = [
+        snapshot(METHODS["retrain"](task, replica=replica, seed=params.seed).model, task)
+        for replica in range(params.retrained)
+    ]
+    flat = torch.cat([values.flatten() for values in scores.values()])
+    silent = (flat == 0).double().mean().item()
+    return Toy(task, retrained, {kind: list(path(mask)) for kind, mask in masks.items()}, silent)
