@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -69,8 +69,10 @@ class Toy:
 
     Parameters
     ----------
+    points : dict of str to Batches
+        Points by role.
     task : ClassificationTask
-        The trained network and its points.
+        The trained network on these points.
     retrained : list of Snapshot
         Models trained again without the forget points.
     paths : dict of str to list of Snapshot
@@ -79,6 +81,7 @@ class Toy:
         Share of weights whose gradient on the forget points is exactly 0, in [0, 1].
     """
 
+    points: dict[str, Batches]
     task: ClassificationTask
     retrained: list[Snapshot]
     paths: dict[str, list[Snapshot]]
@@ -114,25 +117,34 @@ def network(seed: int, *, hidden: int = 24) -> nn.Module:
         )
 
 
-def make_task(seed: int) -> ClassificationTask:
-    """A network trained on 150 points; the end of one arm, a fifth of its class, is to be forgotten."""
+def make_points(seed: int) -> dict[str, Batches]:
+    """150 points by role, and 300 to test on; the end of one arm, a fifth of its class, is to be forgotten."""
     rng = generator(seed, "toy points")
     points, labels, along = spirals(150, rng)
     held_out, held_out_labels, _ = spirals(300, rng)
     leaves = (labels == 0) & (along > 0.8)
-    parts = {}
     ids = torch.arange(450)
-    for role, rows, where, what in (
-        ("forget", ids[:150][leaves], points[leaves], labels[leaves]),
-        ("retain", ids[:150][~leaves], points[~leaves], labels[~leaves]),
-        ("test", ids[150:], held_out, held_out_labels),
-    ):
-        parts[role] = Batches(where[:, :, None, None], what, rows, size=32)
-    start = network(derive(seed, "original"))
-    task = ClassificationTask(start, parts, network, RECIPE)
-    everything = Batches(points[:, :, None, None], labels, ids[:150])
-    original, _ = task.train(everything, seed=derive(seed, "original"))
-    return ClassificationTask(original, parts, network, RECIPE)
+    return {
+        role: Batches(where[:, :, None, None], what, rows, size=32)
+        for role, rows, where, what in (
+            ("forget", ids[:150][leaves], points[leaves], labels[leaves]),
+            ("retain", ids[:150][~leaves], points[~leaves], labels[~leaves]),
+            ("test", ids[150:], held_out, held_out_labels),
+        )
+    }
+
+
+def make_task(points: dict[str, Batches], seed: int) -> ClassificationTask:
+    """The task of a network trained on the forget and retain points together."""
+    both = [points[role] for role in ("forget", "retain")]
+    everything = Batches(
+        torch.cat([part.images for part in both]),
+        torch.cat([part.labels for part in both]),
+        torch.cat([part.ids for part in both]),
+    )
+    start = ClassificationTask(network(seed), points, network, RECIPE)
+    original, _ = start.train(everything, seed=derive(seed, "original"))
+    return replace(start, model=original)
 
 
 def grid(side: int = 41) -> Tensor:
@@ -152,7 +164,8 @@ def snapshot(model: nn.Module, task: ClassificationTask) -> Snapshot:
 
 def run(params: ToyParams) -> Toy:
     """Train, retrain, and follow random labelling under each mask, step by step."""
-    task = make_task(params.seed)
+    points = make_points(params.seed)
+    task = make_task(points, params.seed)
     scores = saliency_scores(task.model, task.forget, task.loss)
     drawn = random_mask(scores, keep=params.keep, rng=generator(params.seed, "toy random mask"))
     masks = {"none": None, "salient": top_mask(scores, keep=params.keep), "random": drawn}
@@ -169,4 +182,4 @@ def run(params: ToyParams) -> Toy:
     ]
     flat = torch.cat([values.flatten() for values in scores.values()])
     silent = (flat == 0).double().mean().item()
-    return Toy(task, retrained, {kind: list(path(mask)) for kind, mask in masks.items()}, silent)
+    return Toy(points, task, retrained, {kind: list(path(mask)) for kind, mask in masks.items()}, silent)

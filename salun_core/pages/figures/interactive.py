@@ -64,13 +64,13 @@ def plane(toy: Toy) -> Piece:
     points = [
         {"role": role, "class": int(label), "at": place(point.view(-1).tolist())}
         for role in ("forget", "retain")
-        for point, label in zip(toy.task.parts[role].images, toy.task.parts[role].labels, strict=True)
+        for point, label in zip(toy.points[role].images, toy.points[role].labels, strict=True)
     ]
     data = {
         "colours": CLASS_COLOURS,
         "side": SIDE,
         "points": points,
-        "forget": toy.task.forget.n,
+        "forget": toy.points["forget"].n,
         "paths": [
             {
                 "label": labels[kind],
@@ -80,9 +80,11 @@ def plane(toy: Toy) -> Piece:
             for kind, snapshots in paths.items()
         ],
     }
-    wrong = {kind: round(s[-1].metrics()["UA"] * toy.task.forget.n) for kind, s in paths.items()}
-    least, most = (round(toy.task.forget.n * f(s.metrics()["UA"] for s in toy.retrained)) for f in (min, max))
-    n, steps = toy.task.forget.n, len(toy.paths["none"]) - 1
+    wrong = {kind: round(s[-1].metrics()["UA"] * toy.points["forget"].n) for kind, s in paths.items()}
+    least, most = (
+        round(toy.points["forget"].n * f(s.metrics()["UA"] for s in toy.retrained)) for f in (min, max)
+    )
+    n, steps = toy.points["forget"].n, len(toy.paths["none"]) - 1
     finding = (
         f"Models retrained without the {n} forget points get {span(least, most)} of them wrong. After {steps} steps "
         f"random labelling gets {wrong['none']} wrong, with the salient mask {wrong['salient']}, with a random mask {wrong['random']}."
@@ -150,9 +152,9 @@ def planes_chart(toy: Toy, states: Mapping[str, Snapshot], finding: str) -> Char
             for margin, colour in zip(margins(snapshot), CLASS_COLOURS, strict=True):
                 axis.contourf(line, line, margin, levels=[0, 1e9], colors=[colour], alpha=0.25)
             for role, marker, size in (("retain", "o", 2.2), ("forget", "D", 3.2)):
-                points = toy.task.parts[role].images.view(-1, 2)
+                points = toy.points[role].images.view(-1, 2)
                 for k, colour in enumerate(CLASS_COLOURS):
-                    mine = points[toy.task.parts[role].labels == k]
+                    mine = points[toy.points[role].labels == k]
                     edge_width = 0.5 * (role == "forget")
                     axis.plot(
                         *mine.T, marker, color=colour, ms=size, mew=edge_width, mec="black", rasterized=True

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from salun_core.errors import UserError
-from salun_core.experiments.classification.toy import ToyParams, grid, make_task, run
+from salun_core.experiments.classification.toy import ToyParams, grid, make_points, make_task, run
 from salun_core.methods import METHODS
 
 
@@ -20,7 +20,7 @@ def test_the_original_knows_all_points_and_retrain_does_not(toy):
 
 def test_each_step_continues_the_last_one():
     """A slider through the steps shows one run, not as many runs as steps."""
-    task = make_task(0)
+    task = make_task(make_points(0), 0)
     settings = {"lr": 0.005, "order": "interleaved", "seed": 0}
     short, long = (METHODS["rl"](task, steps=steps, **settings) for steps in (2, 5))
     assert long.losses[:2] == short.losses

@@ -45,11 +45,11 @@ def test_every_model_and_step_is_there(toy, piece):
 
 
 def test_wrong_answers_are_those_of_the_metrics(toy, piece):
-    n = toy.task.forget.n
+    n = toy.points["forget"].n
     for snapshot in toy.retrained:
         shown = frame(snapshot)
         assert sum(i < n for i in shown["wrong"]) == round(shown["UA"] * n)
-        assert sum(i >= n for i in shown["wrong"]) == round((1 - shown["RA"]) * toy.task.retain.n)
+        assert sum(i >= n for i in shown["wrong"]) == round((1 - shown["RA"]) * toy.points["retain"].n)
 
 
 def test_an_area_covers_what_its_class_wins(toy):
