@@ -1,4 +1,4 @@
-"""Erased Stable Diffusion: steer the predictions for a class or a prompt away from it."""
+"""Erased Stable Diffusion: train the predictions for a class or a prompt to point away from it."""
 
 from collections.abc import Iterator
 
@@ -27,7 +27,7 @@ def esd(
     part: str = "full",
     seed: int = 0,
 ) -> Unlearned:
-    r"""Match the prediction for what is forgotten, a class or prompt c, to guidance away from it.
+    r"""Match the prediction for the forgotten class or prompt c to negative guidance, away from c.
 
     The target comes from the frozen original model,
 

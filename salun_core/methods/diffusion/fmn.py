@@ -1,4 +1,4 @@
-"""Forget-Me-Not: turn the attention of the network away from the words of what is forgotten."""
+"""Forget-Me-Not: train the network to pay no attention to the words of the forgotten concept."""
 
 import contextlib
 from collections.abc import Iterator
@@ -28,9 +28,9 @@ def fmn(
     part: str = "full",
     seed: int = 0,
 ) -> Unlearned:
-    r"""Minimise the attention that noisy images of what is forgotten pay to its words.
+    r"""Minimise the attention that noisy images of the forgotten concept pay to its words.
 
-    The loss is the mean of :math:`A^2` over layers, heads, places and the tokens in question, where
+    The loss is the mean of :math:`A^2` over layers, heads, image positions and the tokens chosen, where
     :math:`A = \mathrm{softmax}(q k^\top / \sqrt{d})` is the cross-attention. The retain set is not used.
 
     Parameters
@@ -45,7 +45,7 @@ def fmn(
         "concept": the tokens of a prompt that its replacement lacks. "all": every token between start and
         end, and "padded": those and all behind them, which carry the meaning of the whole prompt.
     part : str
-        A key of ``parts.PARTS``.
+        A key of ``network_parts.PARTS``.
 
     References
     ----------
@@ -64,7 +64,9 @@ def fmn(
             noisy, times, _ = task.noised(images, rng)
             with cross_attention(model) as maps:
                 task.predict(model, noisy, times, given)
-            yield attention_to(maps, wanted.to(given.device)[given]), len(images)
+                # The step is taken while the hooks are in place: with gradient checkpointing the backward
+                # pass runs each block again, and must find the same operations there.
+                yield attention_to(maps, wanted.to(given.device)[given]), len(images)
 
     return descend(task, losses, lr=lr, mask=mask, seed=seed)
 
@@ -82,20 +84,23 @@ def attention_to(maps: list[Tensor], tokens: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def cross_attention(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect the cross-attention maps (N, heads, places, L) of the passes made inside the block."""
+    """Collect the cross-attention maps (N, heads, places, L) of the first pass made inside the block.
+
+    A gradient of the maps must be taken inside the block too, if the model checkpoints its activations.
+    """
     maps: list[Tensor] = []
+    seen: set[nn.Module] = set()
 
     def note(layer: Any, given: tuple[Tensor, ...], named: dict[str, Any]) -> None:
         text = named["encoder_hidden_states"]
         query, key = layer.head_to_batch_dim(layer.to_q(given[0])), layer.head_to_batch_dim(layer.to_k(text))
         found = layer.get_attention_scores(query, key)  # (N * heads, places, L)
-        maps.append(found.view(len(text), -1, *found.shape[1:]))
+        if layer not in seen:  # a recomputed block computes its maps again: no need to hold them twice
+            seen.add(layer)
+            maps.append(found.view(len(text), -1, *found.shape[1:]))
 
-    hooks = [
-        module.register_forward_pre_hook(note, with_kwargs=True)
-        for name, module in model.named_modules()
-        if name.endswith(".attn2")
-    ]
+    layers = [module for name, module in model.named_modules() if name.endswith(".attn2")]
+    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     try:
         yield maps
     finally:

@@ -1,5 +1,6 @@
 import copy
 from dataclasses import replace
+from importlib import resources
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from problems import same, trained_task
 from text_problems import FIVE, SEVEN, THREE, images, pipeline, text_task
 
 from salun_core.errors import UserError
+from salun_core.experiments.text_to_image.class_forgetting import TextToImageParams
+from salun_core.experiments.text_to_image.unsafe import UnsafeParams
 from salun_core.methods import METHODS, methods_for
 from salun_core.methods.diffusion.fmn import attention_to, cross_attention
 from salun_core.methods.diffusion.network_parts import PARTS, part_mask
@@ -145,6 +148,29 @@ def test_concept_ablation_on_the_images_of_the_anchor():
     assert found == pytest.approx(expected.item(), rel=1e-3)
 
 
+def test_concept_ablation_aims_at_what_the_weights_in_training_predict():
+    task = one_batch(text_task())
+    losses = {
+        target: METHODS["ca"](task, steps=8, lr=1e-2, target=target, seed=2).losses
+        for target in ("current", "original")
+    }
+    assert losses["current"][0] == pytest.approx(losses["original"][0], rel=1e-6)  # nothing has moved yet
+    assert losses["current"][-1] != pytest.approx(losses["original"][-1], rel=1e-3)
+    with pytest.raises(UserError, match="target of Concept Ablation"):
+        run("ca", target="frozen")
+
+
+def test_concept_ablation_as_released_moves_keys_and_values_of_cross_attention_in_100_steps():
+    task = one_batch(text_task())
+    found = METHODS["ca"](task, seed=2)
+    assert len(found.losses) == 100
+    assert moved(found.model) == {n for n in dict(found.model.named_parameters()) if PARTS["kv"](n)}
+    # Adam's first steps are of the size of the learning rate: 100 of them reach 100 times as far at most.
+    before = dict(task.model.named_parameters())
+    far = max((w - before[n]).abs().max().item() for n, w in found.model.named_parameters())
+    assert 1.6e-5 < far <= 100 * 1.6e-5 * 1.01
+
+
 def test_concept_ablation_on_the_images_of_the_concept_is_relabelling_alone():
     task = one_batch(text_task())
     found = METHODS["ca"](task, steps=1, lr=1e-9, images="concept", seed=2).losses[0]
@@ -189,6 +215,58 @@ def test_attention_maps_are_those_the_network_computes():
         torch.testing.assert_close(found.flatten(0, 1), probs)
         torch.testing.assert_close(found.sum(-1), torch.ones_like(found.sum(-1)))
     assert not net.down_blocks[1].attentions[0].transformer_blocks[0].attn2._forward_pre_hooks
+
+
+def test_forget_me_not_takes_the_same_steps_with_checkpointing():
+    saving = checkpointed()
+    plain, again = (METHODS["fmn"](task, steps=3, lr=1e-3, seed=4) for task in (text_task(), saving))
+    assert again.model.is_gradient_checkpointing
+    assert again.losses == pytest.approx(plain.losses, rel=1e-4)
+    for a, b in zip(again.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def checkpointed(**settings):
+    """The task of `text_task` on a network that computes its activations twice."""
+    net = copy.deepcopy(pipeline().unet)
+    net.enable_gradient_checkpointing()
+    return replace(text_task(), model=net, **settings)
+
+
+PRESETS = [
+    (kind, preset)
+    for kind in (TextToImageParams, UnsafeParams)
+    for preset in sorted(
+        file.name.removesuffix(".yaml")
+        for file in (resources.files("salun_core.experiments") / "presets" / kind.experiment).iterdir()
+    )
+]
+
+
+@pytest.mark.parametrize(("kind", "preset"), PRESETS, ids=lambda v: getattr(v, "experiment", v))
+def test_every_method_of_every_preset_runs_with_checkpointing(kind, preset, tmp_path):
+    params = kind.load({"preset": preset, "data_dir": tmp_path})
+    task = checkpointed(
+        mask_guidance=params.mask_guidance,
+        mask_draws=params.mask_draws,
+        antithetic=params.antithetic,
+        target=params.target,
+        relabel_drop=params.relabel_drop,
+        precision=params.precision,
+        optimizer_name=params.optimizer,
+    )
+    masks = {
+        "none": None,
+        "lora": Lora(params.lora_rank),
+        "salient": saliency_mask(task.model, task.forget, task.loss, keep=params.keep),
+    }
+    cells = [(name, METHODS[name].mask, params.settings_of(name)) for name in params.methods]
+    cells += [("rl", mask, params.settings_under(mask)) for mask in params.masks if mask in masks]
+    for name, mask, settings in cells:
+        steps = {"steps": 2} if "steps" in settings else {}
+        found = METHODS[name](task, mask=masks[mask], **{**settings, **steps})
+        assert all(torch.isfinite(w).all() for w in found.model.parameters()), name
+        assert same(found.model, task.model) == (name == "original"), name
 
 
 def test_forget_me_not_is_the_mean_square_of_the_attention_to_the_concept():
