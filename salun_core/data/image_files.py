@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
+from salun_core.data.images import covering_size
 from salun_core.errors import UserError
 
 GREY = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B")
@@ -27,8 +28,9 @@ def read_images(files: Sequence[Path], *, size: int | None = None, colour: bool 
     files : sequence of Path
         At least one, in the order of the result.
     size : int, optional
-        Resize to ``size`` x ``size`` (antialiased bilinear; a JPEG may be decoded at a fraction of its
-        size first, but never below twice ``size``). Without it all must be square and of one size.
+        Resize the shorter side to ``size`` and cut out the middle (antialiased bilinear; a JPEG may be
+        decoded at a fraction of its size first, but never below twice ``size``). Without it all must be
+        square and of one size.
     colour : bool, optional
         Three channels or one; by default one if every image is grey.
 
@@ -128,7 +130,10 @@ def picture_8bit(image: Image.Image, size: int | None, what: str) -> Image.Image
     if image.mode != mode:
         image = image.convert(mode)
     if size is not None and image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
+        height, width = covering_size(image.height, image.width, size)
+        top, left = round((height - size) / 2), round((width - size) / 2)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        image = image.crop((left, top, left + size, top + size))
     return image
 
 

@@ -100,7 +100,7 @@ class ImageData:
 def resized(data: ImageData, size: int | None) -> ImageData:
     """The same images at ``size`` x ``size`` pixels; the padding of the random crop grows or shrinks with them.
 
-    None leaves everything as it is.
+    None leaves everything as it is. See `resized_pixels` for images that are not square.
     """
     height, width = data.images.shape[2:]
     if size is None or (height, width) == (size, size):
@@ -111,6 +111,22 @@ def resized(data: ImageData, size: int | None) -> ImageData:
 
 
 def resized_pixels(images: Tensor, size: int) -> Tensor:
-    """Antialiased bilinear resampling of uint8 images (N, C, H, W) to (N, C, size, size)."""
-    pixels = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
-    return pixels.round_().clamp_(0, 255).byte()
+    """Antialiased bilinear resampling of uint8 images (N, C, H, W) to (N, C, size, size).
+
+    The shorter side becomes ``size`` and the middle of the longer one is cut out: nothing is squashed.
+    """
+    shape = covering_size(images.shape[2], images.shape[3], size)
+    pixels = F.interpolate(images.float(), shape, mode="bilinear", antialias=True)
+    return middle(pixels, size).round_().clamp_(0, 255).byte()
+
+
+def covering_size(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width of an image whose shorter side is scaled to ``size``, as torchvision rounds them."""
+    shorter = min(height, width)
+    return int(height * size / shorter), int(width * size / shorter)
+
+
+def middle(images: Tensor, size: int) -> Tensor:
+    """The middle ``size`` x ``size`` pixels of images (N, C, H, W), as torchvision cuts them out."""
+    top, left = (round((side - size) / 2) for side in images.shape[2:])
+    return images[:, :, top : top + size, left : left + size]

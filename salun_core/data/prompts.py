@@ -1,4 +1,4 @@
-"""Prompts to measure a text-to-image model with: from files, for digits, for classes, and the paper's own."""
+"""Prompts that text-to-image models are measured with: from files, for digits, for classes, and the paper's own."""
 
 import csv
 import hashlib
@@ -14,6 +14,9 @@ from salun_core.errors import UserError, one_of
 MOST_BYTES = 64 * 2**20
 MOST_CHARACTERS = 10_000  # of one prompt
 I2P_ROWS = 4703
+I2P_SEEDS = ("sd_seed", "evaluation_seed")
+I2P_GUIDANCE = ("sd_guidance_scale", "evaluation_guidance")
+"""Columns of I2P as its authors publish it, and of the copy that comes with ESD and SalUn."""
 
 IMAGENETTE = {
     "tench": 0,
@@ -35,7 +38,7 @@ CLASS_TEST = "Image of {}"
 
 NSFW_FORGET = "a photo of a nude person"
 NSFW_REPLACEMENT = NSFW_RETAIN = "a photo of a person wearing clothes"
-"""What the paper forgets to make a model safe, what takes its place, and what is kept: one prompt for both."""
+"""What the paper forgets to make a model safe; what replaces it and what is kept share one prompt."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class PromptSet:
     guidance : tuple of float
         w of `models.unet.guided_noise` for each prompt; empty if none are given.
     categories : tuple of tuple of str
-        What each prompt is said to bring up; empty if nothing is said.
+        Categories of unsafe content that each prompt is listed under; empty if none are given.
     digest : str
         SHA-256 of the file they were read from, or of the texts.
     """
@@ -110,6 +113,7 @@ def read_prompts(
     guidance: str = "",
     categories: str = "",
     rows: int | None = None,
+    empty: bool = False,
 ) -> PromptSet:
     """Read prompts from a CSV file with a header; the content is data and nothing else.
 
@@ -123,6 +127,8 @@ def read_prompts(
         Columns with whole numbers, with guidance scales (which count w + 1), and with names between commas.
     rows : int, optional
         How many prompts there must be.
+    empty : bool
+        Accept prompts without text; they are kept, as the empty prompt.
 
     Raises
     ------
@@ -131,21 +137,7 @@ def read_prompts(
         that is none; with the line.
     """
     path = Path(path).expanduser()
-    content = _content(path)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no UTF-8 text (byte {error.start}): save it as CSV in UTF-8") from error
-    if "\0" in text:
-        raise UserError(f"{path} holds bytes that are no text: give a CSV file")
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        found = list(reader)
-    except csv.Error as error:
-        raise UserError(
-            f"{path} is no valid CSV near line {reader.line_num}: {error}; copy it again"
-        ) from error
-    names = reader.fieldnames or []
+    names, found, digest = _table(path)
     for wanted in filter(None, (column, seeds, guidance, categories)):
         if wanted not in names:
             raise UserError(
@@ -157,7 +149,7 @@ def read_prompts(
         if None in row or any(value is None for value in row.values()):
             raise UserError(f"row {number} of {path} has not as many fields as the header: copy it again")
         said = row[column].strip()
-        if not said or len(said) > MOST_CHARACTERS:
+        if not (said or empty) or len(said) > MOST_CHARACTERS:
             raise UserError(
                 f"row {number} of {path} has a prompt of {len(said)} characters: "
                 f"give 1 to {MOST_CHARACTERS:,}"
@@ -168,7 +160,7 @@ def read_prompts(
         tuple(_number(row, seeds, i, path) for i, row in enumerate(found, start=1)) if seeds else (),
         tuple(_scale(row, guidance, i, path) for i, row in enumerate(found, start=1)) if guidance else (),
         tuple(_names(row[categories]) for row in found) if categories else (),
-        hashlib.sha256(content).hexdigest(),
+        digest,
     )
 
 
@@ -178,7 +170,8 @@ def read_i2p(path: Path | str, *, rows: int | None = I2P_ROWS) -> PromptSet:
     Parameters
     ----------
     path : path
-        ``i2p_benchmark.csv``.
+        ``i2p_benchmark.csv``, or the copy that comes with the released code of ESD and SalUn,
+        ``unsafe-prompts4703.csv``, in which one prompt has lost its text.
     rows : int, optional
         Prompts it must hold; None for a part of it.
 
@@ -186,9 +179,11 @@ def read_i2p(path: Path | str, *, rows: int | None = I2P_ROWS) -> PromptSet:
     ----------
     Schramowski et al., Safe latent diffusion, CVPR 2023 (Inappropriate Image Prompts).
     """
-    return read_prompts(
-        path, seeds="sd_seed", guidance="sd_guidance_scale", categories="categories", rows=rows
+    names, _, _ = _table(Path(path).expanduser())
+    seeds, guidance = (
+        next((name for name in known if name in names), known[0]) for known in (I2P_SEEDS, I2P_GUIDANCE)
     )
+    return read_prompts(path, seeds=seeds, guidance=guidance, categories="categories", rows=rows, empty=True)
 
 
 def digit_prompts(digit: int, split: str = "test") -> dict[str, PromptSet]:
@@ -213,6 +208,25 @@ def class_prompts(names: Sequence[str], templates: Sequence[str] = (CLASS_TEST,)
         if template.count("{}") != 1:
             raise UserError(f"the template {template!r} must hold {{}} once, where the class name goes")
     return {name: PromptSet(name, tuple(t.format(name) for t in templates)) for name in names}
+
+
+def _table(path: Path) -> tuple[list[str], list[dict[str, str]], str]:
+    """Column names and rows of a CSV file, and the file's digest."""
+    content = _content(path)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 text (byte {error.start}): save it as CSV in UTF-8") from error
+    if "\0" in text:
+        raise UserError(f"{path} holds bytes that are no text: give a CSV file")
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        found = list(reader)
+    except csv.Error as error:
+        raise UserError(
+            f"{path} is no valid CSV near line {reader.line_num}: {error}; copy it again"
+        ) from error
+    return list(reader.fieldnames or []), found, hashlib.sha256(content).hexdigest()
 
 
 def _content(path: Path) -> bytes:

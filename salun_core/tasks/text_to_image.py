@@ -1,4 +1,4 @@
-"""Text-to-image: what a Stable Diffusion pipeline should forget, in whose place, and what it should keep."""
+"""Text-to-image: what a Stable Diffusion pipeline should forget, what replaces it, and what it should keep."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from salun_core.data.batches import Batches, Loader
 from salun_core.errors import UserError, one_of
-from salun_core.models.text_to_image.pipelines import Prompts, check_pipeline, encode_images, encode_prompts
+from salun_core.models.text_to_image.pipelines import (
+    Prompts,
+    check_pipeline,
+    encode_images,
+    encode_prompts,
+    too_long,
+)
 from salun_core.tasks.diffusion_training import limited
 from salun_core.tasks.noise_prediction import TARGETS, NoisePrediction
 
@@ -25,7 +31,7 @@ TOKENS = ("concept", "all", "padded")
 class TextToImageTask(NoisePrediction):
     """The denoising network of a pipeline, with the latents and prompts it should forget and keep.
 
-    Only this network is unlearned; text encoder and autoencoder have done their part when the task exists.
+    Only this network is unlearned; text encoder and autoencoder are not needed any more once the task exists.
 
     Parameters
     ----------
@@ -33,6 +39,7 @@ class TextToImageTask(NoisePrediction):
         A ``UNet2DConditionModel``. Half precision is enough: methods train a copy in single precision.
     parts : mapping of str to Batches
         By role, at least "forget" and "retain": latents as `encode_images` gives them, and numbers of prompts.
+        They may lie on the CPU: each batch is moved to the network.
     prompts : Prompts
         What the numbers mean; number 0 is the empty prompt.
     replacement : Tensor
@@ -113,7 +120,7 @@ class TextToImageTask(NoisePrediction):
 
     def clean(self, images: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Latents (N, C, h, w) drawn from their distributions, or their means without ``rng``."""
-        mean, std = images.chunk(2, dim=1)
+        mean, std = images.to(next(self.model.parameters()).device).chunk(2, dim=1)
         if rng is None:
             return mean
         return mean + std * torch.randn(tuple(mean.shape), generator=rng).to(mean)
@@ -198,7 +205,8 @@ def text_to_image_task(
     Raises
     ------
     UserError
-        If images and prompts do not fit, or a forgotten prompt has no replacement.
+        If images and prompts do not fit, a forgotten prompt has no replacement, or a prompt is longer than
+        the text encoder takes: the part that is cut off would be neither forgotten nor kept.
     """
     check_pipeline(pipe)
     for role, (images, texts) in (("forget", forget), ("retain", retain)):
@@ -208,7 +216,11 @@ def text_to_image_task(
     instead = dict.fromkeys(asked, replacement) if isinstance(replacement, str) else dict(replacement)
     if missing := [text for text in asked if text not in instead]:
         raise UserError(f"the prompt {missing[0]!r} is to be forgotten but has no replacement: give one")
-    prompts = encode_prompts(pipe, [*asked, *(instead[text] for text in asked), *retain[1]])
+    needed = [*asked, *(instead[text] for text in asked), *dict.fromkeys(retain[1])]
+    for i in too_long(pipe, needed):
+        most = pipe.tokenizer.model_max_length
+        raise UserError(f"the prompt {needed[i][:60]!r} has more than {most} tokens: shorten it for training")
+    prompts = encode_prompts(pipe, needed)
     wrong = torch.full((len(prompts.texts),), -1)
     wrong[prompts.numbers(asked)] = prompts.numbers([instead[text] for text in asked])
     if gradient_checkpointing:
@@ -221,6 +233,5 @@ def text_to_image_task(
 
 
 def latent_batches(pipe: "StableDiffusionPipeline", images: Tensor, labels: Tensor, *, size: int) -> Batches:
-    """Images as latents, on the pipeline's device, with a number each."""
-    latents = encode_images(pipe, images)
-    return Batches(latents, labels.to(latents.device), torch.arange(len(labels)), size=size)
+    """Images as latents, on the CPU, with a number each."""
+    return Batches(encode_images(pipe, images), labels, torch.arange(len(labels)), size=size)

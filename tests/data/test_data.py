@@ -2,6 +2,7 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 import tarfile
 import urllib.error
 from dataclasses import replace
@@ -475,6 +476,17 @@ def test_transparent_sixteen_bit_and_rotated_images(animals):
     assert torch.equal(images[2], upright.rot90(-1, dims=(1, 2)))
 
 
+def test_a_folder_val_serves_as_the_test_part_where_there_is_no_other(animals):
+    root, _ = animals
+    before = load_dataset("imagefolder", root)
+    (root / "test").rename(root / "val")
+    after = load_dataset("imagefolder", root)
+    assert after.digest == before.digest
+    shutil.rmtree(root / "val" / "cat")
+    with pytest.raises(UserError, match="class 'cat' has no folder in .*val"):
+        load_dataset("imagefolder", root)
+
+
 def test_images_of_many_sizes_are_resized(animals):
     root, _ = animals
     picture(root / "train" / "ant" / "0.png", size=(40, 30), seed=3)
@@ -482,7 +494,8 @@ def test_images_of_many_sizes_are_resized(animals):
     data = load_dataset("imagefolder", root, size=12)
     assert data.images.shape == (9, 3, 12, 12)
     with Image.open(root / "train" / "ant" / "0.png") as image:
-        expected = np.asarray(image.resize((12, 12), Image.Resampling.BILINEAR))
+        # 40 x 30 pixels: the shorter side becomes 12, the middle of the longer one is cut out.
+        expected = np.asarray(image.resize((16, 12), Image.Resampling.BILINEAR).crop((2, 0, 14, 12)))
     assert np.array_equal(data.images[0].permute(1, 2, 0), expected)
 
 
@@ -514,7 +527,7 @@ def removed(folder):
     ("harm", "message"),
     [
         (lambda d: os.rename(d, d.parent / "elsewhere"), "there is no folder"),
-        (lambda d: os.rename(d / "test", d / "val"), "test: expected train/<class>/<image>"),
+        (lambda d: os.rename(d / "test", d / "tests"), "test: expected train/<class>/<image>"),
         (lambda d: [removed(f) for f in (d / "train").iterdir()], "holds no class folders"),
         (lambda d: removed(d / "test" / "cat"), "class 'cat' has no folder in"),
         (lambda d: removed(d / "train" / "cat"), "class 'cat' has no folder in"),

@@ -35,6 +35,16 @@ def test_i2p_is_read_with_seed_guidance_and_categories(tmp_path):
     assert found.about("sexual").digest == found.digest
 
 
+def test_the_copy_of_i2p_that_comes_with_the_released_code_is_read(tmp_path):
+    text = ",prompt,categories,hard,evaluation_seed,evaluation_guidance,case_number\n"
+    text += '0,"a, b","hate, sexual",1,4261553411,13,0\n1,,illegal activity,1,4261564198,7,1\n'
+    found = read_i2p(written(tmp_path, text, "unsafe-prompts4703.csv"), rows=2)
+    assert found.texts == ("a, b", "")
+    assert found.seeds == (4_261_553_411, 4_261_564_198)
+    assert found.guidance == (12.0, 6.0)
+    assert found.about("illegal activity").texts == ("",)
+
+
 def test_the_whole_of_i2p_is_wanted_unless_said_otherwise(tmp_path):
     path = written(tmp_path, HEADER + "a,hate,1,7\n")
     with pytest.raises(UserError, match=f"1 prompts instead of {I2P_ROWS}"):
@@ -82,6 +92,7 @@ def test_a_file_that_is_none_is_refused(tmp_path, text, message):
         ("a,hate,1,x\n", "'x' for sd_guidance_scale"),
         ("a,hate,1,nan\n", "sd_guidance_scale"),
         ("a,hate,1,0.5\n", "give 1 to 1000"),
+        ("x" * 10_001 + ",hate,1,7\n", "10001 characters"),
     ],
 )
 def test_a_number_that_is_none_is_refused(tmp_path, row, message):

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from problems import same
-from text_problems import FIVE, SEVEN, THREE, images, pipeline, text_task
+from text_problems import FIVE, SEVEN, THREE, images, pipeline, pipeline_with_clip_tokenizer, text_task
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from salun_core.errors import UserError
 from salun_core.methods import METHODS
@@ -19,6 +20,7 @@ from salun_core.models.text_to_image.pipelines import (
     fitted,
     load_pipeline,
     save_pipeline,
+    too_long,
     with_unet,
 )
 from salun_core.models.text_to_image.sampling import sample_prompts
@@ -207,10 +209,37 @@ def test_prompts_and_images_must_fit():
     given["forget"] = (images(1), [SEVEN])
     with pytest.raises(UserError, match="no replacement"):
         text_to_image_task(pipeline(), **{**given, "replacement": {FIVE: THREE}})
-    with pytest.raises(UserError, match="tokens"):
+    with pytest.raises(UserError, match="has more than 12 tokens: shorten it"):
         text_to_image_task(pipeline(), **{**given, "replacement": "a photo of a " + "big " * 20})
     with pytest.raises(UserError, match="retain set"):
         text_to_image_task(pipeline(), **{**given, "retain": (images(0), [])})
+
+
+def i2p_like_prompts():
+    """4,703 prompts with the lengths of I2P: 185 have more than 77 tokens, the longest 249, one has no text."""
+    rng = torch.Generator().manual_seed(0)
+    words = ["photo", "of", "a", "dark", "castle", "highly", "detailed", "portrait", ",", "8", "k", "art"]
+    lengths = torch.cat([torch.tensor([2, 249]), torch.randint(78, 250, (184,), generator=rng)])
+    lengths = torch.cat([lengths, torch.randint(4, 78, (4703 - 186,), generator=rng)])
+    lengths = lengths[torch.randperm(4703, generator=rng)].tolist()
+    return [" ".join(words[i] for i in torch.randint(len(words), (n - 2,), generator=rng)) for n in lengths]
+
+
+def test_prompts_of_the_lengths_of_i2p_are_cut_off_as_the_pipeline_does():
+    pipe, texts = pipeline_with_clip_tokenizer(), i2p_like_prompts()
+    assert len(pipe.tokenizer) == 49_408
+    longer = too_long(pipe, texts)
+    assert len(longer) == 185
+    bank = encode_prompts(pipe, texts)
+    rows = bank.numbers(texts)
+    padded = pipe.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    assert torch.equal(bank.ids[rows], padded)
+    assert bank.lengths[rows[longer]].tolist() == [77] * 185
+    for i in longer[:3]:
+        own, _ = pipe.encode_prompt(texts[i], "cpu", 1, do_classifier_free_guidance=False)
+        torch.testing.assert_close(bank.embeddings[rows[i]], own[0])
+        cut = " ".join(texts[i].split()[:75])  # every word is one token
+        assert torch.equal(sample_prompts(pipe, [texts[i]], steps=2), sample_prompts(pipe, [cut], steps=2))
 
 
 def test_training_from_scratch_is_refused():
@@ -258,18 +287,32 @@ def test_an_image_does_not_depend_on_its_batch():
         sample_prompts(pipe, texts, streams=[1])
 
 
-def test_the_safety_checker_blackens_what_it_objects_to():
-    pipe = copy.copy(with_unet(pipeline(), pipeline().unet))
+def test_the_safety_checker_sees_the_images_and_blackens_what_it_flags(caplog):
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
 
-    def objects(image, device, dtype):
-        return image, [True, False]
+    vision = {"image_size": 8, "patch_size": 4, "hidden_size": 16, "intermediate_size": 16}
+    vision |= {"num_hidden_layers": 1, "num_attention_heads": 1}
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=8))
+    seen = []
 
-    pipe.safety_checker = object()
-    pipe.run_safety_checker = objects
+    class Noting(CLIPImageProcessor):
+        def __call__(self, images, **more):
+            seen.extend(images)
+            return super().__call__(images, **more)
+
+    size = {"height": 8, "width": 8}
+    processor = Noting(size=size, crop_size=size, do_center_crop=False)
+    parts = {**pipeline().components, "safety_checker": checker, "feature_extractor": processor}
+    pipe = type(pipeline())(**parts)
     kept = sample_prompts(pipeline(), [SEVEN, THREE], steps=2)
-    drawn = sample_prompts(pipe, [SEVEN, THREE], steps=2)
-    assert not drawn[0].any()
-    assert torch.equal(drawn[1], kept[1])
+    checker.concept_embeds_weights.fill_(2.0)  # no cosine reaches that
+    assert torch.equal(sample_prompts(pipe, [SEVEN, THREE], steps=2), kept)
+    looked_at = torch.stack([pil_to_tensor(image) for image in seen])
+    assert (looked_at.int() - kept.int()).abs().max() <= 1  # the pictures as drawn, neither paler nor darker
+    checker.concept_embeds_weights.fill_(-2.0)  # and every one is above this
+    assert not sample_prompts(pipe, [SEVEN, THREE], steps=2).any()
+    assert not caplog.records
 
 
 def test_a_folder_holds_the_pipeline(folder, tmp_path):
@@ -401,6 +444,38 @@ def test_a_network_that_predicts_velocities_is_refused():
 def test_grey_images_are_resized_to_three_channels():
     assert fitted(images(2), 16).shape == (2, 3, 16, 16)
     assert encode_images(pipeline(), images(0)).shape == (0, 8, 4, 4)
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (12, 8), (5, 9)])
+def test_pictures_are_cut_to_a_square_and_not_squashed(shape):
+    from torchvision.transforms.v2.functional import center_crop, resize
+
+    picture = torch.randint(0, 256, (3, 3, *shape), generator=torch.Generator().manual_seed(0)).byte()
+    expected = center_crop(resize(picture, 6, antialias=True), [6, 6])
+    assert (fitted(picture, 6).int() - expected.int()).abs().max() <= 1
+    # A square in the middle stays a square: squashed, it would become a rectangle.
+    square = torch.zeros(1, 3, 16, 32, dtype=torch.uint8)
+    square[:, :, 4:12, 12:20] = 255
+    marked = fitted(square, 8)[0, 0] > 127
+    assert marked.any(0).sum() == marked.any(1).sum() == 4
+
+
+def test_large_pictures_are_encoded_and_decoded_a_few_at_a_time(monkeypatch):
+    pipe, seen = pipeline(), []
+    whole = encode_images(pipe, images(7))
+    drawn = decode_latents(pipe, whole.chunk(2, dim=1)[0])
+    monkeypatch.setattr("salun_core.models.text_to_image.pipelines.PIXELS", 2 * 8 * 8)
+    for name in ("encode", "decode"):
+        own = getattr(pipe.vae, name)
+
+        def noting(given, *more, own=own, **named):
+            seen.append(len(given))
+            return own(given, *more, **named)
+
+        monkeypatch.setattr(pipe.vae, name, noting)
+    torch.testing.assert_close(encode_images(pipe, images(7)), whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(decode_latents(pipe, whole.chunk(2, dim=1)[0]), drawn, rtol=1e-4, atol=1e-5)
+    assert seen == [2, 2, 2, 1] * 2
 
 
 def test_the_tokenizer_keeps_its_words_whole_and_cuts_others():

@@ -8,12 +8,12 @@ from salun_core.data.image_files import read_images
 from salun_core.data.images import ImageData
 from salun_core.errors import UserError
 
-LAYOUT = "expected train/<class>/<image> and test/<class>/<image> in data_dir"
+LAYOUT = "expected train/<class>/<image> and test/<class>/<image> (or val/ for test/) in data_dir"
 CLUTTER = ("Thumbs.db", "desktop.ini")
 
 
 def load(data_dir: Path | None = None, *, size: int | None = None, download: bool = True) -> ImageData:
-    """Read ``train/<class>/*`` and ``test/<class>/*``.
+    """Read ``train/<class>/*`` and ``test/<class>/*``, or ``val/`` where there is no ``test/`` (Imagenette).
 
     Classes are the folder names of ``train`` in alphabetical order, files follow in the same order; hidden
     files are passed over. The training augmentation is that of photographs: mirror images, and random
@@ -24,7 +24,8 @@ def load(data_dir: Path | None = None, *, size: int | None = None, download: boo
     data_dir : Path
         The folder that holds ``train`` and ``test``.
     size : int, optional
-        Resize every image to ``size`` x ``size``; needed when they are not square or differ in size.
+        Bring every image to ``size`` x ``size``: the shorter side is resized and the middle cut out. Needed
+        when they are not square or differ in size.
     download
         Not used: there is nothing to fetch.
 
@@ -39,9 +40,10 @@ def load(data_dir: Path | None = None, *, size: int | None = None, download: boo
     root = Path(data_dir).expanduser()
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: {LAYOUT}")
-    train, test = (_by_class(root / part) for part in ("train", "test"))
+    other = "val" if (root / "val").is_dir() and not (root / "test").is_dir() else "test"
+    train, test = (_by_class(root / part) for part in ("train", other))
     if odd := sorted(train.keys() ^ test.keys()):
-        part = "test" if odd[0] in train else "train"
+        part = other if odd[0] in train else "train"
         raise UserError(
             f"class {odd[0]!r} has no folder in {root / part}: both parts must hold the same classes"
         )

@@ -53,7 +53,7 @@ def fmn(
     """
     if not isinstance(task, TextToImageTask):
         raise UserError("Forget-Me-Not works on a text-to-image model only")
-    wanted = task.tokens(tokens)  # (M, L)
+    wanted = task.tokens(tokens).to(task.forget.labels.device)  # (M, L)
     mask = part_mask(task.model, part, mask)
     rng = generator(seed, "fmn")
 
@@ -66,7 +66,7 @@ def fmn(
                 task.predict(model, noisy, times, given)
                 # The step is taken while the hooks are in place: with gradient checkpointing the backward
                 # pass runs each block again, and must find the same operations there.
-                yield attention_to(maps, wanted.to(given.device)[given]), len(images)
+                yield attention_to(maps, wanted[given].to(noisy.device)), len(images)
 
     return descend(task, losses, lr=lr, mask=mask, seed=seed)
 

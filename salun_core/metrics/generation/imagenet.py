@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import ResNet, resnet50
 
+from salun_core.data.images import covering_size, middle
 from salun_core.data.prompts import IMAGENETTE
 from salun_core.errors import UserError
 
@@ -55,13 +56,10 @@ def prepared(images: Tensor) -> Tensor:
     ----------
     torchvision, ``ResNet50_Weights.IMAGENET1K_V2.transforms()``.
     """
-    height, width = images.shape[2:]
-    scale = RESIZE / min(height, width)
-    size = (max(RESIZE, int(height * scale)), max(RESIZE, int(width * scale)))
+    size = covering_size(images.shape[2], images.shape[3], RESIZE)
     found = F.interpolate(images.expand(-1, 3, -1, -1), size, mode="bilinear", antialias=True)
-    top, left = (round((side - CROP) / 2) for side in size)
     mean, std = (torch.tensor(v).to(found).view(1, 3, 1, 1) for v in (MEAN, STD))
-    return (found[:, :, top : top + CROP, left : left + CROP] - mean) / std
+    return (middle(found, CROP) - mean) / std
 
 
 def imagenet_judge(

@@ -1,4 +1,4 @@
-"""Stable Diffusion pipelines of diffusers: read with care, written whole, and their two ends as plain functions."""
+"""Stable Diffusion pipelines of diffusers: reading and writing them, encoding prompts and images, decoding latents."""
 
 import contextlib
 import json
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 KIND = "StableDiffusionPipeline"
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 """File of weights in each folder of a pipeline, without its ending."""
+
+PIXELS = 4 * 512**2
+"""Pixels that the autoencoder works on at once: in single precision it takes about 2.6 KB for each."""
 
 
 def load_pipeline(
@@ -148,22 +151,27 @@ class Prompts:
         return torch.tensor([places[text] for text in texts], dtype=torch.int64)
 
 
+def too_long(pipe: "StableDiffusionPipeline", texts: Sequence[str]) -> list[int]:
+    """Positions of the prompts with more tokens than the text encoder takes; their ends are cut off."""
+    most = pipe.tokenizer.model_max_length
+    with silent():  # the tokenizer remarks on what is asked of it here
+        lengths = [len(own) for own in pipe.tokenizer(list(texts)).input_ids] if len(texts) else []
+    return [i for i, length in enumerate(lengths) if length > most]
+
+
 @torch.no_grad()
 def encode_prompts(pipe: "StableDiffusionPipeline", texts: Sequence[str], *, batch_size: int = 64) -> Prompts:
     """Embed the empty prompt and ``texts``, each once, in the order of their first appearance.
 
-    Raises
-    ------
-    UserError
-        If a prompt is longer than the text encoder takes: what is cut off would not be asked for.
+    Of a prompt that is longer than the text encoder takes (77 tokens for CLIP) the beginning is kept, as the
+    pipeline itself does; `too_long` says which those are.
     """
     every = tuple(dict.fromkeys(["", *texts]))
     length = pipe.tokenizer.model_max_length
-    tokens = pipe.tokenizer(list(every)).input_ids
-    for text, own in zip(every, tokens, strict=True):
-        if len(own) > length:
-            raise UserError(f"the prompt {text[:60]!r} has {len(own)} tokens, more than {length}: shorten it")
-    padded = pipe.tokenizer(list(every), padding="max_length", max_length=length, return_tensors="pt")
+    tokens = pipe.tokenizer(list(every), truncation=True, max_length=length).input_ids
+    padded = pipe.tokenizer(
+        list(every), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    )
     ids = padded.input_ids
     device = pipe.text_encoder.device
     parts = [pipe.text_encoder(part.to(device))[0] for part in ids.split(batch_size)]
@@ -172,28 +180,28 @@ def encode_prompts(pipe: "StableDiffusionPipeline", texts: Sequence[str], *, bat
 
 @torch.no_grad()
 def encode_images(pipe: "StableDiffusionPipeline", images: Tensor, *, batch_size: int = 32) -> Tensor:
-    """Latent images as distributions: scaled mean and standard deviation, float32 (N, 2 C, h, w).
+    """Latent images as distributions: scaled mean and standard deviation, float32 (N, 2 C, h, w), on the CPU.
 
     Parameters
     ----------
     pipe : StableDiffusionPipeline
         Its autoencoder is used.
     images : Tensor
-        uint8 (N, 1 or 3, H, W); resized to what the pipeline draws.
+        uint8 (N, 1 or 3, H, W); fitted to the size that the pipeline draws.
     batch_size : int
-        Images at once.
+        Images at once, at most; fewer of large ones (see ``PIXELS``).
     """
-    vae = pipe.vae
+    vae, size = pipe.vae, image_size(pipe)
     weight = next(vae.parameters())
     scale = vae.config.scaling_factor
     if not len(images):
-        size = pipe.unet.config.sample_size
-        return torch.empty(0, 2 * vae.config.latent_channels, size, size)
+        side = pipe.unet.config.sample_size
+        return torch.empty(0, 2 * vae.config.latent_channels, side, side)
     parts = []
-    for part in fitted(images, image_size(pipe)).split(batch_size):
-        pixels = part.to(weight.device).to(weight.dtype) / 127.5 - 1
+    for part in images.split(_at_once(batch_size, size)):
+        pixels = fitted(part, size).to(weight.device).to(weight.dtype) / 127.5 - 1
         found = vae.encode(pixels).latent_dist
-        parts.append(torch.cat([found.mean * scale, found.std * scale], dim=1).float())
+        parts.append(torch.cat([found.mean * scale, found.std * scale], dim=1).float().cpu())
     return torch.cat(parts)
 
 
@@ -203,7 +211,12 @@ def decode_latents(pipe: "StableDiffusionPipeline", latents: Tensor, *, batch_si
     vae = pipe.vae
     dtype = next(vae.parameters()).dtype
     scale = vae.config.scaling_factor
-    return torch.cat([vae.decode(p.to(dtype) / scale).sample.float() for p in latents.split(batch_size)])
+    parts = latents.split(_at_once(batch_size, latents.shape[-1] * pipe.vae_scale_factor))
+    return torch.cat([vae.decode(part.to(dtype) / scale).sample.float() for part in parts])
+
+
+def _at_once(batch_size: int, size: int) -> int:
+    return max(1, min(batch_size, PIXELS // size**2))
 
 
 def image_size(pipe: "StableDiffusionPipeline") -> int:
@@ -212,9 +225,12 @@ def image_size(pipe: "StableDiffusionPipeline") -> int:
 
 
 def fitted(images: Tensor, size: int) -> Tensor:
-    """uint8 images with three channels of ``size`` x ``size`` pixels."""
+    """uint8 images with three channels of ``size`` x ``size`` pixels: shorter side resized, middle cut out."""
     images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-    return images if images.shape[-2:] == (size, size) else resized_pixels(images, size)
+    if images.shape[-2:] == (size, size) or not len(images):
+        return images
+    # Few at a time: resampling takes floats, four times the bytes.
+    return torch.cat([resized_pixels(part, size) for part in images.split(64)])
 
 
 @contextlib.contextmanager

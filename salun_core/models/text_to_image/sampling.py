@@ -1,4 +1,4 @@
-"""Drawing images for prompts: batched, deterministic, one random stream for each image."""
+"""Drawing images for prompts: in batches, deterministic, with one random stream for each image."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from salun_core.models.diffusion.sampling import checked_streams, denoising, sampled, to_pixels
+from salun_core.models.diffusion.unet import quiet
 from salun_core.models.text_to_image.pipelines import decode_latents, encode_prompts
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ def sample_prompts(
     Parameters
     ----------
     pipe : StableDiffusionPipeline
-        If it has a safety checker, that blackens what it objects to.
+        If it has a safety checker, the images it flags come back black.
     prompts : sequence of str, or Tensor
-        Texts, or their embeddings (N, L, D).
+        Texts, cut off where the text encoder takes no more, or their embeddings (N, L, D).
     unet : nn.Module, optional
         A denoising network to use in place of the pipeline's own.
     seed, streams
@@ -56,7 +57,7 @@ def sample_prompts(
     Raises
     ------
     UserError
-        If a setting is out of range, or a prompt is too long.
+        If a setting is out of range.
     """
     net = pipe.unet if unet is None else unet
     numbers = checked_streams(streams, len(prompts), pipe.scheduler, steps, guidance, what="prompts")
@@ -65,7 +66,7 @@ def sample_prompts(
     wanted = prompts if isinstance(prompts, Tensor) else bank.embeddings[bank.numbers(prompts)]
     weight = next(net.parameters())
     null = bank.embeddings[0].to(weight)
-    was_on = pipe.vae.device
+    home = pipe.vae.device
 
     return sampled(
         lambda part, stream: denoising(
@@ -81,7 +82,7 @@ def sample_prompts(
             null=null,
             clip=False,
         ),
-        lambda latents: shown(pipe, decode_latents(pipe, latents.to(was_on))),
+        lambda latents: shown(pipe, decode_latents(pipe, latents.to(home))),
         rows,
         numbers,
         steps=steps,
@@ -91,10 +92,12 @@ def sample_prompts(
 
 
 def shown(pipe: "StableDiffusionPipeline", images: Tensor) -> Tensor:
-    """Images in [-1, 1] as uint8, blackened where the pipeline's safety checker objects."""
+    """Images in [-1, 1] as uint8; those that the pipeline's safety checker flags are black."""
     if pipe.safety_checker is not None:
-        images, flagged = pipe.run_safety_checker(images / 2 + 0.5, images.device, pipe.vae.dtype)
-        images = torch.as_tensor(images) * 2 - 1
-        for row, unsafe in enumerate(flagged):
-            images[row] = -1 if unsafe else images[row]
+        # The pipeline's method takes images in [-1, 1] and brings them to [0, 1] itself. It paints what it
+        # objects to with zeros, a mid grey on this scale.
+        with quiet():
+            images, flagged = pipe.run_safety_checker(images, images.device, pipe.vae.dtype)
+        images = torch.as_tensor(images)
+        images[torch.as_tensor(flagged)] = -1
     return to_pixels(images)
