@@ -1,4 +1,4 @@
-"""What tasks with a noise-predicting network share: noise, losses, and the condition an image is drawn for."""
+"""What tasks with a denoising network share: noise, losses, and the condition an image is drawn for."""
 
 import hashlib
 from collections.abc import Mapping
@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from salun_core.data.batches import Batch, Loader
+from salun_core.models.diffusion.conditions import Condition
+from salun_core.models.diffusion.objectives import Objective, objective_of
 from salun_core.models.diffusion.unet import guided_noise, predict_noise
 from salun_core.rng import derive
 
@@ -56,9 +58,9 @@ class NoisePrediction:
         return self.parts["retain"]
 
     @property
-    def steps(self) -> int:
-        """T, the number of diffusion steps."""
-        return self.schedule.config.num_train_timesteps
+    def objective(self) -> Objective:
+        """What the network was trained with: noise, time steps, and what it predicts."""
+        return objective_of(self.schedule)
 
     def clean(self, images: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """What the network sees of images without noise, on its own scale; drawn from ``rng`` where it is random."""
@@ -68,31 +70,29 @@ class NoisePrediction:
         """A wrong condition for each one."""
         raise NotImplementedError
 
-    def condition(self, conditions: Tensor) -> Tensor:
+    def condition(self, conditions: Tensor) -> Condition:
         """What the network is given for the numbers of conditions, (N,)."""
         return conditions
 
     def noised(self, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Noisy images, their time steps (N,) and the noise in them, drawn from ``rng``."""
-        n = len(images)
-        if self.antithetic:
-            half = torch.randint(0, self.steps, ((n + 1) // 2,), generator=rng)
-            times = torch.cat([half, self.steps - 1 - half])[:n]
-        else:
-            times = torch.randint(0, self.steps, (n,), generator=rng)
+        """Noisy images, their time steps (N,) and what the network should predict of them, drawn from ``rng``.
+
+        That is the noise in them, or what else `objective` says.
+        """
+        times = self.objective.drawn(len(images), rng, antithetic=self.antithetic)
         clean = self.clean(images, rng)
         noise = torch.randn(tuple(clean.shape), generator=rng).to(clean)
         times = times.to(clean.device)
-        return self.noisy(clean, noise, times), times, noise
+        return self.noisy(clean, noise, times), times, self.objective.target(clean, noise, times)
 
     def noisy(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """Images on the network's scale, mixed with noise up to their time steps."""
         # Batches come channels last, which suits wide networks on an accelerator and none on a processor.
         layout = torch.channels_last if clean.is_cuda else torch.contiguous_format
-        return self.schedule.add_noise(clean, noise, times).contiguous(memory_format=layout)
+        return self.objective.noisy(clean, noise, times).contiguous(memory_format=layout)
 
     def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator | None = None) -> Tensor:
-        r"""Noise-prediction error, :math:`\|\epsilon_\theta(x_t, c) - \epsilon\|^2` as a mean over elements.
+        r"""The training loss, such as :math:`\|\epsilon_\theta(x_t, c) - \epsilon\|^2`, a mean over elements.
 
         With ``rng``: time steps and noise are drawn from it, and a model in training mode sees no condition
         for a share of the images. Without: `fixed_loss`, for masks.
@@ -100,9 +100,9 @@ class NoisePrediction:
         if rng is None:
             return self.fixed_loss(model, batch)
         images, given = batch
-        noisy, times, noise = self.noised(images, rng)
+        noisy, times, target = self.noised(images, rng)
         seen = self.dropped(given, rng, self.drop if model.training else 0.0)
-        return F.mse_loss(self.predict(model, noisy, times, seen), noise)
+        return F.mse_loss(self.predict(model, noisy, times, seen), target)
 
     def fixed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The same error with time steps and noise that depend on nothing but the image itself.
@@ -113,16 +113,17 @@ class NoisePrediction:
         images, given = batch
         clean = self.clean(images)
         shape = tuple(clean.shape[1:])
-        drawn = [fixed_draws(image, shape, steps=self.steps, draws=self.mask_draws) for image in images]
-        times = torch.cat([t for t, _ in drawn]).to(clean.device)  # (N * draws,)
+        drawn = [fixed_draws(image, shape, draws=self.mask_draws) for image in images]
+        times = self.objective.at(torch.cat([places for places, _ in drawn])).to(clean.device)  # (N * draws,)
         noise = torch.cat([e for _, e in drawn]).to(clean)
-        noisy = self.noisy(clean.repeat_interleave(self.mask_draws, dim=0), noise, times)
+        clean = clean.repeat_interleave(self.mask_draws, dim=0)
+        noisy = self.noisy(clean, noise, times)
         seen = self.condition(given.repeat_interleave(self.mask_draws))
         null = self.condition(torch.full_like(given[:1], self.null))[0]
         if seen.is_floating_point():
             seen, null = seen.to(noisy.dtype), null.to(noisy.dtype)
         found = guided_noise(model, noisy, times, seen, null=null, guidance=self.mask_guidance)
-        return F.mse_loss(found, noise)
+        return F.mse_loss(found, self.objective.target(clean, noise, times))
 
     def relabel_loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> Tensor:
         r"""Distance to the prediction for a wrong condition, :math:`\|\epsilon_\theta(x_t, c) - \epsilon(x_t, c')\|^2`.
@@ -144,9 +145,14 @@ class NoisePrediction:
         self, model: nn.Module, noisy: Tensor, times: Tensor, conditions: Tensor, *, fast: bool | None = None
     ) -> Tensor:
         """The noise in each image, float32 (or double, for a double model)."""
+        return self.predict_given(model, noisy, times, self.condition(conditions), fast=fast)
+
+    def predict_given(
+        self, model: nn.Module, noisy: Tensor, times: Tensor, seen: Condition, *, fast: bool | None = None
+    ) -> Tensor:
+        """As `predict`, for conditions as `condition` makes them, which need not belong to any number."""
         fast = model.training if fast is None else fast
         own = next(model.parameters()).dtype
-        seen = self.condition(conditions)
         seen = seen.to(own) if seen.is_floating_point() else seen
         reduced = self.autocast if fast and own == torch.float32 else None
         with torch.autocast(noisy.device.type, reduced, enabled=reduced is not None):
@@ -162,15 +168,14 @@ class NoisePrediction:
 
 
 def fixed_draws(
-    image: Tensor, shape: tuple[int, ...] | None = None, *, steps: int, draws: int = 1
+    image: Tensor, shape: tuple[int, ...] | None = None, *, draws: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Time steps (draws,) and noise (draws, C, H, W) that depend on the values of one image only.
+    """Places of time steps (draws,) and noise (draws, C, H, W) that depend on the values of one image only.
 
-    One time step from each of ``draws`` equal parts of the diffusion.
+    One place from each of ``draws`` equal parts of [0, 1); see `Objective.at`.
     """
     pixels = (image.detach().float() * 255).round().to(torch.int16).cpu().contiguous()
     name = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).hexdigest()
     rng = torch.Generator().manual_seed(derive(0, "noise of an image", name))
     places = (torch.arange(draws) + torch.rand(draws, generator=rng)) / draws
-    times = (places * steps).long().clamp_(max=steps - 1)
-    return times, torch.randn((draws, *(shape or image.shape)), generator=rng)
+    return places, torch.randn((draws, *(shape or image.shape)), generator=rng)

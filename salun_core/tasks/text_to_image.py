@@ -1,4 +1,4 @@
-"""Text-to-image: what a Stable Diffusion pipeline should forget, what replaces it, and what it should keep."""
+"""Text-to-image: what a pipeline should forget, what replaces it, and what it should keep."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from salun_core.data.batches import Batches, Loader
 from salun_core.errors import UserError, one_of
+from salun_core.models.diffusion.conditions import Condition
+from salun_core.models.diffusion.objectives import TIMES, Objective, objective_of
+from salun_core.models.text_to_image.families import family_of, network_of
 from salun_core.models.text_to_image.pipelines import (
     Prompts,
     check_pipeline,
@@ -20,7 +23,7 @@ from salun_core.tasks.diffusion_training import limited
 from salun_core.tasks.noise_prediction import TARGETS, NoisePrediction
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 OPTIMIZERS = ("adam", "adafactor")
@@ -36,7 +39,8 @@ class TextToImageTask(NoisePrediction):
     Parameters
     ----------
     model : nn.Module
-        A ``UNet2DConditionModel``. Half precision is enough: methods train a copy in single precision.
+        The pipeline's ``UNet2DConditionModel``, or its transformer. Half precision is enough: methods train a
+        copy in single precision.
     parts : mapping of str to Batches
         By role, at least "forget" and "retain": latents as `encode_images` gives them, and numbers of prompts.
         They may lie on the CPU: each batch is moved to the network.
@@ -45,7 +49,9 @@ class TextToImageTask(NoisePrediction):
     replacement : Tensor
         int64 (M,), number of the prompt c' that takes the place of each prompt; -1 where there is none.
     schedule : scheduler of diffusers
-        How latents turn into noise.
+        How latents turn into noise, and with what objective the network was trained (see `objective_of`).
+    times : str
+        How flow matching draws time steps: "logit_normal" or "uniform".
     target : str
         As in `DiffusionTask`: whose prediction for c' is aimed at.
     relabel_drop, drop_share : float
@@ -75,12 +81,14 @@ class TextToImageTask(NoisePrediction):
     precision: str = "fp32"
     optimizer_name: str = "adam"
     clip: float = 1.0
+    times: str = "logit_normal"
     kind: str = "text_to_image"
 
     def __post_init__(self) -> None:
         one_of(self.target, TARGETS, "target of the forgetting loss")
         one_of(self.precision, PRECISIONS, "precision")
         one_of(self.optimizer_name, OPTIMIZERS, "optimiser")
+        one_of(self.times, TIMES, "distribution of times")
         if self.mask_draws < 1:
             raise UserError(f"mask_draws must be at least 1, got {self.mask_draws}")
         for role in ("forget", "retain"):
@@ -114,6 +122,11 @@ class TextToImageTask(NoisePrediction):
         return self.drop_share
 
     @property
+    def objective(self) -> Objective:
+        """What the network was trained with."""
+        return objective_of(self.schedule, self.times)
+
+    @property
     def autocast(self) -> torch.dtype | None:
         """Precision of the training passes, None for that of the weights."""
         return PRECISIONS[self.precision]
@@ -129,9 +142,9 @@ class TextToImageTask(NoisePrediction):
         """The replacement of each prompt."""
         return self.replacement.to(conditions.device)[conditions]
 
-    def condition(self, conditions: Tensor) -> Tensor:
-        """Embeddings (N, L, D) of prompts by number."""
-        return self.prompts.embeddings[conditions.to(self.prompts.embeddings.device)]
+    def condition(self, conditions: Tensor) -> Condition:
+        """What the network is given for prompts by number."""
+        return self.prompts.rows(conditions)
 
     def tokens(self, which: str = "concept") -> Tensor:
         """Tokens of each prompt, bool (M, L).
@@ -176,7 +189,7 @@ class TextToImageTask(NoisePrediction):
 
 
 def text_to_image_task(
-    pipe: "StableDiffusionPipeline",
+    pipe: "DiffusionPipeline",
     *,
     forget: tuple[Tensor, Sequence[str]],
     retain: tuple[Tensor, Sequence[str]],
@@ -189,7 +202,7 @@ def text_to_image_task(
 
     Parameters
     ----------
-    pipe : StableDiffusionPipeline
+    pipe : pipeline of diffusers
         From `load_pipeline`. After this only its denoising network is needed on the accelerator.
     forget, retain : (images, prompts)
         uint8 (N, 1 or 3, H, W), and a prompt for each image.
@@ -224,14 +237,15 @@ def text_to_image_task(
     wrong = torch.full((len(prompts.texts),), -1)
     wrong[prompts.numbers(asked)] = prompts.numbers([instead[text] for text in asked])
     if gradient_checkpointing:
-        pipe.unet.enable_gradient_checkpointing()
+        network_of(pipe).enable_gradient_checkpointing()
     parts = {
         role: latent_batches(pipe, images, prompts.numbers(texts), size=batch_size)
         for role, (images, texts) in (("forget", forget), ("retain", retain))
     }
-    return TextToImageTask(pipe.unet, parts, prompts, wrong, pipe.scheduler, **settings)
+    settings = {"times": family_of(pipe).times, **settings}
+    return TextToImageTask(network_of(pipe), parts, prompts, wrong, pipe.scheduler, **settings)
 
 
-def latent_batches(pipe: "StableDiffusionPipeline", images: Tensor, labels: Tensor, *, size: int) -> Batches:
+def latent_batches(pipe: "DiffusionPipeline", images: Tensor, labels: Tensor, *, size: int) -> Batches:
     """Images as latents, on the CPU, with a number each."""
     return Batches(encode_images(pipe, images), labels, torch.arange(len(labels)), size=size)

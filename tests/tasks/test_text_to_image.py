@@ -21,7 +21,7 @@ from salun_core.models.text_to_image.pipelines import (
     load_pipeline,
     save_pipeline,
     too_long,
-    with_unet,
+    with_network,
 )
 from salun_core.models.text_to_image.sampling import sample_prompts
 from salun_core.models.text_to_image.tiny_pipeline import build_tokenizer
@@ -164,7 +164,7 @@ def test_weights_in_half_precision_are_enough_to_start_from():
 
 def test_checkpointed_gradients_change_nothing():
     plain = unlearned()
-    pipe = with_unet(pipeline(), copy.deepcopy(pipeline().unet))
+    pipe = with_network(pipeline(), copy.deepcopy(pipeline().unet))
     task = text_task()
     given = {
         role: (images(b.n, int(role == "retain")), [task.prompts.texts[i] for i in b.labels])
@@ -260,7 +260,7 @@ def test_sampling_agrees_with_the_pipeline_of_diffusers():
 
     pipe = copy.copy(pipeline())
     drawn = sample_prompts(pipe, [SEVEN], seed=3, guidance=2.0, steps=6)
-    whole = with_unet(pipe, pipe.unet)
+    whole = with_network(pipe, pipe.unet)
     whole.scheduler = DDIMScheduler.from_config(
         pipe.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True
     )
@@ -385,7 +385,7 @@ def test_deltas_keep_signed_zeros(tmp_path):
         (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").unlink(), "vae/diffusion_pytorch_model"),
         (lambda f: cut(f / "unet/diffusion_pytorch_model.safetensors"), "truncated"),
         (lambda f: shutil.rmtree(f / "tokenizer"), "tokenizer/vocab.json is missing"),
-        (lambda f: rename(f, "_class_name", "StableDiffusionXLPipeline"), "StableDiffusionXLPipeline"),
+        (lambda f: rename(f, "_class_name", "KandinskyPipeline"), "is a KandinskyPipeline"),
     ],
 )
 def test_a_damaged_folder_is_refused_in_one_sentence(broken, harm, message):
@@ -434,11 +434,30 @@ def test_a_model_that_is_not_here_names_the_command(monkeypatch):
         load_pipeline("./nowhere/at/all")
 
 
-def test_a_network_that_predicts_velocities_is_refused():
-    pipe = with_unet(pipeline(), pipeline().unet)
-    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type="v_prediction")
-    with pytest.raises(UserError, match="v_prediction"):
-        text_to_image_task(pipe, forget=(images(1), [SEVEN]), retain=(images(1), [THREE]), replacement=THREE)
+def predicting(what):
+    pipe = with_network(pipeline(), pipeline().unet)
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type=what)
+    given = {"forget": (images(1), [SEVEN]), "retain": (images(1), [THREE]), "replacement": THREE}
+    return text_to_image_task(pipe, **given)
+
+
+def test_a_network_that_predicts_velocities_is_trained_on_velocities():
+    task = predicting("v_prediction")
+    batch = next(iter(task.retain))
+    noisy, times, target = task.noised(batch[0], torch.Generator().manual_seed(3))
+    rng = torch.Generator().manual_seed(3)
+    torch.randint(0, 1000, (1,), generator=rng)
+    clean = task.clean(batch[0], rng)
+    noise = torch.randn(clean.shape, generator=rng)
+    torch.testing.assert_close(target, task.schedule.get_velocity(clean, noise, times))
+    found = task.loss(task.model, batch, torch.Generator().manual_seed(3))
+    predicted = task.model(noisy, times, encoder_hidden_states=task.condition(batch[1])).sample
+    assert found.item() == pytest.approx(F.mse_loss(predicted, target).item(), rel=1e-4)
+
+
+def test_a_network_that_predicts_images_is_refused():
+    with pytest.raises(UserError, match="'sample'"):
+        predicting("sample")
 
 
 def test_grey_images_are_resized_to_three_channels():

@@ -37,6 +37,7 @@ from salun_core.metrics.generation.detection import (
     thresholds_of,
 )
 from salun_core.metrics.generation.erasure import nearest_classes, relearning_curve, search_embedding
+from salun_core.models.diffusion.conditions import Condition, repeated
 from salun_core.models.text_to_image.sampling import sample_prompts
 
 DETECTORS = ("classifier", "nudenet")
@@ -270,7 +271,7 @@ class Prober:
             batch_size=how.attack_batch,
             seed=cell.seed,
         )
-        drawn = self._drawn(model, attack.embedding.expand(how.attack_samples, -1, -1), forgotten)
+        drawn = self._drawn(model, repeated(attack.embedding, how.attack_samples), forgotten)
         values["shown"].append([ADVERSARIAL, self.shown(drawn, forgotten), how.attack_samples])
         values["attack"] = {"curve": attack.curve, "shift": attack.shift}
         values["seconds"]["attack"] = lab._since(start)
@@ -358,7 +359,7 @@ class Prober:
     def _drawn(
         self,
         model: nn.Module,
-        prompts: Sequence[str] | Tensor,
+        prompts: Sequence[str] | Condition,
         forgotten: int,
         *,
         streams: Sequence[int] = (),

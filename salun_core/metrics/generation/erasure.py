@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from salun_core.errors import Diverged, UserError
 from salun_core.metrics.generation.recognition import Recognition
+from salun_core.models.diffusion.conditions import Condition, repeated, vectors, with_vectors
+from salun_core.models.diffusion.objectives import objective_of
 from salun_core.models.diffusion.unet import predict_noise
 from salun_core.rng import generator
 
@@ -26,15 +28,15 @@ class Attack:
 
     Parameters
     ----------
-    embedding : Tensor
-        float32 (L, D), the best one seen, the start included.
+    embedding : Condition
+        The best one seen, the start included: float32 (L, D), or the same in several parts.
     curve : list of (int, float)
         Steps done, and the mean squared distance of the two predictions on the same fixed noise, each time.
     shift : float
         Largest change of a token relative to its length; at most the radius.
     """
 
-    embedding: Tensor = field(repr=False)
+    embedding: Condition = field(repr=False)
     curve: list[tuple[int, float]]
     shift: float
 
@@ -55,8 +57,8 @@ def search_embedding(
     schedule: Any,
     latents: Tensor,
     *,
-    concept: Tensor,
-    start: Tensor | None = None,
+    concept: Condition,
+    start: Condition | None = None,
     steps: int = 100,
     lr: float = 0.02,
     radius: float = 1.0,
@@ -82,10 +84,11 @@ def search_embedding(
         Of both.
     latents : Tensor
         (N, C, h, w), clean and scaled, of images that show the concept.
-    concept : Tensor
-        (L, D), the embedded prompt that the original draws it for.
-    start : Tensor, optional
-        (L, D), where the search starts; at ``concept`` by default.
+    concept : Condition
+        The embedded prompt that the original draws it for: (L, D), or the same in several parts, of which
+        the pooled prompt counts as one more token.
+    start : Condition, optional
+        Where the search starts; at ``concept`` by default.
     steps, lr : int, float
         Of Adam. Embeddings of CLIP have elements of about 1.
     radius : float
@@ -110,29 +113,32 @@ def search_embedding(
     first = concept if start is None else start
     if not len(latents):
         raise UserError("the search needs at least one image that shows the concept")
-    if first.shape != concept.shape:
-        raise UserError(
-            f"start has shape {tuple(first.shape)} and concept {tuple(concept.shape)}: give equal ones"
-        )
+    shapes = [[tuple(v.shape) for v in vectors(each)] for each in (first, concept)]
+    if shapes[0] != shapes[1]:
+        raise UserError(f"start has shape {shapes[0][0]} and concept {shapes[1][0]}: give equal ones")
     if steps < 0 or checks < 1 or batch_size < 1 or not radius > 0 or not lr > 0:
         raise UserError(
             f"the budget of the search must be positive, got steps {steps}, lr {lr:g}, radius {radius:g}"
         )
     device = latents.device
-    clean, goal_of = latents.float(), concept.float().to(device)
-    origin = first.detach().float().to(device)
-    most = radius * origin.norm(dim=1, keepdim=True)  # (L, 1)
-    move = torch.zeros_like(origin, requires_grad=True)
-    optimizer = torch.optim.Adam([move], lr=lr)
+    clean, goal_of = latents.float(), concept.to(device, torch.float32)
+    first = first.to(device, torch.float32)
+    origin = [v.detach() for v in vectors(first)]
+    most = [radius * v.norm(dim=1, keepdim=True) for v in origin]  # (L, 1)
+    move = [torch.zeros_like(v, requires_grad=True) for v in origin]
+    optimizer = torch.optim.Adam(move, lr=lr)
     rng = generator(seed, "embedding search")
     fixed = noised(schedule, clean, generator(seed, "embedding search", "fixed"), spread=True)
 
-    def distance(embedding: Tensor, noisy: Tensor, times: Tensor) -> Tensor:
+    def moved() -> list[Tensor]:
+        return [v + m for v, m in zip(origin, move, strict=True)]
+
+    def distance(embedding: Condition, noisy: Tensor, times: Tensor) -> Tensor:
         with torch.no_grad():
             goal = _predicted(original, noisy, times, goal_of)
         return F.mse_loss(_predicted(edited, noisy, times, embedding), goal)
 
-    def score(embedding: Tensor) -> float:
+    def score(embedding: Condition) -> float:
         parts = zip(*(part.split(batch_size) for part in fixed[:2]), strict=True)
         with torch.no_grad():
             return sum(float(distance(embedding, x, t)) * len(x) for x, t in parts) / len(clean)
@@ -144,36 +150,40 @@ def search_embedding(
     for weight, _ in frozen:
         weight.requires_grad_(False)
     try:
-        best, curve = origin.clone(), [(0, score(origin))]
+        best, curve = [v.clone() for v in origin], [(0, score(first))]
         for step in range(1, steps + 1):
             rows = torch.randint(0, len(clean), (batch_size,), generator=rng).to(device)
             noisy, times, _ = noised(schedule, clean[rows], rng)
             optimizer.zero_grad()
-            distance(origin + move, noisy, times).backward()
+            distance(with_vectors(first, moved()), noisy, times).backward()
             optimizer.step()
             with torch.no_grad():
-                length = move.norm(dim=1, keepdim=True)
-                move.mul_((most / length.clamp_min(1e-12)).clamp_max(1.0))
+                for part, limit in zip(move, most, strict=True):
+                    length = part.norm(dim=1, keepdim=True)
+                    part.mul_((limit / length.clamp_min(1e-12)).clamp_max(1.0))
             if step == steps or step % max(1, steps // checks) == 0:
-                now = (origin + move).detach()
-                loss = score(now)
+                now = [v.detach() for v in moved()]
+                loss = score(with_vectors(first, now))
                 if loss < min(value for _, value in curve):
-                    best = now.clone()
+                    best = now
                 curve.append((step, loss))
     finally:
         for module, was_training in states:
             module.train(was_training)
         for weight, trained in frozen:
             weight.requires_grad_(trained)
-    shift = ((best - origin).norm(dim=1) / origin.norm(dim=1).clamp_min(1e-12)).max()
-    return Attack(best.cpu(), curve, float(shift))
+    shifts = [
+        ((b - v).norm(dim=1) / v.norm(dim=1).clamp_min(1e-12)).max()
+        for b, v in zip(best, origin, strict=True)
+    ]
+    return Attack(with_vectors(first, best).to("cpu"), curve, float(max(shifts)))
 
 
 def relearning_curve(
     model: nn.Module,
     schedule: Any,
     latents: Tensor,
-    embeddings: Tensor,
+    embeddings: Condition,
     measure: Callable[[nn.Module], float],
     *,
     steps: int = 50,
@@ -192,8 +202,8 @@ def relearning_curve(
         Its own.
     latents : Tensor
         (N, C, h, w), clean and scaled, of a few images that show the concept.
-    embeddings : Tensor
-        (N, L, D), or (L, D) for all: the embedded prompts that should bring it back.
+    embeddings : Condition
+        The embedded prompts that should bring it back: (N, L, D), or (L, D) for all, or the same in parts.
     measure : callable
         Model to a number, such as the share of its images that show the concept.
     steps, lr : int, float
@@ -235,14 +245,14 @@ def relearning_curve(
     optimizer = torch.optim.Adam(net.parameters(), lr=lr)
     rng = generator(seed, "relearning")
     clean = latents.float()
-    asked = embeddings.float().to(clean.device)
-    asked = asked.expand(len(clean), -1, -1) if asked.ndim == 2 else asked
+    asked = embeddings.to(clean.device, torch.float32)
+    asked = repeated(asked, len(clean)) if vectors(asked)[0].ndim == 2 else asked
     size = min(batch_size, len(clean))
     for step in range(1, steps + 1):
         net.train()
         rows = torch.randperm(len(clean), generator=rng)[:size].to(clean.device)
-        noisy, times, noise = noised(schedule, clean[rows], rng)
-        loss = F.mse_loss(predict_noise(net, noisy, times, asked[rows]).float(), noise)
+        noisy, times, target = noised(schedule, clean[rows], rng)
+        loss = F.mse_loss(predict_noise(net, noisy, times, asked[rows]).float(), target)
         if not torch.isfinite(loss):
             raise Diverged(f"relearning diverged at step {step}: lower its learning rate {lr:g}")
         optimizer.zero_grad()
@@ -261,7 +271,7 @@ def recovery(curve: Sequence[tuple[int, float]], share: float = 0.5) -> int | No
 def noised(
     schedule: Any, clean: Tensor, rng: torch.Generator, *, spread: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Noisy latents, their time steps (N,) and the noise in them.
+    """Noisy latents, their time steps (N,) and what a network in training should predict of them.
 
     Parameters
     ----------
@@ -272,18 +282,17 @@ def noised(
     rng : torch.Generator
         On the CPU.
     spread : bool
-        One time step from each of N equal parts of the diffusion, in place of N independent ones.
+        One time step from each of N equal parts of those in training, in place of N independent ones.
     """
-    last = int(schedule.config.num_train_timesteps)
+    objective = objective_of(schedule)
     n = len(clean)
     if spread:
-        places = (torch.arange(n) + torch.rand(n, generator=rng)) / n
-        times = (places * last).long().clamp_(max=last - 1)
+        times = objective.at((torch.arange(n) + torch.rand(n, generator=rng)) / n)
     else:
-        times = torch.randint(0, last, (n,), generator=rng)
+        times = objective.drawn(n, rng)
     noise = torch.randn(tuple(clean.shape), generator=rng).to(clean)
     times = times.to(clean.device)
-    return schedule.add_noise(clean, noise, times), times, noise
+    return objective.noisy(clean, noise, times), times, objective.target(clean, noise, times)
 
 
 def nearest_classes(
@@ -394,7 +403,7 @@ def erasure_summary(probes: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _predicted(model: nn.Module, noisy: Tensor, times: Tensor, embedding: Tensor) -> Tensor:
+def _predicted(model: nn.Module, noisy: Tensor, times: Tensor, embedding: Condition) -> Tensor:
     own = next(model.parameters()).dtype
-    asked = embedding.expand(len(noisy), -1, -1).to(own)
+    asked = repeated(embedding, len(noisy)).to(own)
     return predict_noise(model, noisy.to(own), times, asked).float()

@@ -1,13 +1,15 @@
 """Drawing images from a diffusion model: deterministic, one random stream for each image."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from salun_core.errors import UserError
+from salun_core.models.diffusion.conditions import Condition
+from salun_core.models.diffusion.objectives import is_flow
 from salun_core.models.diffusion.unet import class_count, guided_noise
 from salun_core.rng import generator
 
@@ -153,7 +155,7 @@ def to_pixels(images: Tensor) -> Tensor:
 def denoising(
     model: nn.Module,
     schedule: "DDPMScheduler",
-    conditions: Tensor,
+    conditions: Condition,
     streams: Tensor,
     seed: int,
     guidance: float,
@@ -161,46 +163,91 @@ def denoising(
     eta: float,
     bf16: bool,
     *,
-    null: int | Tensor,
+    null: int | Condition,
     clip: bool = True,
 ) -> Iterator[tuple[int, Tensor]]:
     """Steps done so far and the images, still in [-1, 1], after each denoising step."""
-    from diffusers import DDIMScheduler
-
     weight = next(model.parameters())
-    # "trailing" starts at pure noise whatever the number of steps; "leading" would start below it.
-    solver = DDIMScheduler.from_config(
-        schedule.config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=clip
-    )
-    solver.set_timesteps(steps)
-    rngs = [generator(seed, "sample", int(s)) for s in streams]
     shape, wanted = _shape(model), conditions.to(weight.device)
+    solver: Solver = Euler(schedule, model, steps) if is_flow(schedule) else Ddim(schedule, steps, eta, clip)
+    rngs = [generator(seed, "sample", int(s)) for s in streams]
 
     def noise() -> Tensor:
         return torch.stack([torch.randn(shape, generator=rng) for rng in rngs]).to(weight)
 
     @torch.no_grad()
-    def denoised(noisy: Tensor, t: int) -> Tensor:
-        times = torch.full((len(noisy),), t, device=noisy.device)
+    def denoised(noisy: Tensor, t: Tensor) -> Tensor:
+        times = t.to(noisy.device).expand(len(noisy))
         with torch.autocast(noisy.device.type, torch.bfloat16, enabled=bf16):
             found = guided_noise(model, noisy, times, wanted, null=null, guidance=guidance)
-        drawn = noise() if eta else None
-        # The image in sight is clipped to [-1, 1]; without taking the noise from the clipped image, guided
-        # samples of dark-and-bright pictures such as digits run off to black and white.
-        step = solver.step(
-            found.to(noisy), t, noisy, eta=eta, use_clipped_model_output=clip, variance_noise=drawn
-        )
-        return step.prev_sample
+        return solver.step(found.to(noisy), t, noisy, noise)
 
     was_training = model.training
     model.eval()
     try:
         noisy = noise()
-        for done, t in enumerate(solver.timesteps.tolist(), start=1):
+        for done, t in enumerate(solver.times, start=1):
             noisy = denoised(noisy, t)
             yield done, noisy
     finally:
         model.train(was_training)
+
+
+class Solver(Protocol):
+    """A way from noise to image: the time steps at which the network is asked, and what is made of its answers."""
+
+    times: Tensor
+
+    def step(self, found: Tensor, t: Tensor, noisy: Tensor, noise: Callable[[], Tensor]) -> Tensor:
+        """The images after the step at ``t``, given the prediction; ``noise`` draws more where it is needed."""
+        ...
+
+
+class Ddim:
+    """DDIM, with ``eta`` as in `sample`; ``clip`` bounds the image in sight to [-1, 1]."""
+
+    def __init__(self, schedule: Any, steps: int, eta: float, clip: bool) -> None:
+        from diffusers import DDIMScheduler
+
+        # "trailing" starts at pure noise whatever the number of steps; "leading" would start below it.
+        self.solver = DDIMScheduler.from_config(
+            schedule.config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=clip
+        )
+        self.solver.set_timesteps(steps)
+        self.eta, self.clip = eta, clip
+        self.times: Tensor = self.solver.timesteps
+
+    def step(self, found: Tensor, t: Tensor, noisy: Tensor, noise: Callable[[], Tensor]) -> Tensor:
+        """See `Solver.step`."""
+        drawn = noise() if self.eta else None
+        # Without taking the noise from the clipped image, guided samples of dark-and-bright pictures such as
+        # digits run off to black and white.
+        return self.solver.step(
+            found, int(t), noisy, eta=self.eta, use_clipped_model_output=self.clip, variance_noise=drawn
+        ).prev_sample
+
+
+class Euler:
+    """Euler's method along a rectified flow, with the shift of times that belongs to the size of the image."""
+
+    def __init__(self, schedule: Any, model: nn.Module, steps: int) -> None:
+        from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
+
+        self.solver = type(schedule).from_config(schedule.config)
+        given, (_, height, width) = schedule.config, _shape(model)
+        shift = {}
+        if given.use_dynamic_shifting:
+            patch: Any = model.config
+            tokens = (height // patch.patch_size) * (width // patch.patch_size)
+            shift["mu"] = calculate_shift(
+                tokens, given.base_image_seq_len, given.max_image_seq_len, given.base_shift, given.max_shift
+            )
+        self.solver.set_timesteps(steps, **shift)
+        self.times: Tensor = self.solver.timesteps
+
+    def step(self, found: Tensor, t: Tensor, noisy: Tensor, noise: Callable[[], Tensor]) -> Tensor:
+        """See `Solver.step`."""
+        return self.solver.step(found, t, noisy).prev_sample
 
 
 def _shape(model: nn.Module) -> tuple[int, int, int]:
@@ -234,6 +281,7 @@ def checked_streams(
     guidance: float,
     *,
     what: str,
+    eta: float = 0.0,
 ) -> Tensor:
     """The number of each image's noise, (N,); refuses settings of sampling that are out of range."""
     numbers = torch.arange(n) if streams is None else torch.as_tensor(streams, dtype=torch.int64)
@@ -242,6 +290,10 @@ def checked_streams(
     longest = schedule.config.num_train_timesteps
     if not 1 <= steps <= longest:
         raise UserError(f"steps must lie in [1, {longest}], got {steps}")
+    if eta and is_flow(schedule):
+        raise UserError(
+            f"eta must be 0 for a pipeline of flow matching, got {eta:g}: no noise is added on the way"
+        )
     if guidance < 0:
         raise UserError(f"guidance must be at least 0, got {guidance:g}: 0 is the plain prediction")
     return numbers

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from salun_core.errors import UserError, one_of
+from salun_core.models.diffusion.conditions import Condition, Embedded, with_null
 from salun_core.rng import isolated
 
 if TYPE_CHECKING:
@@ -118,12 +118,15 @@ def noise_schedule(schedule: str = "linear", *, steps: int = 1000) -> "DDPMSched
     return DDPMScheduler(num_train_timesteps=steps, beta_schedule=name, clip_sample=True)
 
 
-def predict_noise(model: nn.Module, noisy: Tensor, times: Tensor, conditions: Tensor) -> Tensor:
+def predict_noise(model: nn.Module, noisy: Tensor, times: Tensor, conditions: Condition) -> Tensor:
     """The noise in each image, (N, C, H, W), given its time step (N,) and what it should show.
 
     Conditions are classes, int64 (N,), for a class-conditional network, or embedded prompts, floats
-    (N, L, D), for one that is conditioned on text.
+    (N, L, D) or `Embedded`, for one that is conditioned on text. What is predicted is the noise, or what else
+    the network was trained to predict (see `objectives`).
     """
+    if isinstance(conditions, Embedded):
+        return conditions.predicted(model, noisy, times)
     name = "encoder_hidden_states" if conditions.is_floating_point() else "class_labels"
     return model(noisy, times, **{name: conditions}, return_dict=False)[0]
 
@@ -132,9 +135,9 @@ def guided_noise(
     model: nn.Module,
     noisy: Tensor,
     times: Tensor,
-    conditions: Tensor,
+    conditions: Condition,
     *,
-    null: int | Tensor,
+    null: int | Condition,
     guidance: float,
 ) -> Tensor:
     r"""Classifier-free guidance, :math:`(1 + w)\,\epsilon_c - w\,\epsilon_\varnothing`.
@@ -143,17 +146,16 @@ def guided_noise(
     ----------
     model : nn.Module
         Denoising network.
-    noisy, times, conditions : Tensor
+    noisy, times, conditions
         As in `predict_noise`.
-    null : int or Tensor
+    null : int or Condition
         The condition that stands for none: number of the null class, or the embedded empty prompt (L, D).
     guidance : float
         w; 0 is the plain prediction. Libraries that call the plain prediction 1 count w + 1.
     """
     if not guidance:
         return predict_noise(model, noisy, times, conditions)
-    none = torch.as_tensor(null, dtype=conditions.dtype, device=conditions.device).expand_as(conditions)
-    both = torch.cat([conditions, none])
+    both = with_null(conditions, null)
     of_condition, of_none = predict_noise(model, noisy.repeat(2, 1, 1, 1), times.repeat(2), both).chunk(2)
     return (1 + guidance) * of_condition - guidance * of_none
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion pipelines of diffusers: reading and writing them, encoding prompts and images, decoding latents."""
+"""Text-to-image pipelines of diffusers: reading and writing them, encoding prompts and images, decoding latents."""
 
 import contextlib
 import json
@@ -14,14 +14,13 @@ from torch import Tensor, nn
 
 from salun_core.data.images import resized_pixels
 from salun_core.errors import UserError
+from salun_core.models.diffusion.conditions import Condition, Embedded, stacked
+from salun_core.models.diffusion.objectives import PREDICTIONS, Denoising, objective_of
 from salun_core.models.diffusion.unet import quiet
+from salun_core.models.text_to_image.families import family_of, named_family, network_of
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
-
-KIND = "StableDiffusionPipeline"
-WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-"""File of weights in each folder of a pipeline, without its ending."""
+    from diffusers import DiffusionPipeline
 
 PIXELS = 4 * 512**2
 """Pixels that the autoencoder works on at once: in single precision it takes about 2.6 KB for each."""
@@ -35,7 +34,7 @@ def load_pipeline(
     download: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-) -> "StableDiffusionPipeline":
+) -> "DiffusionPipeline":
     """Read a text-to-image pipeline.
 
     Parameters
@@ -58,7 +57,7 @@ def load_pipeline(
     UserError
         If weights are missing, truncated, pickled, or of another kind of pipeline; with file and remedy.
     """
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
     folder = Path(source).expanduser()
     local = folder.is_dir()
@@ -66,12 +65,14 @@ def load_pipeline(
         _check_folder(folder, pickle=pickle)
     elif str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         raise UserError(f"there is no folder {source}: give a diffusers folder or the name of a hub model")
-    extra: dict[str, Any] = (
-        {} if safety_checker else {"safety_checker": None, "requires_safety_checker": False}
-    )
+    held = _read(folder / "model_index.json") if local else {"safety_checker": None}
+    # A part that the folder itself says it lacks must be named again.
+    extra: dict[str, Any] = {part: None for part, kind in held.items() if kind == [None, None]}
+    if "safety_checker" in held and not safety_checker:
+        extra |= {"safety_checker": None, "requires_safety_checker": False}
     try:
         with silent():
-            pipe = StableDiffusionPipeline.from_pretrained(
+            pipe = DiffusionPipeline.from_pretrained(
                 folder if local else str(source),
                 use_safetensors=None if pickle else True,
                 local_files_only=local or not download,
@@ -85,43 +86,55 @@ def load_pipeline(
             f"'hf download {source}' with a network, or give a local folder"
         ) from error
     with quiet():
-        return check_pipeline(pipe, source).to(device, dtype)
+        check_pipeline(pipe, source).to(device, dtype)
+        # This autoencoder overflows in half precision.
+        if dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
+            pipe.vae.float()
+    return pipe
 
 
 def check_pipeline(pipe: Any, source: str | Path = "the pipeline") -> Any:
-    """Refuse a pipeline that is not Stable Diffusion's, or whose network does not predict noise; else return it."""
-    if type(pipe).__name__ != KIND:
-        raise UserError(f"{source} is a {type(pipe).__name__}: give a {KIND}")
+    """Refuse a pipeline of an unknown family, or whose network predicts what no objective knows; else return it."""
+    family = family_of(pipe, source)
     predicts = pipe.scheduler.config.get("prediction_type", "epsilon")
-    if predicts != "epsilon":
-        raise UserError(f"the network of {source} predicts {predicts!r}: give one that predicts the noise")
-    taken, made = pipe.unet.config.in_channels, pipe.vae.config.latent_channels
+    if predicts not in PREDICTIONS:
+        raise UserError(
+            f"the network of {source} predicts {predicts!r}: give one that predicts the noise or the velocity"
+        )
+    flows = not isinstance(objective_of(pipe.scheduler), Denoising)
+    if flows != family.flows:
+        raise UserError(
+            f"{source} comes with a {type(pipe.scheduler).__name__}, which a {family.pipeline} is not trained "
+            "with: give it the scheduler it was released with"
+        )
+    network = network_of(pipe)
+    taken, made = network.config.in_channels, pipe.vae.config.latent_channels
     if taken != made:
         raise UserError(
             f"the network of {source} takes {taken} channels where latents have {made}: give one for text alone"
         )
-    pipe.unet.eval()
-    for part in (pipe.vae, pipe.text_encoder):
-        part.eval().requires_grad_(False)
+    network.eval()
+    for part in family.parts(pipe).values():
+        if part is not network:
+            part.eval().requires_grad_(False)
     return pipe
 
 
-def save_pipeline(pipe: "StableDiffusionPipeline", unet: nn.Module, folder: Path | str) -> Path:
+def save_pipeline(pipe: "DiffusionPipeline", network: nn.Module, folder: Path | str) -> Path:
     """Write the pipeline with another denoising network as a diffusers folder, in safetensors."""
     try:
         with silent():
-            with_unet(pipe, unet).save_pretrained(folder, safe_serialization=True)
+            with_network(pipe, network).save_pretrained(folder, safe_serialization=True)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from error
     return Path(folder)
 
 
-def with_unet(pipe: "StableDiffusionPipeline", unet: nn.Module) -> "StableDiffusionPipeline":
+def with_network(pipe: "DiffusionPipeline", network: nn.Module) -> Any:
     """The same pipeline around another denoising network; nothing is copied."""
+    family = family_of(pipe)
     with quiet():
-        return type(pipe)(
-            **{**pipe.components, "unet": unet}, requires_safety_checker=pipe.safety_checker is not None
-        )
+        return type(pipe)(**{**pipe.components, family.network: network}, **family.options(pipe))
 
 
 @dataclass(frozen=True)
@@ -131,19 +144,28 @@ class Prompts:
     Parameters
     ----------
     texts : tuple of str
-        M prompts; number 0 is the empty one.
+        M prompts; number 0 is the empty one, and stands for no prompt at all.
     ids : Tensor
         int64 (M, L), their tokens, padded.
     lengths : Tensor
         int64 (M,), how many of these are no padding: with the tokens of start and end.
-    embeddings : Tensor
-        (M, L, D), what the denoising network sees of them.
+    given : Condition
+        What the denoising network is given for them, M of each part.
     """
 
     texts: tuple[str, ...]
     ids: Tensor = field(repr=False)
     lengths: Tensor = field(repr=False)
-    embeddings: Tensor = field(repr=False)
+    given: Condition = field(repr=False)
+
+    @property
+    def embeddings(self) -> Tensor:
+        """(M, L, D), their embedded tokens."""
+        return self.given.tokens if isinstance(self.given, Embedded) else self.given
+
+    def rows(self, numbers: Tensor) -> Condition:
+        """What the denoising network is given for the prompts with these numbers, (N,)."""
+        return self.given[numbers.to(self.given.device)]
 
     def numbers(self, texts: Sequence[str]) -> Tensor:
         """Numbers of prompts, int64 (N,)."""
@@ -151,7 +173,7 @@ class Prompts:
         return torch.tensor([places[text] for text in texts], dtype=torch.int64)
 
 
-def too_long(pipe: "StableDiffusionPipeline", texts: Sequence[str]) -> list[int]:
+def too_long(pipe: "DiffusionPipeline", texts: Sequence[str]) -> list[int]:
     """Positions of the prompts with more tokens than the text encoder takes; their ends are cut off."""
     most = pipe.tokenizer.model_max_length
     with silent():  # the tokenizer remarks on what is asked of it here
@@ -160,7 +182,7 @@ def too_long(pipe: "StableDiffusionPipeline", texts: Sequence[str]) -> list[int]
 
 
 @torch.no_grad()
-def encode_prompts(pipe: "StableDiffusionPipeline", texts: Sequence[str], *, batch_size: int = 64) -> Prompts:
+def encode_prompts(pipe: "DiffusionPipeline", texts: Sequence[str], *, batch_size: int = 64) -> Prompts:
     """Embed the empty prompt and ``texts``, each once, in the order of their first appearance.
 
     Of a prompt that is longer than the text encoder takes (77 tokens for CLIP) the beginning is kept, as the
@@ -172,14 +194,16 @@ def encode_prompts(pipe: "StableDiffusionPipeline", texts: Sequence[str], *, bat
     padded = pipe.tokenizer(
         list(every), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
     )
-    ids = padded.input_ids
-    device = pipe.text_encoder.device
-    parts = [pipe.text_encoder(part.to(device))[0] for part in ids.split(batch_size)]
-    return Prompts(every, ids, torch.tensor([len(own) for own in tokens]), torch.cat(parts))
+    family = family_of(pipe)
+    with silent():
+        given = [family.unprompted(pipe)[None]]
+        for start in range(1, len(every), batch_size):
+            given.append(family.embedded(pipe, every[start : start + batch_size]))
+    return Prompts(every, padded.input_ids, torch.tensor([len(own) for own in tokens]), stacked(given))
 
 
 @torch.no_grad()
-def encode_images(pipe: "StableDiffusionPipeline", images: Tensor, *, batch_size: int = 32) -> Tensor:
+def encode_images(pipe: "DiffusionPipeline", images: Tensor, *, batch_size: int = 32) -> Tensor:
     """Latent images as distributions: scaled mean and standard deviation, float32 (N, 2 C, h, w), on the CPU.
 
     Parameters
@@ -193,35 +217,42 @@ def encode_images(pipe: "StableDiffusionPipeline", images: Tensor, *, batch_size
     """
     vae, size = pipe.vae, image_size(pipe)
     weight = next(vae.parameters())
-    scale = vae.config.scaling_factor
+    scale, shift = latent_scale(pipe)
     if not len(images):
-        side = pipe.unet.config.sample_size
+        side = network_of(pipe).config.sample_size
         return torch.empty(0, 2 * vae.config.latent_channels, side, side)
     parts = []
     for part in images.split(_at_once(batch_size, size)):
         pixels = fitted(part, size).to(weight.device).to(weight.dtype) / 127.5 - 1
         found = vae.encode(pixels).latent_dist
-        parts.append(torch.cat([found.mean * scale, found.std * scale], dim=1).float().cpu())
+        moments = torch.cat([(found.mean - shift) * scale, found.std * scale], dim=1)
+        parts.append(moments.float().cpu())
     return torch.cat(parts)
 
 
 @torch.no_grad()
-def decode_latents(pipe: "StableDiffusionPipeline", latents: Tensor, *, batch_size: int = 32) -> Tensor:
+def decode_latents(pipe: "DiffusionPipeline", latents: Tensor, *, batch_size: int = 32) -> Tensor:
     """Images from scaled latents (N, C, h, w): floats in about [-1, 1], (N, 3, H, W)."""
     vae = pipe.vae
     dtype = next(vae.parameters()).dtype
-    scale = vae.config.scaling_factor
+    scale, shift = latent_scale(pipe)
     parts = latents.split(_at_once(batch_size, latents.shape[-1] * pipe.vae_scale_factor))
-    return torch.cat([vae.decode(part.to(dtype) / scale).sample.float() for part in parts])
+    return torch.cat([vae.decode(part.to(dtype) / scale + shift).sample.float() for part in parts])
 
 
 def _at_once(batch_size: int, size: int) -> int:
     return max(1, min(batch_size, PIXELS // size**2))
 
 
-def image_size(pipe: "StableDiffusionPipeline") -> int:
+def latent_scale(pipe: "DiffusionPipeline") -> tuple[float, float]:
+    """What latents are multiplied by, and what is subtracted from them before."""
+    config = pipe.vae.config
+    return config.scaling_factor, config.get("shift_factor") or 0.0
+
+
+def image_size(pipe: "DiffusionPipeline") -> int:
     """Height (= width) in pixels of what a pipeline draws."""
-    return pipe.unet.config.sample_size * pipe.vae_scale_factor
+    return network_of(pipe).config.sample_size * pipe.vae_scale_factor
 
 
 def fitted(images: Tensor, size: int) -> Tensor:
@@ -260,12 +291,14 @@ def _check_folder(folder: Path, *, pickle: bool) -> None:
     index = folder / "model_index.json"
     if not index.is_file():
         raise UserError(f"{index} is missing: give a diffusers folder, as save_pretrained writes it")
-    kind = _read(index).get("_class_name")
-    if kind != KIND:
-        raise UserError(f"{folder} holds a {kind}: give a {KIND}")
+    held = _read(index)
+    family = named_family(str(held.get("_class_name")), f"the pipeline in {folder}")
     if not any((folder / "tokenizer" / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise UserError(f"{folder / 'tokenizer' / 'vocab.json'} is missing: copy the pipeline again, whole")
-    for part, stem in WEIGHTS.items():
+    for part in (family.network, "vae", *family.encoders):
+        if held.get(part, [None])[0] is None and part in family.optional:
+            continue
+        stem = "model" if part in family.encoders else "diffusion_pytorch_model"
         if not (folder / part / "config.json").is_file():
             raise UserError(f"{folder / part / 'config.json'} is missing: copy the pipeline again, whole")
         _read(folder / part / "config.json")

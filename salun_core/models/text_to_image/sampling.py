@@ -6,17 +6,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from salun_core.models.diffusion.conditions import Condition, Embedded
 from salun_core.models.diffusion.sampling import checked_streams, denoising, sampled, to_pixels
 from salun_core.models.diffusion.unet import quiet
+from salun_core.models.text_to_image.families import network_of
 from salun_core.models.text_to_image.pipelines import decode_latents, encode_prompts
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
 
 def sample_prompts(
-    pipe: "StableDiffusionPipeline",
-    prompts: Sequence[str] | Tensor,
+    pipe: "DiffusionPipeline",
+    prompts: Sequence[str] | Condition,
     *,
     unet: nn.Module | None = None,
     seed: int = 0,
@@ -32,10 +34,11 @@ def sample_prompts(
 
     Parameters
     ----------
-    pipe : StableDiffusionPipeline
-        If it has a safety checker, the images it flags come back black.
-    prompts : sequence of str, or Tensor
-        Texts, cut off where the text encoder takes no more, or their embeddings (N, L, D).
+    pipe : pipeline of diffusers
+        From `load_pipeline`. If it has a safety checker, the images it flags come back black.
+    prompts : sequence of str, or Condition
+        Texts, cut off where the text encoder takes no more, or what the network is given for them:
+        embeddings (N, L, D), or the same in several parts.
     unet : nn.Module, optional
         A denoising network to use in place of the pipeline's own.
     seed, streams
@@ -43,7 +46,7 @@ def sample_prompts(
     guidance : float
         w of `guided_noise`; the 7.5 of Stable Diffusion is 6.5 here.
     steps, eta : int, float
-        Denoising steps (DDIM), and the noise added in them.
+        Denoising steps (DDIM, or Euler's method for flow matching), and the noise added in them (DDIM).
     batch_size : int
         Images denoised at once.
     bf16, progress
@@ -59,20 +62,24 @@ def sample_prompts(
     UserError
         If a setting is out of range.
     """
-    net = pipe.unet if unet is None else unet
-    numbers = checked_streams(streams, len(prompts), pipe.scheduler, steps, guidance, what="prompts")
-    bank = encode_prompts(pipe, [] if isinstance(prompts, Tensor) else prompts)
+    net = network_of(pipe) if unet is None else unet
+    numbers = checked_streams(streams, len(prompts), pipe.scheduler, steps, guidance, what="prompts", eta=eta)
     rows = torch.arange(len(prompts))
-    wanted = prompts if isinstance(prompts, Tensor) else bank.embeddings[bank.numbers(prompts)]
+    wanted: Condition
+    if isinstance(prompts, Tensor | Embedded):
+        bank, wanted = encode_prompts(pipe, []), prompts
+    else:
+        bank = encode_prompts(pipe, prompts)
+        wanted = bank.rows(bank.numbers(prompts))
     weight = next(net.parameters())
-    null = bank.embeddings[0].to(weight)
+    null = bank.given[0].to(weight.device, weight.dtype)
     home = pipe.vae.device
 
     return sampled(
         lambda part, stream: denoising(
             net,
             pipe.scheduler,
-            wanted[part].to(weight),
+            wanted[part].to(weight.device, weight.dtype),
             stream,
             seed,
             guidance,
@@ -91,9 +98,9 @@ def sample_prompts(
     )
 
 
-def shown(pipe: "StableDiffusionPipeline", images: Tensor) -> Tensor:
+def shown(pipe: "DiffusionPipeline", images: Tensor) -> Tensor:
     """Images in [-1, 1] as uint8; those that the pipeline's safety checker flags are black."""
-    if pipe.safety_checker is not None:
+    if getattr(pipe, "safety_checker", None) is not None:
         # The pipeline's method takes images in [-1, 1] and brings them to [0, 1] itself. It paints what it
         # objects to with zeros, a mid grey on this scale.
         with quiet():
