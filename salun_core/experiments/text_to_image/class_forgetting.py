@@ -20,7 +20,7 @@ from salun_core.experiments.runs.results_file import write_table
 from salun_core.experiments.runs.tuning import Variant
 from salun_core.experiments.text_to_image.lab import FIRST, IMAGENET, Asking, TextForgetting, TextLab
 from salun_core.metrics.generation.clip import Clip, load_clip
-from salun_core.metrics.generation.imagenet import imagenet_judge
+from salun_core.metrics.generation.imagenet import imagenet_judge, imagenet_numbers
 from salun_core.models.text_to_image.pipelines import fitted, image_size, load_pipeline
 from salun_core.paths import output_folder, project_root
 from salun_core.tasks.text_to_image import OPTIMIZERS, PRECISIONS
@@ -141,6 +141,7 @@ class TextToImageParams(GenerationParams):
             lora_rank=self.lora_rank,
             clip=clip_of(pipe, self.clip, download=self.download) if self.clip else None,
             judge_weights=self.judge_weights,
+            imagenet=imagenet_numbers(data.classes, self.class_names) if self.judge == IMAGENET else (),
             **parts,
         )
 

@@ -111,6 +111,8 @@ class TextLab(GenerationLab):
         For CLIP score and CLIP accuracy of the other classes.
     judge_weights : path, optional
         Weights of the judge "imagenet"; looked for in torch's cache otherwise.
+    imagenet : tuple of int
+        Numbers in ImageNet of the classes, for that judge.
     device : torch.device
         Where networks and images lie.
     experiment, source : str
@@ -129,6 +131,7 @@ class TextLab(GenerationLab):
     lora_rank: int = 4
     clip: Clip | None = None
     judge_weights: Path | None = None
+    imagenet: tuple[int, ...] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     experiment: str = "text_to_image"
     source: str = "quick"
@@ -154,7 +157,7 @@ class TextLab(GenerationLab):
         """The judge: trained on all real training images, or the paper's, trained on ImageNet."""
         if self.judge.arch != IMAGENET:
             return super().classifier
-        return imagenet_judge(self.judge_weights, device=self.device)
+        return imagenet_judge(self.judge_weights, numbers=self.imagenet, device=self.device)
 
     @cached_property
     def judge_accuracy(self) -> float:

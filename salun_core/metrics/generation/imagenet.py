@@ -1,12 +1,15 @@
-"""The judge of Imagenette images: ResNet-50 trained on ImageNet, asked whether a class comes first of all 1,000."""
+"""A judge for classes of ImageNet: ResNet-50, asked whether a class comes first of all 1,000."""
 
-from collections.abc import Mapping
+import difflib
+import functools
+from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import ResNet, resnet50
+from torchvision.models import ResNet, ResNet50_Weights, resnet50
 
 from salun_core.data.images import covering_size, middle
 from salun_core.data.prompts import IMAGENETTE
@@ -19,8 +22,8 @@ RESIZE, CROP = 232, 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class ImagenetteJudge(nn.Module):
-    """Logits of some classes of ImageNet, and of the best of all others behind them.
+class ImagenetJudge(nn.Module):
+    """Logits of some classes of ImageNet, and behind them the largest logit of all others.
 
     The largest one is a class exactly if that class comes first among all 1,000, so the accuracy of
     `metrics.generation.recognise` with K + 1 classes is the paper's top-1.
@@ -29,15 +32,15 @@ class ImagenetteJudge(nn.Module):
     ----------
     network : ResNet
         Normalised images (N, 3, 224, 224) to 1,000 logits.
-    numbers : mapping of str to int
-        Classes by name, with their numbers in ImageNet.
+    numbers : sequence of int
+        Numbers in ImageNet of the K classes; see `imagenet_numbers`.
     """
 
-    def __init__(self, network: ResNet, numbers: Mapping[str, int] = IMAGENETTE) -> None:
+    def __init__(self, network: ResNet, numbers: Sequence[int]) -> None:
         super().__init__()
         self.network = network
-        self.classes = (*numbers, OTHER)
-        chosen = torch.tensor(list(numbers.values()))
+        self.classes = (*(imagenet_names()[number] for number in numbers), OTHER)
+        chosen = torch.tensor(list(numbers))
         self.register_buffer("chosen", chosen)
         everything = torch.arange(network.fc.out_features)
         self.register_buffer("rest", everything[~torch.isin(everything, chosen)])
@@ -47,6 +50,68 @@ class ImagenetteJudge(nn.Module):
         logits = self.network(prepared(images))  # (N, 1000)
         others = logits[:, self.get_buffer("rest")].amax(dim=1, keepdim=True)
         return torch.cat([logits[:, self.get_buffer("chosen")], others], dim=1)
+
+
+def imagenet_numbers(classes: Sequence[str], names: Sequence[str] = ()) -> tuple[int, ...]:
+    """Numbers in ImageNet of the classes of a data set.
+
+    Parameters
+    ----------
+    classes : sequence of str
+        K classes as the data set names them: WordNet ids ("n03028079", as folders of Imagenette are called)
+        or the names of ImageNet ("church"), in upper or lower case.
+    names : sequence of str
+        Other names of the same K classes, for those that ``classes`` leaves open; both must agree.
+
+    Raises
+    ------
+    UserError
+        If a class is not one of ImageNet, its two names contradict each other, or two classes are the same.
+    """
+    found: list[int] = []
+    for k, own in enumerate(classes):
+        other = names[k] if names else own
+        first, second = imagenet_number(own), imagenet_number(other)
+        if first is not None and second is not None and first != second:
+            raise UserError(
+                f"class {own!r} is {imagenet_names()[first]!r} in ImageNet, but class_names calls it {other!r}: "
+                "list class_names in the order of the classes of the data"
+            )
+        number = first if first is not None else second
+        if number is None:
+            near = difflib.get_close_matches(other.lower(), map(str.lower, imagenet_names()), n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise UserError(
+                f"judge imagenet does not know class {other!r}: {hint}Name it by its WordNet id (n03028079) or "
+                "its name in ImageNet (church), or choose a judge that is trained on the data, such as resnet34"
+            )
+        if number in found:
+            raise UserError(
+                f"classes {classes[found.index(number)]!r} and {own!r} are both {imagenet_names()[number]!r} in "
+                "ImageNet: leave one out"
+            )
+        found.append(number)
+    return tuple(found)
+
+
+def imagenet_number(name: str) -> int | None:
+    """Number in ImageNet of a class given by WordNet id or name; None if it is neither."""
+    ids, names = imagenet_ids(), [known.lower() for known in imagenet_names()]
+    given = name.strip().replace("_", " ").lower()
+    if given in ids:
+        return ids.index(given)
+    return names.index(given) if given in names else None
+
+
+@functools.cache
+def imagenet_ids() -> tuple[str, ...]:
+    """WordNet ids of ImageNet's 1,000 classes, in their order, which is alphabetical."""
+    return tuple((resources.files("salun_core.data") / "imagenet_wordnet_ids.txt").read_text("utf8").split())
+
+
+def imagenet_names() -> list[str]:
+    """Names of ImageNet's 1,000 classes as torchvision lists them, in their order."""
+    return list(ResNet50_Weights.IMAGENET1K_V2.meta["categories"])
 
 
 def prepared(images: Tensor) -> Tensor:
@@ -63,14 +128,19 @@ def prepared(images: Tensor) -> Tensor:
 
 
 def imagenet_judge(
-    weights: Path | str | None = None, *, device: torch.device | str = "cpu"
-) -> ImagenetteJudge:
+    weights: Path | str | None = None,
+    *,
+    numbers: Sequence[int] = tuple(IMAGENETTE.values()),
+    device: torch.device | str = "cpu",
+) -> ImagenetJudge:
     """The judge of the paper's Table 2.
 
     Parameters
     ----------
     weights : path, optional
         ``resnet50-11ad3fa6.pth``; looked for in torch's cache by default. Nothing is fetched.
+    numbers : sequence of int
+        The classes to tell apart, by their numbers in ImageNet; those of Imagenette by default.
     device : torch.device
         Where it goes.
 
@@ -93,7 +163,7 @@ def imagenet_judge(
         raise UserError(
             f"{path} does not hold the weights of torchvision's ResNet-50: fetch {RESNET_FILE} again"
         ) from error
-    return ImagenetteJudge(network.eval()).eval().to(device)
+    return ImagenetJudge(network.eval(), numbers).eval().to(device)
 
 
 def _cached() -> Path:

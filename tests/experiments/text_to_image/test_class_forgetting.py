@@ -123,6 +123,7 @@ def test_the_papers_judge_sees_the_other_classes_of_imagenet_as_one(results, tmp
     for name in ("classifier", "features", "judge_accuracy", "_judge_key"):
         vars(lab).pop(name, None)
     lab.judge, lab.judge_weights = Judge("imagenet", None, RECIPES["digits"]), tmp_path / "resnet50.pth"
+    lab.imagenet = tuple(IMAGENETTE.values())
     assert lab.judged == len(IMAGENETTE) + 1
     images, labels = torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.arange(4)
     counts = recognise(lab.classifier, images, labels, classes=lab.judged).counts
@@ -130,6 +131,18 @@ def test_the_papers_judge_sees_the_other_classes_of_imagenet_as_one(results, tmp
     assert lab._judge_key.what["arch"] == "imagenet"
     cell = Cell(0, Scenario("class", target=7), "uce")
     assert lab.key(cell).name != results[0].lab.key(cell).name
+
+
+def test_the_papers_judge_refuses_classes_that_are_not_of_imagenet(tmp_path):
+    from torchvision.models import resnet50
+
+    torch.save(resnet50().state_dict(), tmp_path / "resnet50.pth")
+    given = {"judge": "imagenet", "judge_weights": tmp_path / "resnet50.pth", "out_dir": tmp_path}
+    with pytest.raises(UserError, match="judge imagenet does not know class '0'"):
+        TextToImageParams.load(given).lab()
+    swapped = {**given, "class_names": ["church"] * 9 + ["tench"]}
+    with pytest.raises(UserError, match="both 'church'"):
+        TextToImageParams.load(swapped).lab()
 
 
 def test_missing_weights_of_the_judge_are_named_with_the_command(tmp_path):

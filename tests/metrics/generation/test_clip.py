@@ -1,13 +1,9 @@
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from text_problems import FIVE, SEVEN, THREE, pipeline
-from torchvision.models import ResNet50_Weights, resnet50
 
-from salun_core.data.prompts import IMAGENETTE
 from salun_core.errors import UserError
-from salun_core.metrics.generation import imagenet
 from salun_core.metrics.generation.clip import (
     Clip,
     clip_accuracy,
@@ -16,9 +12,7 @@ from salun_core.metrics.generation.clip import (
     load_clip,
     text_features,
 )
-from salun_core.metrics.generation.recognition import recognise
 from salun_core.models.text_to_image.tiny_pipeline import build_clip
-from salun_core.rng import isolated
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -106,59 +100,3 @@ def test_missing_weights_are_named_with_the_command(tmp_path, monkeypatch, clip)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="hf download nobody/no-such-clip"):
         load_clip("nobody/no-such-clip")
-
-
-# --- ResNet-50 on Imagenette -----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("hub") / imagenet.RESNET_FILE
-    with isolated(0, "resnet50"):
-        torch.save(resnet50(weights=None).state_dict(), path)
-    return path
-
-
-def test_images_are_prepared_as_torchvision_does():
-    images = pixels(2, size=300)[:, :, :, :260]
-    expected = ResNet50_Weights.IMAGENET1K_V2.transforms()(images.float() / 255)
-    torch.testing.assert_close(imagenet.prepared(images.float() / 255), expected, atol=1e-4, rtol=1e-4)
-
-
-def test_a_class_wins_exactly_if_it_is_first_of_all_thousand(weights):
-    judge = imagenet.imagenet_judge(weights)
-    images = pixels(2, size=64).float() / 255
-    with torch.no_grad():
-        first = judge.network(imagenet.prepared(images)).argmax(1)
-        for number in (566, int(first[0])):
-            # Lift one class above all others, one of the ten or not.
-            judge.network.fc.bias[number] += 1e9
-            seen = judge(images).argmax(1)
-            names = list(IMAGENETTE.values())
-            assert (seen == (names.index(number) if number in names else 10)).all()
-            judge.network.fc.bias[number] -= 1e9
-    assert judge.classes[10] == imagenet.OTHER
-    counts = recognise(judge, pixels(4, size=64), [3, 3, 0, 1], classes=11).counts
-    assert counts.sum(1).tolist() == [1, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0]
-
-
-def test_weights_are_looked_for_in_torchs_cache(weights, monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(UserError, match=r"resnet50-11ad3fa6\.pth .* missing: run .*IMAGENET1K_V2"):
-        imagenet.imagenet_judge()
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / imagenet.RESNET_FILE).write_bytes(weights.read_bytes())
-    judge = imagenet.imagenet_judge()
-    own = torch.load(weights, weights_only=True)["fc.weight"]
-    assert torch.equal(F.normalize(judge.network.fc.weight), F.normalize(own))
-
-
-def test_other_files_are_refused(tmp_path):
-    path = tmp_path / "other.pth"
-    torch.save({"x": torch.zeros(1)}, path)
-    for given in (path, tmp_path / "none.pth"):
-        with pytest.raises(UserError, match=r"does not hold|is missing"):
-            imagenet.imagenet_judge(given)
-    path.write_bytes(b"nothing")
-    with pytest.raises(UserError, match="does not hold"):
-        imagenet.imagenet_judge(path)
