@@ -233,13 +233,9 @@ def as_loader(source: Any, *, device: torch.device, what: str = "the loader") ->
     """
     if isinstance(source, Batches | Stream):
         return source
-    try:
-        once = iter(source) is source
-    except TypeError as error:
-        raise UserError(
-            f"{what} is a {type(source).__name__}: give a DataLoader or another iterable; {FORM}"
-        ) from error
-    if once:
+    if not (hasattr(source, "__iter__") or hasattr(source, "__getitem__")):
+        raise UserError(f"{what} is a {type(source).__name__}: give a DataLoader or another iterable; {FORM}")
+    if isinstance(source, Iterator):
         raise UserError(
             f"{what} is a {type(source).__name__}, which can be read once only: give a DataLoader or a list of batches"
         )

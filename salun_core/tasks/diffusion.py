@@ -1,16 +1,18 @@
 """Class-conditional diffusion: the noise-prediction loss, wrong classes, and the data of one problem."""
 
+import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from salun_core.data.batches import Loader
+from salun_core.data.batches import Loader, as_loader
 from salun_core.errors import UserError, one_of
-from salun_core.models.diffusion.unet import class_count
+from salun_core.models.diffusion.unet import class_count, like, predict_noise
+from salun_core.networks import check_whole, device_of, evaluating
 from salun_core.tasks.classification import random_labels
 from salun_core.tasks.diffusion_training import DiffusionRecipe, adam, train_diffusion
 from salun_core.tasks.noise_prediction import TARGETS, NoisePrediction
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from diffusers import DDPMScheduler
 
 RELABEL = ("next", "random")
+DEFAULT = DiffusionRecipe(steps=1)
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,11 @@ class DiffusionTask(NoisePrediction):
         step and a class, or number K for no class.
     parts : mapping of str to Batches or Stream
         Images by role, at least "forget" and "retain".
-    build : callable
-        ``build(seed)`` returns a freshly initialised network of the same kind.
-    recipe : DiffusionRecipe
-        How such a network is trained from scratch.
+    build : callable or None
+        ``build(seed)`` returns a freshly initialised network of the same kind. Only Retrain needs it.
+    recipe : DiffusionRecipe or None
+        How such a network is trained from scratch. Only Retrain needs it; its ``drop`` and ``clip`` (the defaults
+        without a recipe) also hold for unlearning.
     schedule : DDPMScheduler
         How images turn into noise.
     relabel : str
@@ -68,8 +72,8 @@ class DiffusionTask(NoisePrediction):
 
     model: nn.Module
     parts: Mapping[str, Loader]
-    build: Callable[[int], nn.Module]
-    recipe: DiffusionRecipe
+    build: Callable[[int], nn.Module] | None
+    recipe: DiffusionRecipe | None
     schedule: "DDPMScheduler"
     relabel: str = "next"
     target: str = "original"
@@ -103,7 +107,7 @@ class DiffusionTask(NoisePrediction):
     @property
     def drop(self) -> float:
         """Share of images trained without their class."""
-        return self.recipe.drop
+        return (self.recipe or DEFAULT).drop
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -120,10 +124,15 @@ class DiffusionTask(NoisePrediction):
 
     def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
         """Adam without weight decay, constant learning rate, gradients limited as in training."""
-        return adam(model, lr, clip=self.recipe.clip)
+        return adam(model, lr, clip=(self.recipe or DEFAULT).clip)
 
     def train(self, batches: Loader, *, seed: int) -> tuple[nn.Module, list[float]]:
         """Train a new network from scratch; the loss is given for each pass through the data."""
+        if self.build is None or self.recipe is None:
+            raise UserError(
+                "training from scratch needs a new network and a recipe: give the task build= (a function of a seed "
+                "that returns a network) and recipe= (a DiffusionRecipe)"
+            )
         net = self.build(seed).to(batches.device)
         if self.compile:
             net.compile()
@@ -136,6 +145,91 @@ class DiffusionTask(NoisePrediction):
             checkpoint=self.checkpoint(seed, batches) if self.checkpoint is not None else None,
             deadline=self.deadline,
             progress=self.progress,
+        )
+
+
+def diffusion_task(
+    unet: nn.Module,
+    scheduler: Any,
+    *,
+    forget: Any,
+    retain: Any,
+    build: Callable[[int], nn.Module] | None = None,
+    recipe: DiffusionRecipe | None = None,
+    **settings: Any,
+) -> DiffusionTask:
+    """Make a task of a class-conditional denoising network and any loaders.
+
+    Parameters
+    ----------
+    unet : UNet2DModel
+        Trained with K + 1 conditions, the last of them "no class", to predict the noise. Left as it is.
+    scheduler : scheduler of diffusers
+        How images turn into noise.
+    forget, retain : iterable
+        Loaders as for `classification_task`, of images in [0, 1] (or bytes) with their classes. They are read anew for
+        each pass. A loader of ``retain`` should shuffle.
+    build : callable, optional
+        ``build(seed)`` returns a freshly initialised network; by default one of the same configuration. Only Retrain
+        needs it, and ``recipe``.
+    recipe : DiffusionRecipe, optional
+        How such a network is trained.
+    **settings
+        Those of `DiffusionTask` from ``relabel`` on.
+
+    Raises
+    ------
+    UserError
+        If network, scheduler and loaders do not fit together, or the network is wrapped for several devices.
+    """
+    check_whole(unet)
+    predicts = scheduler.config.get("prediction_type", "epsilon")
+    if predicts != "epsilon":
+        raise UserError(
+            f"the scheduler is for a network that predicts {predicts!r}: give one that predicts the noise"
+        )
+    classes = class_count(unet)
+    parts = {
+        role: as_loader(source, device=device_of(unet), what=role)
+        for role, source in (("forget", forget), ("retain", retain))
+    }
+    for role, part in parts.items():
+        for images, labels in itertools.islice(part, 1):
+            low, high = (float(value) for value in images.aminmax())
+            if low < 0 or high > 1:
+                raise UserError(
+                    f"{role} gives images from {low:.2g} to {high:.2g} instead of 0 to 1: leave out normalisation, the "
+                    "task does it"
+                )
+            if int(labels.max()) >= classes or int(labels.min()) < 0:
+                raise UserError(
+                    f"{role} gives label {int(labels.max())}, but the network has classes 0 to {classes - 1} "
+                    f"and number {classes} for no class"
+                )
+            _check_denoiser(unet, images, labels, role)
+    if build is None and hasattr(unet, "config"):
+
+        def build(seed: int) -> nn.Module:
+            return like(unet, seed=seed)
+
+    known = [f.name for f in fields(DiffusionTask) if f.init]
+    for name in settings:
+        one_of(name, known[known.index("relabel") :], "setting of a diffusion task")
+    return DiffusionTask(unet, parts, build, recipe, scheduler, **settings)
+
+
+def _check_denoiser(unet: nn.Module, images: Tensor, labels: Tensor, what: str) -> None:
+    weight = next(unet.parameters())
+    noisy, times = images.to(weight), torch.zeros(len(images), dtype=torch.int64, device=weight.device)
+    with torch.no_grad(), evaluating(unet):
+        try:
+            found = predict_noise(unet, noisy, times, labels)
+        except Exception as error:  # a user's network may raise anything
+            shape = " x ".join(map(str, images.shape))
+            raise UserError(f"the network cannot read the images of {what} ({shape}): {error}") from error
+    if found.shape != images.shape:
+        raise UserError(
+            f"the network gives {tuple(found.shape)} for images {tuple(images.shape)}: give one that predicts the noise only"
         )
 
 

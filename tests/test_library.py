@@ -1,0 +1,196 @@
+"""The library as someone uses it who has a model and loaders of their own, and nothing else of this project."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from problems import same, small_network, trained_task
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import salun_core
+from salun_core import METHODS, classification_task, evaluate, saliency_mask
+from salun_core.errors import UserError
+from salun_core.metrics.classification.report import Report
+
+ROOT = Path(__file__).parents[1]
+
+
+def python(code, *words, cwd):
+    """Run a program of its own; it sees the library as an installed package would be seen."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", textwrap.dedent(code), *map(str, words)],
+        cwd=cwd,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "HOME": str(cwd)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def loaders():
+    parts = trained_task().parts
+    return {
+        role: DataLoader(
+            TensorDataset(part._scaled(part.images), part.labels), batch_size=64, shuffle=role == "retain"
+        )
+        for role, part in parts.items()
+    }
+
+
+def test_importing_the_package_is_cheap_and_loads_no_torch(tmp_path):
+    code = """
+        import sys, time
+        start = time.perf_counter()
+        import salun_core
+        seconds = time.perf_counter() - start
+        heavy = {"torch", "numpy", "pandas", "pydantic"} & set(sys.modules)
+        print(min(seconds, 9), sorted(heavy), salun_core.__version__)
+    """
+    seconds, heavy, version = min(python(code, cwd=tmp_path).split(maxsplit=2) for _ in range(3))
+    assert float(seconds) < 0.2
+    assert heavy == "[]"
+    assert version.strip() == salun_core.__version__
+
+
+@pytest.mark.parametrize("name", salun_core.__all__)
+def test_every_public_name_is_listed_documented_and_found(name):
+    assert name in dir(salun_core)
+    assert getattr(salun_core, name).__doc__
+    with pytest.raises(AttributeError, match="salience"):
+        salun_core.salience  # noqa: B018
+
+
+def test_type_checkers_see_the_names_that_are_imported_lazily():
+    text = (ROOT / "salun_core" / "__init__.py").read_text("utf8")
+    for name, home in salun_core._HOMES.items():
+        assert f"    from {home} import {name} as {name}\n" in text
+
+
+THE_TEN_LINES = """
+from salun_core import METHODS, classification_task, evaluate, saliency_mask
+
+task = classification_task(model, forget=forget_loader, retain=retain_loader)
+mask = saliency_mask(model, forget_loader, task.loss, keep=0.5)
+unlearned = METHODS["salun"](task, mask=mask, epochs=5, lr=0.01)
+report = evaluate(unlearned.model, forget=forget_loader, retain=retain_loader, test=test_loader)
+print(report)                       # UA, RA, TA, MIA with n and intervals, and against `reference=` if given
+"""
+
+
+@pytest.mark.parametrize("form", ["tensors", "dicts"])
+def test_the_ten_lines_run_as_written_without_the_experiments(tmp_path, form):
+    setting = """
+        import sys
+        import torch
+        from torch import nn
+        from torch.utils.data import DataLoader, TensorDataset, default_collate
+
+        torch.manual_seed(0)
+        centres = torch.randn(4, 3, 6, 6)
+        labels = torch.arange(400) % 4
+        images = centres[labels] + torch.randn(400, 3, 6, 6)
+
+        class Output:
+            def __init__(self, logits):
+                self.logits = logits
+
+        class Classifier(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
+
+            def forward(self, pixel_values):
+                logits = self.body(pixel_values)
+                return Output(logits) if sys.argv[1] == "dicts" else logits
+
+        def collate(rows):
+            pixels, labels = default_collate(rows)
+            return {"pixel_values": pixels, "labels": labels} if sys.argv[1] == "dicts" else (pixels, labels)
+
+        def loader(first, last, **more):
+            return DataLoader(TensorDataset(images[first:last], labels[first:last]), 32, collate_fn=collate, **more)
+
+        model = Classifier()
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        for _ in range(30):
+            out = model(images[:300])
+            loss = nn.functional.cross_entropy(getattr(out, "logits", out), labels[:300])
+            optimizer.zero_grad(); loss.backward(); optimizer.step()
+        forget_loader, retain_loader = loader(0, 60), loader(60, 300, shuffle=True)
+        test_loader = loader(300, 400)
+    """
+    after = """
+        print([m for m in sys.modules if m.startswith(("salun_core.experiments", "salun_core.pages"))])
+        print([m for m in ("diffusers", "matplotlib", "torchvision", "peft", "papermill") if m in sys.modules])
+    """
+    shown = python(
+        textwrap.dedent(setting) + THE_TEN_LINES + textwrap.dedent(after), form, cwd=tmp_path
+    ).splitlines()
+    assert shown[-2:] == ["[]", "[]"]
+    rows = {line.split()[0]: line for line in shown[1:-2]}
+    assert list(rows) == ["UA", "RA", "TA", "MIA"]
+    assert rows["UA"].endswith(" 60") and rows["RA"].endswith(" 240") and rows["TA"].endswith(" 100")
+
+
+def test_the_ten_lines_stand_in_the_readme():
+    assert THE_TEN_LINES.strip() in (ROOT / "README.md").read_text("utf8")
+
+
+def test_the_report_is_that_of_the_metrics_worked_out_by_hand():
+    task, parts = trained_task(), loaders()
+    report = evaluate(task.model, **parts)
+    with torch.no_grad():
+        wrong = sum(int((task.model(x).argmax(1) != y).sum()) for x, y in parts["forget"])
+    assert report["UA"].value == pytest.approx(wrong / 120)
+    assert (report["UA"].n, report["RA"].n, report["TA"].n, report["MIA"].n) == (120, 880, 400, 120)
+    assert report["UA"].low < report["UA"].value < report["UA"].high
+    assert not task.model.training
+    again = evaluate(task.model, forget=task.forget, retain=task.retain, test=task.parts["test"])
+    assert {name: share.value for name, share in report.shares.items() if name != "MIA"} == {
+        name: share.value for name, share in again.shares.items() if name != "MIA"
+    }
+
+
+def test_gaps_are_to_the_model_given_as_reference():
+    task, parts = trained_task(), loaders()
+    other = METHODS["rl"](task, epochs=4, lr=0.05).model
+    report = evaluate(other, **parts, reference=task.model)
+    plain = evaluate(task.model, **parts)
+    assert report.gaps["UA"] == pytest.approx(abs(report["UA"].value - plain["UA"].value))
+    assert report.gaps["Avg. Gap"] == pytest.approx(
+        sum(report.gaps[m] for m in ("UA", "RA", "TA", "MIA")) / 4
+    )
+    assert evaluate(other, **parts, reference=plain).gaps == report.gaps
+    assert plain.gaps == {}
+    shown = str(report)
+    assert f"{100 * report.gaps['Avg. Gap']:.1f} %" in shown.splitlines()[-1]
+    assert json.loads(json.dumps(report.to_dict()))["UA"]["n"] == 120
+
+
+def test_without_test_images_the_report_says_what_is_missing():
+    parts = loaders()
+    del parts["test"]
+    report = evaluate(trained_task().model, **parts)
+    assert "give test=" in str(report)
+    assert report.to_dict()["TA"]["value"] is None
+    with pytest.raises(UserError, match="the forget set holds no images"):
+        evaluate(trained_task().model, forget=[], retain=parts["retain"])
+
+
+def test_a_method_leaves_the_callers_model_and_random_numbers_alone():
+    model = small_network(3)
+    before, state = small_network(3), torch.get_rng_state()
+    parts = loaders()
+    task = classification_task(model, forget=parts["forget"], retain=parts["retain"], test=parts["test"])
+    mask = saliency_mask(model, parts["forget"], task.loss)
+    unlearned = METHODS["salun"](task, mask=mask, steps=3, lr=0.01)
+    assert isinstance(evaluate(unlearned.model, **parts), Report)
+    assert same(model, before) and model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert isinstance(unlearned.model, nn.Module)
