@@ -1,8 +1,8 @@
 """Batches of images: in memory, or read anew from a loader for each pass."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 IMAGES = ("pixel_values", "images", "image")
 LABELS = ("labels", "label")
+PROMPTS = ("prompts", "prompt", "text", "caption")
 FORM = "a batch is (images, labels), or a dict with pixel_values and labels"
 
 
@@ -271,7 +272,52 @@ def batch_of(item: Any, what: str = "the loader") -> Batch:
     return images, labels if labels.is_floating_point() else labels.long()
 
 
+def _are_texts(found: Any) -> TypeGuard[Sequence[str]]:
+    return (
+        isinstance(found, Sequence) and not isinstance(found, str) and all(isinstance(t, str) for t in found)
+    )
+
+
 _END = object()
+
+
+def captioned_batches(source: Any, what: str = "the loader") -> Iterator[tuple[Tensor, list[str]]]:
+    """Images, uint8 (N, C, H, W), and a prompt for each, of a loader: one pass.
+
+    Parameters
+    ----------
+    source : iterable
+        Gives (images, prompts), or dicts with ``pixel_values`` and ``prompts``. Images are uint8, or floats in [0, 1].
+
+    Raises
+    ------
+    UserError
+        If it gives something else.
+    """
+    form = "a batch is (images, prompts), or a dict with pixel_values and prompts"
+    for item in source:
+        if isinstance(item, Mapping):
+            images, texts = (next((item[k] for k in keys if k in item), None) for keys in (IMAGES, PROMPTS))
+        elif isinstance(item, tuple | list) and len(item) >= 2:
+            images, texts = item[0], item[1]
+        else:
+            images = texts = None
+        if images is None or not _are_texts(texts):
+            raise UserError(f"{what} gives no images with prompts: {form}")
+        images = torch.as_tensor(images)
+        if images.ndim != 4:
+            raise UserError(f"{what} gives images {tuple(images.shape)}: give (N, C, H, W)")
+        if len(images) != len(texts):
+            raise UserError(f"{len(images)} images of {what} came with {len(texts)} prompts: give one each")
+        if images.is_floating_point() and images.numel():
+            low, high = (float(value) for value in images.aminmax())
+            if low < 0 or high > 1:
+                raise UserError(
+                    f"{what} gives images from {low:.2g} to {high:.2g} instead of 0 to 1: leave out normalisation, "
+                    "the pipeline does it"
+                )
+            images = (images * 255).round().byte()
+        yield images, list(texts)
 
 
 class _OwnDraws:

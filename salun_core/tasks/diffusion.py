@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from salun_core.data.batches import Loader, as_loader
 from salun_core.errors import UserError, one_of
+from salun_core.models.diffusion.objectives import objective_of
 from salun_core.models.diffusion.unet import class_count, like, predict_noise
 from salun_core.networks import check_whole, device_of, evaluating
 from salun_core.tasks.classification import random_labels
@@ -183,11 +184,7 @@ def diffusion_task(
         If network, scheduler and loaders do not fit together, or the network is wrapped for several devices.
     """
     check_whole(unet)
-    predicts = scheduler.config.get("prediction_type", "epsilon")
-    if predicts != "epsilon":
-        raise UserError(
-            f"the scheduler is for a network that predicts {predicts!r}: give one that predicts the noise"
-        )
+    objective_of(scheduler)  # refuses one that says nothing of the training
     classes = class_count(unet)
     parts = {
         role: as_loader(source, device=device_of(unet), what=role)

@@ -1,13 +1,13 @@
 """Text-to-image: what a pipeline should forget, what replaces it, and what it should keep."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from salun_core.data.batches import Batches, Loader
+from salun_core.data.batches import Batches, Loader, captioned_batches
 from salun_core.errors import UserError, one_of
 from salun_core.models.diffusion.conditions import Condition
 from salun_core.models.diffusion.objectives import TIMES, Objective, objective_of
@@ -191,8 +191,8 @@ class TextToImageTask(NoisePrediction):
 def text_to_image_task(
     pipe: "DiffusionPipeline",
     *,
-    forget: tuple[Tensor, Sequence[str]],
-    retain: tuple[Tensor, Sequence[str]],
+    forget: Any,
+    retain: Any,
     replacement: str | Mapping[str, str],
     batch_size: int = 8,
     gradient_checkpointing: bool = False,
@@ -204,8 +204,9 @@ def text_to_image_task(
     ----------
     pipe : pipeline of diffusers
         From `load_pipeline`. After this only its denoising network is needed on the accelerator.
-    forget, retain : (images, prompts)
-        uint8 (N, 1 or 3, H, W), and a prompt for each image.
+    forget, retain : (images, prompts) or iterable of them
+        uint8 (N, 1 or 3, H, W) or floats in [0, 1], and a prompt for each image: all at once, or from a loader, also
+        as dicts with ``pixel_values`` and ``prompts``. A loader is read once, and only latents are kept in memory.
     replacement : str or mapping of str to str
         The prompt that takes the place of a forgotten one: the same for all, or by prompt.
     batch_size : int
@@ -222,14 +223,12 @@ def text_to_image_task(
         the text encoder takes: the part that is cut off would be neither forgotten nor kept.
     """
     check_pipeline(pipe)
-    for role, (images, texts) in (("forget", forget), ("retain", retain)):
-        if len(images) != len(texts):
-            raise UserError(f"{len(images)} images to {role} came with {len(texts)} prompts: give one each")
-    asked = tuple(dict.fromkeys(forget[1]))
+    read = {role: _read(pipe, source, role) for role, source in (("forget", forget), ("retain", retain))}
+    asked = tuple(dict.fromkeys(read["forget"][1]))
     instead = dict.fromkeys(asked, replacement) if isinstance(replacement, str) else dict(replacement)
     if missing := [text for text in asked if text not in instead]:
         raise UserError(f"the prompt {missing[0]!r} is to be forgotten but has no replacement: give one")
-    needed = [*asked, *(instead[text] for text in asked), *dict.fromkeys(retain[1])]
+    needed = [*asked, *(instead[text] for text in asked), *dict.fromkeys(read["retain"][1])]
     for i in too_long(pipe, needed):
         most = pipe.tokenizer.model_max_length
         raise UserError(f"the prompt {needed[i][:60]!r} has more than {most} tokens: shorten it for training")
@@ -239,13 +238,18 @@ def text_to_image_task(
     if gradient_checkpointing:
         network_of(pipe).enable_gradient_checkpointing()
     parts = {
-        role: latent_batches(pipe, images, prompts.numbers(texts), size=batch_size)
-        for role, (images, texts) in (("forget", forget), ("retain", retain))
+        role: Batches(latents, prompts.numbers(texts), torch.arange(len(texts)), size=batch_size)
+        for role, (latents, texts) in read.items()
     }
     settings = {"times": family_of(pipe).times, **settings}
     return TextToImageTask(network_of(pipe), parts, prompts, wrong, pipe.scheduler, **settings)
 
 
-def latent_batches(pipe: "DiffusionPipeline", images: Tensor, labels: Tensor, *, size: int) -> Batches:
-    """Images as latents, on the CPU, with a number each."""
-    return Batches(encode_images(pipe, images), labels, torch.arange(len(labels)), size=size)
+def _read(pipe: "DiffusionPipeline", source: Any, role: str) -> tuple[Tensor, list[str]]:
+    """Latents and prompts of all images, encoded as they come."""
+    at_once = isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], Tensor)
+    latents, texts = [encode_images(pipe, torch.empty(0, 3, 1, 1).byte())], []
+    for images, named in captioned_batches([source] if at_once else source, f"the {role} set"):
+        latents.append(encode_images(pipe, images))
+        texts += named
+    return torch.cat(latents), texts

@@ -34,7 +34,7 @@ from salun_core.models.diffusion.unet import (
 )
 from salun_core.saliency import density, random_mask, saliency_mask
 from salun_core.tasks.base import Task
-from salun_core.tasks.diffusion import DiffusionTask, alpha_on_means, wrong_classes
+from salun_core.tasks.diffusion import DiffusionTask, alpha_on_means, diffusion_task, wrong_classes
 from salun_core.tasks.diffusion_training import DiffusionRecipe, Paused, train_diffusion
 from salun_core.tasks.noise_prediction import fixed_draws
 
@@ -623,3 +623,51 @@ def test_too_few_images_for_a_distance_are_one_sentence(monkeypatch):
     monkeypatch.setattr("pytorch_fid.fid_score.calculate_frechet_distance", fails)
     with pytest.raises(UserError, match="of 3 and 4 images in 8 features cannot be computed: sample more"):
         frechet_distance(np.zeros((3, 8)), np.ones((4, 8)))
+
+
+def streamed(role):
+    part = tiny_task().parts[role].resized(20)
+    return [dict(zip(("pixel_values", "labels"), batch, strict=True)) for batch in part]
+
+
+def test_a_task_from_loaders_gives_the_mask_of_the_images_in_memory():
+    own = tiny_task()
+    task = diffusion_task(own.model, own.schedule, forget=streamed("forget"), retain=streamed("retain"))
+    raw = saliency_mask(own.model, streamed("forget"), task.loss, keep=0.5)
+    in_memory = saliency_mask(own.model, own.forget.resized(20), own.loss, keep=0.5)
+    assert all(torch.equal(raw[name], in_memory[name]) for name in raw)
+    for name in DRIVEN:
+        first, again = (METHODS[name](task, mask=raw, **QUICK[name]).model for _ in range(2))
+        assert same(first, again)
+        before, after = dict(own.model.named_parameters()), dict(first.named_parameters())
+        assert all(torch.equal(before[key][~raw[key]], after[key][~raw[key]]) for key in raw)
+        assert any(not torch.equal(before[key], after[key]) for key in raw)
+
+
+def test_retraining_asks_for_a_recipe_and_builds_a_network_of_the_same_kind():
+    own = tiny_task()
+    given = {"forget": streamed("forget"), "retain": streamed("retain")}
+    with pytest.raises(UserError, match="recipe="):
+        METHODS["retrain"](diffusion_task(own.model, own.schedule, **given))
+    few = DiffusionRecipe(steps=3, batch_size=8)
+    new = METHODS["retrain"](diffusion_task(own.model, own.schedule, **given, recipe=few)).model
+    assert new.config == own.model.config and not same(new, own.model)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"unet": nn.DataParallel(tiny_unet(0))}, "give model.module"),
+        ({"unet": nn.Conv2d(1, 1, 1)}, "takes no class"),
+        ({"forget": [(torch.zeros(2, 1, 8, 8) - 1, torch.tensor([3, 3]))]}, "leave out normalisation"),
+        ({"forget": [(torch.zeros(2, 1, 8, 8), torch.tensor([3, 10]))]}, "label 10"),
+        ({"retain": [(torch.zeros(2, 3, 8, 8), torch.tensor([3, 3]))]}, "cannot read the images of retain"),
+        ({"retain": []}, "retain set holds no images"),
+        ({"relable": "random"}, "did you mean 'relabel'"),
+    ],
+)
+def test_what_does_not_fit_a_denoising_network_is_refused(change, message):
+    own = tiny_task()
+    given = {"forget": streamed("forget"), "retain": streamed("retain"), "unet": own.model}
+    with pytest.raises(UserError, match=message):
+        diffusion_task(**{"scheduler": own.schedule, **given, **change})

@@ -202,9 +202,48 @@ def test_a_task_refuses_what_makes_no_sense(change, message):
         replace(text_task(), **change)
 
 
+@pytest.mark.parametrize("form", ["pairs", "dicts", "floats"])
+def test_a_loader_gives_the_task_that_the_same_images_in_memory_give(form):
+    retained = [THREE, FIVE] * 8
+    every = {"forget": (images(10), [SEVEN] * 10), "retain": (images(16, 1), retained)}
+
+    def loader(pixels, texts):
+        pixels = pixels / 255 if form == "floats" else pixels
+        pairs = [(pixels[i : i + 3], texts[i : i + 3]) for i in range(0, len(texts), 3)]
+        return [{"image": p, "text": t} for p, t in pairs] if form == "dicts" else pairs
+
+    task = text_to_image_task(
+        copy.copy(pipeline()),
+        **{role: loader(*given) for role, given in every.items()},
+        replacement=THREE,
+        batch_size=5,
+    )
+    for role in every:
+        torch.testing.assert_close(task.parts[role].images, text_task().parts[role].images)
+        assert torch.equal(task.parts[role].labels, text_task().parts[role].labels)
+        assert task.parts[role].size == 5
+    mask = saliency_mask(pipeline().unet, task.forget, task.loss, keep=0.3)
+    assert METHODS["salun"](task, mask=mask, steps=1, lr=1e-3).losses[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ((images(2), torch.zeros(2)), "no images with prompts"),
+        ({"pixel_values": images(2)}, "no images with prompts"),
+        ((images(2) / 255 * 2 - 1, [SEVEN, SEVEN]), "leave out normalisation"),
+        ((images(2), [SEVEN]), "2 images of the forget set came with 1 prompts"),
+        ((images(2)[0], [SEVEN]), "give \\(N, C, H, W\\)"),
+    ],
+)
+def test_a_loader_of_something_else_is_refused(batch, message):
+    with pytest.raises(UserError, match=message):
+        text_to_image_task(pipeline(), forget=[batch], retain=[(images(1), [THREE])], replacement=THREE)
+
+
 def test_prompts_and_images_must_fit():
     given = {"forget": (images(2), [SEVEN]), "retain": (images(1), [THREE]), "replacement": THREE}
-    with pytest.raises(UserError, match="2 images to forget came with 1 prompts"):
+    with pytest.raises(UserError, match="2 images of the forget set came with 1 prompts"):
         text_to_image_task(pipeline(), **given)
     given["forget"] = (images(1), [SEVEN])
     with pytest.raises(UserError, match="no replacement"):
