@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from sklearn.svm import SVC
 from torch import Tensor
 
+from salun_core.data.draws import class_ranks, lots
 from salun_core.errors import one_of
 from salun_core.metrics.classification.outputs import Evaluation
+from salun_core.metrics.classification.svm import one_feature_machine
 from salun_core.metrics.share import NOTHING, Share, wilson
 
 
@@ -62,13 +64,20 @@ FEATURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def mia(evaluation: Evaluation, *, feature: str = "confidence", held_out: str = "test") -> Share:
+ORDERS = ("drawn", "released")
+"""How the images that the attack learns from are chosen, see `mia`."""
+
+PENALTY = 3.0  # C of the machine
+ON_THE_BOUNDARY = 1e-9  # decision values below this are rounding; libsvm counts 0 as a member
+
+
+def mia(
+    evaluation: Evaluation, *, feature: str = "confidence", held_out: str = "test", order: str = "drawn"
+) -> Share:
     """Share of the forget set that an attack takes for images the model was never trained on.
 
     A support vector machine (RBF kernel, C = 3, gamma "auto") learns to tell retain images (members) from
-    held-out ones (non-members) by one feature. Members are the first retain images by sample id, as many
-    as there are held-out images; where there are fewer, the first held-out images are cut to their
-    number, so that the two sides weigh the same.
+    held-out ones (non-members) by one feature.
 
     Parameters
     ----------
@@ -78,26 +87,52 @@ def mia(evaluation: Evaluation, *, feature: str = "confidence", held_out: str = 
         A key of ``FEATURES``; the paper's is "confidence".
     held_out : str
         Role of the non-members: "test", or "validation" when settings are chosen.
+    order : str
+        One of ``ORDERS``. "drawn": of each class as many members as non-members, namely as many as the smaller
+        side has, drawn by a seed that is always the same. So class tells nothing of membership. "released":
+        the first retain images by sample id, as many as there are held-out images, as in the released code
+        (where there are fewer, the first held-out images are cut to their number). In a data set that is
+        numbered class by class these are one or two classes, and the attack learns to tell classes.
 
     Returns
     -------
     Share
         Best near that of Retrain, which was never trained on the forget set: not 1, because most held-out
-        images look like members to this attack. NaN where a side is empty.
+        images look like members to this attack. NaN where the forget set is empty, or the two sides have no
+        class in common.
 
     References
     ----------
     Fan et al., SalUn, ICLR 2024 (MIA); Jia et al., NeurIPS 2023; Song and Mittal, USENIX Security 2021.
     """
     feature_of = FEATURES[one_of(feature, FEATURES, "attack feature")]
-    members, outsiders, forgotten = (
-        feature_of(*evaluation.part(role)).numpy() for role in ("retain", held_out, "forget")
-    )
-    count = min(len(members), len(outsiders))
-    if count == 0 or len(forgotten) == 0:
+    sides = evaluation.rows("retain"), evaluation.rows(held_out)
+    if one_of(order, ORDERS, "order of the attack's images") == "drawn":
+        sides = matched_by_class(evaluation, *sides)
+    else:
+        count = min(map(len, sides))
+        sides = sides[0][:count], sides[1][:count]
+    rows = (*sides, evaluation.rows("forget"))
+    if not all(map(len, rows)):
         return NOTHING
-    said_member = attack(members[:count], outsiders[:count], forgotten)
+    members, outsiders, forgotten = (
+        feature_of(evaluation.logits[part], evaluation.labels[part]).numpy() for part in rows
+    )
+    said_member = attack(members, outsiders, forgotten)
     return wilson(int((~said_member).sum()), n=len(forgotten))
+
+
+def matched_by_class(evaluation: Evaluation, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """As many rows of ``first`` as of ``second`` for each class, the most there are on both sides, drawn at random."""
+    classes = evaluation.logits.size(1)
+    counts = [torch.bincount(evaluation.labels[rows], minlength=classes) for rows in (first, second)]
+    each = counts[0].minimum(counts[1])
+
+    def drawn(rows: Tensor) -> Tensor:
+        labels = evaluation.labels[rows]
+        return rows[class_ranks(labels, lots(evaluation.ids[rows], "mia")) < each[labels]]
+
+    return drawn(first), drawn(second)
 
 
 def attack(members: np.ndarray, outsiders: np.ndarray, suspects: np.ndarray) -> np.ndarray:
@@ -114,6 +149,10 @@ def attack(members: np.ndarray, outsiders: np.ndarray, suspects: np.ndarray) -> 
         Whether each suspect is taken for a member, (n,).
     """
     features = np.concatenate([members, outsiders])
-    answers = np.concatenate([np.ones(len(members)), np.zeros(len(outsiders))])
-    machine = SVC(C=3, kernel="rbf", gamma="auto", cache_size=1000).fit(features, answers)
+    sides = np.concatenate([np.ones(len(members)), -np.ones(len(outsiders))])
+    if features.shape[1] == 1:
+        decision = one_feature_machine(features[:, 0], sides, penalty=PENALTY)
+        if decision is not None:
+            return decision(suspects[:, 0]) >= -ON_THE_BOUNDARY
+    machine = SVC(C=PENALTY, kernel="rbf", gamma="auto", cache_size=1000).fit(features, sides)
     return machine.predict(suspects) == 1

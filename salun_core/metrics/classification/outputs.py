@@ -60,10 +60,14 @@ class Evaluation:
         if len(self.ids.unique()) < n:
             raise UserError("an image has two roles: forget, retain and held-out images must be disjoint")
 
+    def rows(self, role: str) -> Tensor:
+        """Positions of the images in a role, in the order of their ids, int64 (n,)."""
+        rows = (self.roles == ROLES.index(role)).nonzero().view(-1)
+        return rows[self.ids[rows].argsort()]
+
     def part(self, role: str) -> tuple[Tensor, Tensor]:
         """Logits and labels of the images in a role, in the order of their ids."""
-        rows = (self.roles == ROLES.index(role)).nonzero().view(-1)
-        rows = rows[self.ids[rows].argsort()]
+        rows = self.rows(role)
         return self.logits[rows], self.labels[rows]
 
     def size(self, role: str) -> int:
