@@ -1,6 +1,7 @@
 """The membership attack on one feature, against scikit-learn's machine called directly."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -62,6 +63,6 @@ def run(*, small: bool) -> list[Row]:
     count = 200 if small else 10_000
     rows = []
     for name, sides in problems(count):
-        ours, plain = in_turn(lambda s=sides: attack(*s), lambda s=sides: fitted(s), repeats=1)
+        ours, plain = in_turn(partial(attack, *sides), partial(fitted, sides), repeats=1)
         rows.append(Row(f"{name}, {count:,} + {count:,} images", ours, plain, note=compared(sides)))
     return rows
