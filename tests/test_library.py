@@ -79,7 +79,7 @@ task = classification_task(model, forget=forget_loader, retain=retain_loader)
 mask = saliency_mask(model, forget_loader, task.loss, keep=0.5)
 unlearned = METHODS["salun"](task, mask=mask, epochs=5, lr=0.01)
 report = evaluate(unlearned.model, forget=forget_loader, retain=retain_loader, test=test_loader)
-print(report)                       # UA, RA, TA, MIA with n and intervals, and against `reference=` if given
+print(report)  # UA, RA, TA, MIA with n and intervals, and against `reference=` if given
 """
 
 
