@@ -2,7 +2,7 @@
 
 from salun_core.methods.any_task import ft, ga, l1_sparse, original, retrain, rl, salun, salun_soft
 from salun_core.methods.classification import be, bs, iu
-from salun_core.methods.diffusion import ca, esd, fmn, uce
+from salun_core.methods.diffusion import advunlearn, ca, erasediff, esd, fmn, rece, uce
 from salun_core.methods.engine import Method, Unlearned
 
 METHODS: dict[str, Method] = {
@@ -19,6 +19,9 @@ METHODS: dict[str, Method] = {
     "fmn": fmn.METHOD,
     "ca": ca.METHOD,
     "uce": uce.METHOD,
+    "rece": rece.METHOD,
+    "advunlearn": advunlearn.METHOD,
+    "erasediff": erasediff.METHOD,
     "salun": salun.METHOD,
     "salun_soft": salun_soft.METHOD,
 }

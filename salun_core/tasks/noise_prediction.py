@@ -153,7 +153,7 @@ class NoisePrediction:
         """As `predict`, for conditions as `condition` makes them, which need not belong to any number."""
         fast = model.training if fast is None else fast
         own = next(model.parameters()).dtype
-        seen = seen.to(own) if seen.is_floating_point() else seen
+        seen = seen.to(noisy.device, own) if seen.is_floating_point() else seen
         reduced = self.autocast if fast and own == torch.float32 else None
         with torch.autocast(noisy.device.type, reduced, enabled=reduced is not None):
             found = predict_noise(model, noisy.to(own), times, seen)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from salun_core.errors import Diverged, UserError
 from salun_core.metrics.generation.recognition import Recognition
-from salun_core.models.diffusion.conditions import Condition, repeated, vectors, with_vectors
+from salun_core.models.diffusion.conditions import Condition, bounded_, repeated, vectors, with_vectors
 from salun_core.models.diffusion.objectives import objective_of
 from salun_core.models.diffusion.unet import predict_noise
 from salun_core.rng import generator
@@ -124,7 +124,6 @@ def search_embedding(
     clean, goal_of = latents.float(), concept.to(device, torch.float32)
     first = first.to(device, torch.float32)
     origin = [v.detach() for v in vectors(first)]
-    most = [radius * v.norm(dim=1, keepdim=True) for v in origin]  # (L, 1)
     move = [torch.zeros_like(v, requires_grad=True) for v in origin]
     optimizer = torch.optim.Adam(move, lr=lr)
     rng = generator(seed, "embedding search")
@@ -158,9 +157,8 @@ def search_embedding(
             distance(with_vectors(first, moved()), noisy, times).backward()
             optimizer.step()
             with torch.no_grad():
-                for part, limit in zip(move, most, strict=True):
-                    length = part.norm(dim=1, keepdim=True)
-                    part.mul_((limit / length.clamp_min(1e-12)).clamp_max(1.0))
+                for part, whole in zip(move, origin, strict=True):
+                    bounded_(part, whole, radius)
             if step == steps or step % max(1, steps // checks) == 0:
                 now = [v.detach() for v in moved()]
                 loss = score(with_vectors(first, now))

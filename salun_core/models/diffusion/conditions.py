@@ -82,17 +82,23 @@ def repeated(condition: Condition, n: int) -> Condition:
 
 
 def vectors(condition: Condition) -> list[Tensor]:
-    """What an embedded prompt says, as vectors by row: its tokens (L, D), and where it has them all in one (1, P)."""
+    """What embedded prompts say, as vectors along the last axis: tokens (…, L, D), and pooled prompts (…, 1, P)."""
     if isinstance(condition, Embedded):
-        return [condition.tokens, condition.pooled[None]]
+        return [condition.tokens, condition.pooled.unsqueeze(-2)]
     return [condition]
 
 
 def with_vectors(condition: Condition, changed: Sequence[Tensor]) -> Condition:
-    """The same embedded prompt with other `vectors`."""
+    """The same embedded prompts with other `vectors`."""
     if isinstance(condition, Embedded):
-        return replace(condition, tokens=changed[0], pooled=changed[1][0])
+        return replace(condition, tokens=changed[0], pooled=changed[1].squeeze(-2))
     return changed[0]
+
+
+def bounded_(move: Tensor, origin: Tensor, radius: float) -> None:
+    """Shorten each vector of ``move`` to at most ``radius`` times the length of that in ``origin``."""
+    length = move.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    move.mul_((radius * origin.norm(dim=-1, keepdim=True) / length).clamp_max(1.0))
 
 
 def with_null(conditions: Condition, null: int | Condition) -> Condition:

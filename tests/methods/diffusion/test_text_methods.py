@@ -20,10 +20,12 @@ from salun_core.rng import generator
 from salun_core.saliency import least_salient_mask, random_mask, saliency_mask, saliency_scores
 from salun_core.tasks.text_to_image import text_to_image_task
 
-DRIVEN = ["ft", "ga", "rl", "l1_sparse", "esd", "fmn", "ca", "salun", "salun_soft"]
+DRIVEN = ["ft", "ga", "rl", "l1_sparse", "esd", "fmn", "ca", "advunlearn", "erasediff", "salun", "salun_soft"]
+CLOSED_FORM = ["uce", "rece"]
 QUICK = {name: {"steps": 2, "lr": 1e-3} for name in DRIVEN}
 for driven in ("rl", "salun", "salun_soft"):
     QUICK[driven]["order"] = "joint"
+QUICK["advunlearn"] |= {"warmup": 1, "attack_steps": 2}
 
 
 def run(name, task=None, **more):
@@ -36,7 +38,7 @@ def moved(model):
 
 
 def test_the_methods_of_text_to_image():
-    assert set(methods_for("text_to_image")) == {*DRIVEN, "original", "uce"}
+    assert set(methods_for("text_to_image")) == {*DRIVEN, *CLOSED_FORM, "original"}
 
 
 @pytest.mark.parametrize("name", methods_for("text_to_image"))
@@ -53,7 +55,7 @@ def test_every_method_is_pure_and_repeatable(name):
 
 
 @pytest.mark.parametrize("kind", ["random", "salient", "least"])
-@pytest.mark.parametrize("name", [*DRIVEN, "uce"])
+@pytest.mark.parametrize("name", [*DRIVEN, *CLOSED_FORM])
 def test_weights_outside_the_mask_are_bit_identical(name, kind):
     task = text_task()
     weights = dict(task.model.named_parameters())
@@ -345,7 +347,7 @@ def test_edited_tokens_start_at_the_word_and_end_with_the_padding():
     assert torch.equal(new, longer.prompts.embeddings[2, 7:12])
 
 
-@pytest.mark.parametrize("name", ["rl", "ga", "ft", "esd", "fmn"])
+@pytest.mark.parametrize("name", ["rl", "ga", "ft", "esd", "fmn", "erasediff", "advunlearn"])
 def test_adapters_take_the_place_of_a_mask(name):
     task = text_task()
     first, again = (run(name, mask=Lora(rank=2), seed=1, lr=1e-2) for _ in range(2))
@@ -379,7 +381,7 @@ def test_adapters_are_refused_where_they_make_no_sense():
         run("uce", mask=Lora())
 
 
-@pytest.mark.parametrize("name", ["fmn", "ca", "uce"])
+@pytest.mark.parametrize("name", ["fmn", "ca", "uce", "rece", "advunlearn"])
 def test_methods_for_text_refuse_another_kind_of_task(name):
     with pytest.raises(UserError, match="text_to_image"):
         METHODS[name](trained_task())
