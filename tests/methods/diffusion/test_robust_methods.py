@@ -115,7 +115,7 @@ def test_looking_ahead_is_descent_on_the_forgetting_loss_and_changes_nothing():
     for step in range(3):
         rng.set_state(state)
         value = task.relabel_loss(twin, batch, rng)
-        values.append(float(value))
+        values.append(value.item())
         if step < 2:
             slopes = torch.autograd.grad(value, list(twin.parameters()))
             with torch.no_grad():
