@@ -60,6 +60,13 @@ def parser() -> argparse.ArgumentParser:
     tiny.add_argument("--threads", type=int, default=1, help="1 by default, for the same weights everywhere")
     tiny.set_defaults(do=_train_tiny_sd)
 
+    fetching = commands.add_parser("fetch", help="fetch published weights and prompts, with checksums")
+    fetching.add_argument(
+        "names", nargs="*", metavar="NAME", help="inception, resnet50, clip, i2p; all by default"
+    )
+    fetching.add_argument("--list", action="store_true", help="only say what there is and what is here")
+    fetching.set_defaults(do=_fetch)
+
     check = commands.add_parser("check", help="whether a data set and a model of your own fit")
     check.add_argument("--dataset", required=True, help="a data set's name, or package.module:function")
     check.add_argument("--data-dir", help="where its files are")
@@ -88,6 +95,8 @@ def _parameters(given: argparse.Namespace) -> dict[str, Any]:
             values[name] = yaml.safe_load(text)
         except yaml.YAMLError:
             values[name] = text
+        if values[name] is None:
+            raise UserError(f"parameter {name} is given without a value: leave it out to take the preset's")
     if given.out is not None:
         values["out_dir"] = given.out
     return values
@@ -123,6 +132,22 @@ def _train_tiny_sd(given: argparse.Namespace) -> None:
     for kind, share in record["shown"].items():
         print(f"{kind}: {share['value']:.1%} of {share['n']} images show the digit asked for")
     print(f"written to {folder}, digest {record['digest']}")
+
+
+def _fetch(given: argparse.Namespace) -> None:
+    from salun_core.data.downloads import DOWNLOADS, fetch
+
+    for name in given.names:
+        one_of(name, DOWNLOADS, "download")
+    if given.list:
+        for name, download in DOWNLOADS.items():
+            here = "here" if all(path.is_file() for path in download.paths) else "missing"
+            print(f"{name:<10} {here:<8} {download.about}")
+            for path in download.paths:
+                print(f"{'':<19} {path}")
+        return
+    for path, fetched in fetch(given.names):
+        print(f"{path}: {'fetched' if fetched else 'was here'}, content as expected", flush=True)
 
 
 def _list(given: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from problems import digit_batches, same
 from torch import nn
 
 from salun_core.data import load_dataset
+from salun_core.data.downloads import DOWNLOADS
 from salun_core.errors import UserError
 from salun_core.methods import METHODS, methods_for
 from salun_core.metrics.generation import frechet as fr
@@ -564,24 +565,27 @@ def test_a_frechet_distance_comes_with_its_floor_at_the_same_count():
     features = classifier_features(judge)
     assert features(data.images[:7]).shape == (7, 32)
     train, test = data.images[: data.n_train], data.images[data.n_train :]
-    found = frechet(test[:300], train, test[300:], features, name=fr.CLASSIFIER)
+    found = frechet(test[:300], train, test[300:], features, name=fr.NAMES[fr.JUDGE])
     noise = torch.randint(0, 256, (300, 1, 8, 8), dtype=torch.uint8)
-    worse = frechet(noise, train, test[300:], features, name=fr.CLASSIFIER)
+    worse = frechet(noise, train, test[300:], features, name=fr.NAMES[fr.JUDGE])
     assert (found.n, found.n_reference) == (300, len(train))
     assert found.floor == worse.floor
     assert 0.3 < found.value / found.floor < 3
     assert worse.value > 5 * worse.floor
     assert "FID" not in found.name
     with pytest.raises(UserError, match="at least 2"):
-        frechet(test[:1], train, test, features, name=fr.CLASSIFIER)
+        frechet(test[:1], train, test, features, name=fr.NAMES[fr.JUDGE])
 
 
-def test_inception_is_used_only_where_its_weights_are(tmp_path, monkeypatch):
+def test_missing_weights_of_inception_are_named_with_address_digest_and_command(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    assert inception_file() is None
-    with pytest.raises(UserError, match="there is no file"):
-        inception_file(tmp_path / "weights.pth")
-    cached = tmp_path / "checkpoints" / fr.INCEPTION_FILE
+    file = DOWNLOADS["inception"].files[0]
+    for given in (None, tmp_path / "weights.pth"):
+        with pytest.raises(UserError, match="salun_core fetch inception") as refusal:
+            inception_file(given)
+        assert file.sha256 in str(refusal.value) and file.addresses[0] in str(refusal.value)
+        assert str(given or tmp_path / "checkpoints" / file.name) in str(refusal.value)
+    cached = tmp_path / "checkpoints" / file.name
     cached.parent.mkdir()
     cached.write_bytes(b"half a file")
     assert inception_file() == cached

@@ -309,6 +309,31 @@ def test_sampling_agrees_with_the_pipeline_of_diffusers():
     assert ((expected * 255).round() - drawn.float()).abs().max() <= 1
 
 
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # the library's own pipeline
+def test_sampling_with_lms_agrees_with_the_pipeline_of_diffusers():
+    from diffusers import LMSDiscreteScheduler
+
+    pipe = copy.copy(pipeline())
+    drawn = sample_prompts(pipe, [SEVEN], seed=3, guidance=2.0, steps=8, sampler="lms")
+    whole = with_network(pipe, pipe.unet)
+    # As the released code builds it.
+    whole.scheduler = LMSDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000
+    )
+    whole.set_progress_bar_config(disable=True)
+    noise = torch.randn((4, 4, 4), generator=generator(3, "sample", 0))[None]
+    expected = whole(SEVEN, latents=noise, num_inference_steps=8, guidance_scale=3.0, output_type="pt").images
+    assert ((expected * 255).round() - drawn.float()).abs().max() <= 1
+    other = sample_prompts(pipe, [SEVEN], seed=3, guidance=2.0, steps=8)
+    assert not torch.equal(drawn, other)
+    with pytest.raises(UserError, match="eta must be 0 for sampler lms"):
+        sample_prompts(pipe, [SEVEN], sampler="lms", eta=0.5)
+    with pytest.raises(UserError, match="unknown sampler"):
+        sample_prompts(pipe, [SEVEN], sampler="euler")
+
+
 def test_an_image_does_not_depend_on_its_batch():
     pipe = pipeline()
     texts = [SEVEN, THREE, FIVE, "", SEVEN]

@@ -31,7 +31,6 @@ from salun_core.experiments.runs.provenance import peak_memory
 from salun_core.experiments.runs.store import Key, Result, Store, digest
 from salun_core.files import sha256
 from salun_core.methods import METHODS
-from salun_core.metrics.generation.frechet import inception_file
 from salun_core.models import module_of
 from salun_core.models.diffusion.sampling import sample
 from salun_core.models.diffusion.unet import build_unet, like, load_diffusion, noise_schedule
@@ -94,7 +93,7 @@ class DiffusionLab(GenerationLab):
     pretrained : path, optional
         A diffusers folder that takes the place of the original model.
     inception : path, optional
-        Weights of Inception, for a FID; looked for in torch's cache otherwise.
+        Weights of Inception, for a FID; None for a distance in the features of the judge.
     bf16, compile
         See ``DiffusionTask``.
     deadline : float, optional
@@ -251,8 +250,7 @@ class DiffusionLab(GenerationLab):
         what = {"original": dict(self._original_key(cell.seed).what), **cell.what}
         what |= {"forgetting": asdict(self.forgetting), "sampling": asdict(self.sampling)}
         what |= {"judge": dict(self._judge_key.what)}
-        weights = inception_file(self.inception)
-        what["features"] = sha256(weights) if weights is not None else "judge"
+        what["features"] = sha256(self.inception) if self.inception is not None else "judge"
         return Key("cell", what, self._code(METHODS[cell.method].module, module_of(self.judge.arch)))
 
     def _original_key(self, seed: int) -> Key:

@@ -26,13 +26,13 @@ from salun_core.experiments.runs.provenance import fresh_clock, peak_memory
 from salun_core.experiments.runs.store import Key, Result, Store, read_result
 from salun_core.methods import METHODS
 from salun_core.metrics.generation.frechet import (
-    CLASSIFIER,
     INCEPTION,
+    JUDGE,
+    NAMES,
     Features,
     classifier_features,
     frechet,
     inception_features,
-    inception_file,
 )
 from salun_core.metrics.generation.recognition import Recognition, recognise
 from salun_core.metrics.share import wilson
@@ -56,6 +56,7 @@ class Sampling:
     eta: float = 0.0
     batch_size: int = 500
     reference: int = 5000  # real images that a Fréchet distance is measured to, at most
+    sampler: str = "ddim"
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,12 @@ class GenerationLab(MaskingLab):
                 found = self.store.get(key) or self._computed(cell, key)
         return found
 
-    def weights(self, model: nn.Module, task: Task) -> bytes:
-        """An unlearned model as the content of a safetensors file."""
+    def finished(self, model: nn.Module) -> nn.Module:
+        """An unlearned model as it is measured and stored."""
+        return model
+
+    def weights(self, model: nn.Module, task: Task) -> bytes | None:
+        """An unlearned model as the content of a safetensors file; None where none is to be kept."""
         return packed(model)
 
     def drawn(self, model: nn.Module) -> tuple[Tensor, Tensor]:
@@ -141,12 +146,13 @@ class GenerationLab(MaskingLab):
             seconds = mask_seconds + self.spent_before() + self._since(start)
             values |= {"seconds": seconds, "samples": unlearned.samples}
             values["peak_memory"] = peak_memory(self.device)
-            check_finite(unlearned.model)
+            model = self.finished(unlearned.model)
+            check_finite(model)
         except Diverged as error:
             values |= {"status": "diverged", "why": str(error)}
             return self.store.put(key, values, self.provenance())
         start = time.perf_counter()
-        images, labels = self.drawn(unlearned.model)
+        images, labels = self.drawn(model)
         values["sampling_seconds"] = self._since(start)
         values |= {
             "status": "done",
@@ -160,8 +166,9 @@ class GenerationLab(MaskingLab):
         files = {
             ".samples.safetensors": save({"images": images, "labels": labels}),
             ".grid.png": grid_png(images if self.covering is None else self.covering(images), labels),
-            ".model.safetensors": self.weights(unlearned.model, task),
         }
+        if (weights := self.weights(model, task)) is not None:
+            files[".model.safetensors"] = weights
         return self.store.put(key, values, self.provenance(), files)
 
     def measured(self, images: Tensor, labels: Tensor, forgotten: int) -> dict[str, Any]:
@@ -266,10 +273,9 @@ class GenerationLab(MaskingLab):
     @cached_property
     def features(self) -> tuple[Features, str]:
         """What the Fréchet distance is measured in, and its name."""
-        weights = inception_file(self.inception)
-        if weights is None:
-            return classifier_features(self.classifier), CLASSIFIER
-        return inception_features(weights, device=self.device), INCEPTION
+        if self.inception is None:
+            return classifier_features(self.classifier), NAMES[JUDGE]
+        return inception_features(self.inception, device=self.device), NAMES[INCEPTION]
 
     def real(self, forgotten: int, *, train: bool) -> Tensor:
         """Real images of the other classes, a balanced draw of at most ``sampling.reference``."""

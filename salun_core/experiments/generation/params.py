@@ -15,7 +15,7 @@ from salun_core.experiments.runs.params import Params, find_device, numeric
 from salun_core.experiments.runs.store import Store
 from salun_core.experiments.runs.tuning import Variant
 from salun_core.methods import METHODS, methods_for
-from salun_core.metrics.generation.frechet import inception_file
+from salun_core.metrics.generation.frechet import FEATURES, INCEPTION, JUDGE, inception_file
 from salun_core.models import check_arch, takes_width
 from salun_core.paths import output_folder
 from salun_core.saliency import SCORES, check_keep
@@ -56,6 +56,7 @@ class GenerationParams(Params):
     eta: float = Field(0.0, ge=0, le=1)
     sample_batch: int = Field(500, ge=1)
     reference: int = Field(5000, ge=20)
+    features: str = JUDGE
     inception_weights: Path | None = None
     judge: str = "resnet34"
     judge_width: int | None = Field(None, ge=1)
@@ -71,6 +72,7 @@ class GenerationParams(Params):
         "dataset": (DATASETS, "data set"),
         "score": (SCORES, "saliency score"),
         "target": (TARGETS, "target of the forgetting loss"),
+        "features": (FEATURES, "features of the Fréchet distance"),
         "judge_recipe": (RECIPES, "recipe"),
     }
 
@@ -133,7 +135,11 @@ class GenerationParams(Params):
             raise UserError(
                 "dataset imagefolder needs data_dir: a folder with train/<class>/ and test/<class>/"
             )
-        inception_file(self.inception_weights)
+        if self.inception_weights is not None and self.features != INCEPTION:
+            raise UserError(
+                f"inception_weights {self.inception_weights} is given but features is {self.features!r}: set "
+                "features to inception, or leave inception_weights out"
+            )
         return self
 
     def settings_of(self, method: str) -> dict[str, Any]:
@@ -166,7 +172,7 @@ class GenerationParams(Params):
             "sampling": Sampling(
                 self.samples, self.guidance, self.sample_steps, self.eta, self.sample_batch, self.reference
             ),
-            "inception": self.inception_weights,
+            "inception": inception_file(self.inception_weights) if self.features == INCEPTION else None,
             "device": device,
             "experiment": self.experiment,
             "source": self.preset,

@@ -111,7 +111,9 @@ def read_preset(experiment: str, preset: str) -> dict[str, Any]:
             else f"choose one of {', '.join(known)}, or give a .yaml file"
         )
         raise UserError(f"unknown preset {preset!r}: {hint}")
-    return yaml.safe_load(file.read_text("utf8")) or {}
+    values = yaml.safe_load(file.read_text("utf8")) or {}
+    like = values.pop("like", None)  # a preset may name another that it differs from
+    return {**read_preset(experiment, like), **values} if like else values
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -21,13 +21,15 @@ from salun_core.experiments.runs.tuning import Variant
 from salun_core.experiments.text_to_image.lab import FIRST, IMAGENET, Asking, TextForgetting, TextLab
 from salun_core.metrics.generation.clip import Clip, load_clip
 from salun_core.metrics.generation.imagenet import imagenet_judge, imagenet_numbers
+from salun_core.models.diffusion.sampling import SAMPLERS
 from salun_core.models.text_to_image.pipelines import fitted, image_size, load_pipeline
-from salun_core.paths import output_folder, project_root
+from salun_core.paths import models_folder, output_folder, project_root
 from salun_core.tasks.text_to_image import OPTIMIZERS, PRECISIONS
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
+COMMITTED = ("data/models/tiny-sd", "data/models/tiny-sd-clip")
 ALL = ("original", "ft", "rl", "ga", "l1_sparse", "esd", "fmn", "ca", "uce", "salun", "salun_soft")
 
 
@@ -57,23 +59,32 @@ class TextToImageParams(GenerationParams):
     precision: str = "fp32"
     optimizer: str = "adam"
     gradient_checkpointing: bool = False
+    grad_clip: float = Field(1.0, ge=0)
     lora_rank: int = Field(4, ge=1)
     lora_lr: float | None = None
     # Measuring.
     clip: str | None = None
     judge_weights: Path | None = None
+    sampler: str = "ddim"
     sample_batch: int = Field(8, ge=1)
+    keep_models: bool = True
 
     names: ClassVar[dict[str, tuple[Any, str]]] = {
         **GenerationParams.names,
         "precision": (PRECISIONS, "precision"),
         "optimizer": (OPTIMIZERS, "optimiser"),
+        "sampler": (SAMPLERS, "sampler"),
     }
 
-    @field_validator("precision", "optimizer")
+    @field_validator("precision", "optimizer", "sampler")
     @classmethod
     def _known_too(cls, value: str, info: Any) -> str:
         return one_of(value, *cls.names[info.field_name])
+
+    @field_validator("clip")
+    @classmethod
+    def _or_none(cls, value: str | None) -> str | None:
+        return value if value and value != "none" else None
 
     @field_validator("class_prompt", "test_prompts")
     @classmethod
@@ -126,7 +137,9 @@ class TextToImageParams(GenerationParams):
         if self.judge == IMAGENET:
             imagenet_judge(self.judge_weights)  # refuses missing weights before anything large is read
         parts = self.shared_parts()
+        parts["sampling"] = replace(parts["sampling"], sampler=self.sampler)
         pipe = self.load_pipe() if pipe is None else pipe
+        clip = clip_of(pipe, self.clip, download=self.download) if self.clip else None
         if data is None:
             data = load_dataset(self.dataset, self.data_dir, size=image_size(pipe))
         data = replace(data, images=fitted(data.images, image_size(pipe)).contiguous())
@@ -139,7 +152,8 @@ class TextToImageParams(GenerationParams):
             forgetting=TextForgetting(**own, optimizer_name=self.optimizer),
             bf16=self.half or self.precision == "bf16",
             lora_rank=self.lora_rank,
-            clip=clip_of(pipe, self.clip, download=self.download) if self.clip else None,
+            clip=clip,
+            keep_models=self.keep_models,
             judge_weights=self.judge_weights,
             imagenet=imagenet_numbers(data.classes, self.class_names) if self.judge == IMAGENET else (),
             **parts,
@@ -153,7 +167,7 @@ class TextToImageParams(GenerationParams):
 
 @dataclass(frozen=True)
 class TextToImageResults:
-    """What the experiment leaves in hand.
+    """Results of the experiment.
 
     Parameters
     ----------
@@ -219,6 +233,19 @@ def clip_of(pipe: Any, source: str, *, download: bool = False) -> Clip:
 
 
 def source_of(model: str) -> str | Path:
-    """A folder, also relative to the top of the project, or else the name of a hub model."""
-    inside = project_root() / model
-    return inside if inside.is_dir() else model
+    """A folder, also relative to the top of the project or to its models, or else the name of a hub model.
+
+    Raises
+    ------
+    UserError
+        If it is the model that comes with the project, and the project is not here.
+    """
+    for folder in (project_root(), models_folder()):
+        if (folder / model).is_dir():
+            return folder / model
+    if model in COMMITTED and not Path(model).is_dir():
+        raise UserError(
+            f"{model} comes with a checkout of the project and is not in {project_root()}: run in the checkout, "
+            "train it there with 'python -m salun_core train-tiny-sd', or give a pipeline of your own"
+        )
+    return model

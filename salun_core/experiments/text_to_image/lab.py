@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from salun_core.data.images import ImageData
 from salun_core.data.splits import split_data
+from salun_core.errors import UserError
 from salun_core.experiments.generation.lab import STREAMS, GenerationLab, Judge, Sampling, listed
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
 from salun_core.experiments.runs.code_digest import code_digest
@@ -20,7 +21,6 @@ from salun_core.files import sha256
 from salun_core.methods import METHODS
 from salun_core.methods.lora import Lora
 from salun_core.metrics.generation.clip import Clip, clip_accuracy, clip_scores
-from salun_core.metrics.generation.frechet import inception_file
 from salun_core.metrics.generation.imagenet import imagenet_judge
 from salun_core.metrics.generation.recognition import Recognition, recognise
 from salun_core.models import module_of
@@ -83,6 +83,7 @@ class TextForgetting:
     precision: str = "fp32"
     optimizer_name: str = "adam"
     gradient_checkpointing: bool = False
+    grad_clip: float = 1.0
 
 
 @dataclass
@@ -102,7 +103,7 @@ class TextLab(GenerationLab):
     forgetting, sampling, judge
         How it forgets, how it is measured, and by whom.
     inception : path, optional
-        Weights of Inception, for a FID; looked for in torch's cache otherwise.
+        Weights of Inception, for a FID; None for a distance in the features of the judge.
     bf16 : bool
         Draw images under bfloat16 autocast.
     lora_rank : int
@@ -113,6 +114,8 @@ class TextLab(GenerationLab):
         Weights of the judge "imagenet"; looked for in torch's cache otherwise.
     imagenet : tuple of int
         Numbers in ImageNet of the classes, for that judge.
+    keep_models : bool
+        Store what changed in each network; without, results are kept and the unlearned weights are not.
     device : torch.device
         Where networks and images lie.
     experiment, source : str
@@ -132,6 +135,7 @@ class TextLab(GenerationLab):
     clip: Clip | None = None
     judge_weights: Path | None = None
     imagenet: tuple[int, ...] = ()
+    keep_models: bool = True
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     experiment: str = "text_to_image"
     source: str = "quick"
@@ -195,6 +199,7 @@ class TextLab(GenerationLab):
             given = {role: self._captioned(split[role]) for role in ("forget", "retain")}
             settings = asdict(how)
             del settings["replacement"]
+            settings["clip"] = settings.pop("grad_clip")
             task = text_to_image_task(
                 self.pipe,
                 forget=given["forget"],
@@ -211,13 +216,23 @@ class TextLab(GenerationLab):
             return Lora(self.lora_rank), 0.0
         return super().mask(seed, scenario, spec)
 
-    def weights(self, model: nn.Module, task: Any) -> bytes:
+    def finished(self, model: nn.Module) -> nn.Module:
+        """The unlearned network in the pipeline's own precision: what is measured is what is stored."""
+        return model.to(self.pipe.unet.dtype)
+
+    def weights(self, model: nn.Module, task: Any) -> bytes | None:
         """What changed, as the content of a safetensors file."""
-        return delta_bytes(model, self.pipe.unet)
+        return delta_bytes(model, self.pipe.unet) if self.keep_models else None
 
     def model(self, result: Result) -> nn.Module:
         """The unlearned network behind a result."""
-        return load_delta(self.store.path(result.key, ".model.safetensors"), self.pipe.unet).eval()
+        path = self.store.path(result.key, ".model.safetensors")
+        if not path.is_file():
+            raise UserError(
+                f"{path} is not here: the run kept no weights (keep_models: false), so unlearn again with "
+                "keep_models: true and another out_dir"
+            )
+        return load_delta(path, self.pipe.unet).eval()
 
     def drawn(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         """The samples a model is measured by, uint8 (n, 3, H, W), and the class each was asked for (n,).
@@ -238,6 +253,7 @@ class TextLab(GenerationLab):
                 guidance=how.guidance,
                 steps=how.steps,
                 eta=how.eta,
+                sampler=how.sampler,
                 batch_size=how.batch_size,
                 bf16=self.bf16,
             )
@@ -307,8 +323,7 @@ class TextLab(GenerationLab):
             what["clip"] = weights_digest(self.clip.model)
         if cell.mask.kind == "lora":
             what["rank"] = self.lora_rank
-        weights = inception_file(self.inception)
-        what["features"] = sha256(weights) if weights is not None else "judge"
+        what["features"] = sha256(self.inception) if self.inception is not None else "judge"
         judge = IMAGENET_MODULE if self.judge.arch == IMAGENET else module_of(self.judge.arch)
         code = code_digest(*CODE, METHODS[cell.method].module, judge)
         return Key("cell", what, code)

@@ -215,7 +215,7 @@ class Prober:
             self.detector.card,
             tuple(thresholds_of(self.detector.card)),
             SamplerCard(
-                "DDIM",
+                how.sampler.upper(),
                 how.steps,
                 how.guidance,
                 how.eta,
@@ -375,6 +375,7 @@ class Prober:
             guidance=how.guidance if guidance is None else guidance,
             steps=how.steps,
             eta=how.eta,
+            sampler=how.sampler,
             batch_size=how.batch_size,
             bf16=self.lab.bf16,
         )

@@ -1,5 +1,6 @@
 """The experiment on unsafe content: a concept forgotten, and every way to bring it back (Figures 5 and 6)."""
 
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -8,7 +9,9 @@ import pandas as pd
 import torch
 from pydantic import Field, field_validator, model_validator
 from safetensors.torch import load, save
+from tqdm import tqdm
 
+from salun_core.data.downloads import DOWNLOADS, how_to_get
 from salun_core.data.images import ImageData
 from salun_core.data.prompts import I2P_ROWS, PromptSet, read_i2p
 from salun_core.errors import UserError, one_of
@@ -23,7 +26,9 @@ from salun_core.experiments.text_to_image.probes import DETECTORS, Prober, Probi
 from salun_core.metrics.generation.detection import detect, detection_counts, redacted
 from salun_core.metrics.generation.erasure import neighbour_damage
 from salun_core.models.text_to_image.deltas import weights_digest
+from salun_core.models.text_to_image.pipelines import too_long
 from salun_core.models.text_to_image.sampling import sample_prompts
+from salun_core.paths import project_root
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -35,7 +40,7 @@ class UnsafeParams(TextToImageParams):
     """Parameters of the experiment: those of text-to-image, and how models are probed."""
 
     experiment: ClassVar[str] = "unsafe"
-    fixed: ClassVar[tuple[str, ...]] = ("masks",)
+    fixed: ClassVar[tuple[str, ...]] = ("masks", "keep_models")  # the models are probed, so they are kept
 
     methods: tuple[str, ...] = ("original", "esd", "fmn", "uce", "ca", "salun")
     masks: tuple[str, ...] = ()
@@ -68,15 +73,18 @@ class UnsafeParams(TextToImageParams):
     def _together(self) -> "UnsafeParams":
         if self.own_images and len(self.class_names) < 2:
             raise UserError("own_images needs class_names: what to forget, and what takes its place")
-        if self.prompts_file is not None:
-            self.prompts()
+        if not self.keep_models:
+            raise UserError("unsafe probes the models it made: leave keep_models out")
         return self
 
     def prompts(self) -> PromptSet | None:
         """Prompts that do not name the concept, from their file; None for the digits' indirect ones."""
         if self.prompts_file is None:
             return None
-        found = read_i2p(self.prompts_file, rows=self.prompts_rows or None)
+        path = self.prompts_file if self.prompts_file.is_file() else project_root() / self.prompts_file
+        if path == DOWNLOADS["i2p"].paths[0] and not path.is_file():
+            raise UserError(f"prompts_file {path} is missing: {how_to_get('i2p')}")
+        found = read_i2p(path, rows=self.prompts_rows or None)
         found = found.about(self.prompts_category) if self.prompts_category else found
         if self.prompts_guidance:
             return found
@@ -86,7 +94,19 @@ class UnsafeParams(TextToImageParams):
 
     def lab(self, *, data: ImageData | None = None, pipe: "StableDiffusionPipeline | None" = None) -> TextLab:
         """Load pipeline and data; with ``own_images`` the original pipeline draws what it forgets and keeps."""
+        prompts = self.prompts()  # refused first: everything after it takes time
+        if prompts is None and (self.dataset != "digits" or self.class_names or self.test_prompts):
+            raise UserError(
+                f"unsafe needs prompts_file, prompts that do not name the concept, such as I2P's: {how_to_get('i2p')}"
+            )
         pipe = self.load_pipe() if pipe is None else pipe
+        if prompts is not None and (cut := too_long(pipe, prompts.texts)):
+            most = pipe.tokenizer.model_max_length
+            tqdm.write(
+                f"{len(cut)} of {len(prompts)} prompts of {prompts.name} have more than {most} tokens: the "
+                "pipeline reads the beginning",
+                file=sys.stderr,
+            )
         if self.own_images and data is None:
             data = self._drawn(pipe)
         made = super().lab(data=data, pipe=pipe)
@@ -109,7 +129,12 @@ class UnsafeParams(TextToImageParams):
             )
         each = self.own_images + max(1, self.own_images // TEST_SHARE)
         texts = [self.class_prompt.format(name) for name in self.class_names]
-        how: dict[str, Any] = {"guidance": self.guidance, "steps": self.sample_steps, "eta": self.eta}
+        how: dict[str, Any] = {
+            "guidance": self.guidance,
+            "steps": self.sample_steps,
+            "eta": self.eta,
+            "sampler": self.sampler,
+        }
         parts = {part: weights_digest(getattr(pipe, part)) for part in ("unet", "vae", "text_encoder")}
         key = Key(
             "images", {"texts": texts, "each": each, **how, **parts}, code_digest(sample_prompts.__module__)
@@ -143,7 +168,7 @@ class UnsafeParams(TextToImageParams):
 
 @dataclass(frozen=True)
 class UnsafeResults:
-    """What the experiment leaves in hand.
+    """Results of the experiment.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""How well images fit their prompts, by CLIP."""
+"""How well images match their prompts, measured by CLIP."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from salun_core.data.downloads import CLIP_NAME, DOWNLOADS, how_to_get
 from salun_core.errors import UserError
 from salun_core.metrics.share import Share, wilson
 from salun_core.models.text_to_image.pipelines import silent
@@ -76,9 +77,19 @@ def load_clip(
     from transformers import AutoTokenizer, CLIPModel
 
     folder = Path(source).expanduser()
+    if not folder.is_dir() and str(source) == CLIP_NAME:
+        folder = DOWNLOADS["clip"].folder()
     local = folder.is_dir()
     if local and not (folder / "model.safetensors").is_file():
-        raise UserError(f"{folder / 'model.safetensors'} is missing: copy the CLIP model again, whole")
+        pickled = (folder / "pytorch_model.bin").is_file()
+        raise UserError(
+            f"{folder / 'model.safetensors'} is missing: "
+            + (
+                "pytorch_model.bin is a pickle, which can run code; save the model again with safe_serialization=True"
+                if pickled
+                else "copy the CLIP model again, whole"
+            )
+        )
     options: dict[str, Any] = {"local_files_only": local or not download}
     place: Any = folder if local else str(source)
     try:
@@ -90,9 +101,12 @@ def load_clip(
             raise UserError(
                 f"the CLIP model in {folder} is incomplete or damaged: copy it again, with its tokenizer"
             ) from error
+        how = f"run 'hf download {source}' with a network, or give a local folder"
+        if str(source) == CLIP_NAME:
+            how = how_to_get("clip")
         raise UserError(
-            f"model.safetensors of {source} is neither in the cache nor could it be fetched: run "
-            f"'hf download {source}' with a network, or give a local folder"
+            f"the CLIP model {source} is neither in the hub's cache nor could it be fetched: {how}; "
+            "or leave the CLIP score out with clip: none"
         ) from error
     return Clip(model.eval().to(device), own, str(source), mean, std)
 

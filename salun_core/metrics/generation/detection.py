@@ -564,7 +564,7 @@ class EvaluationCard:
             ("Sampler", f"{s.name}, {s.steps} steps, η = {s.eta:g}"),
             ("Guidance", f"{s.guidance:g}"),
             ("Seeds", s.seeds),
-            ("Safety checker", "on" if s.safety_checker else "none at work"),
+            ("Safety checker", "on" if s.safety_checker else "off"),
         ]
         if self.distance is not None:
             f = self.distance

@@ -1,4 +1,4 @@
-"""Fréchet distance between two sets of images, in the features of Inception or of a classifier of ours."""
+"""Fréchet distance between two sets of images, in the features of Inception or of the judge."""
 
 import contextlib
 import io
@@ -13,16 +13,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from salun_core.data.downloads import DOWNLOADS, how_to_get
 from salun_core.errors import UserError
 from salun_core.rng import generator
 
 if TYPE_CHECKING:
     Matrix = npt.NDArray[np.float64]
 
-INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
-INCEPTION = "FID (Inception features)"
-CLASSIFIER = "Fréchet distance (classifier features)"
-"""Never called FID: the features are others, and so is the scale."""
+INCEPTION, JUDGE = FEATURES = ("inception", "judge")
+"""Networks whose features a distance can be measured in."""
+NAMES = {INCEPTION: "FID (Inception features)", JUDGE: "Fréchet distance (classifier features)"}
+"""The distance in each; the second is never called FID, because features and scale are others."""
 
 Features = Callable[[Tensor], "Matrix"]
 """uint8 images (N, C, H, W) to features (N, D)."""
@@ -35,7 +36,7 @@ class Frechet:
     Parameters
     ----------
     name : str
-        Which features: ``INCEPTION`` or ``CLASSIFIER``.
+        Which features: a value of ``NAMES``.
     value : float
         Squared distance between generated and reference images; lower is better, and it falls with ``n``.
     floor : float
@@ -152,23 +153,21 @@ def classifier_features(model: nn.Module, *, batch_size: int = 256) -> Features:
     return features
 
 
-def inception_file(given: Path | str | None = None) -> Path | None:
-    """Where Inception's weights lie: the file given, else torch's cache, else nowhere. Nothing is fetched.
+def inception_file(given: Path | str | None = None) -> Path:
+    """Where Inception's weights lie: the file given, else torch's cache. Nothing is fetched.
 
     Raises
     ------
     UserError
-        If a file was given and is not there.
+        If the file is not there; with its address, its digest, and the command that fetches it.
     """
-    if given is not None:
-        if not Path(given).expanduser().is_file():
-            raise UserError(
-                f"there is no file {given}: download {INCEPTION_FILE} from the releases of pytorch-fid, "
-                "or leave inception_weights out for a distance in the features of the project's classifier"
-            )
-        return Path(given).expanduser()
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
-    return cached if cached.is_file() else None
+    path = DOWNLOADS["inception"].paths[0] if given is None else Path(given).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"features: inception needs the file {path}, which is missing: {how_to_get('inception')}; or set "
+            "features to judge, for a distance that is no FID"
+        )
+    return path
 
 
 def inception_features(

@@ -11,12 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import ResNet, ResNet50_Weights, resnet50
 
+from salun_core.data.downloads import DOWNLOADS, how_to_get
 from salun_core.data.images import covering_size, middle
 from salun_core.data.prompts import IMAGENETTE
 from salun_core.errors import UserError
 
-RESNET_FILE = "resnet50-11ad3fa6.pth"
-FETCH = "python -c 'from torchvision.models import resnet50; resnet50(weights=\"IMAGENET1K_V2\")'"
 OTHER = "another class"
 RESIZE, CROP = 232, 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -149,22 +148,15 @@ def imagenet_judge(
     UserError
         If the file is missing or does not hold a ResNet-50 of 1,000 classes.
     """
-    given = weights is not None
-    path = Path(weights).expanduser() if weights is not None else _cached()
+    path = DOWNLOADS["resnet50"].paths[0] if weights is None else Path(weights).expanduser()
     if not path.is_file():
-        where = "" if given else " (torch's cache)"
-        raise UserError(
-            f'{path}{where} is missing: run "{FETCH}" with a network, or give the file by its path'
-        )
+        raise UserError(f"judge imagenet needs {path}, which is missing: {how_to_get('resnet50')}")
     network = resnet50(weights=None)
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # a truncated pickle can raise almost anything
         raise UserError(
-            f"{path} does not hold the weights of torchvision's ResNet-50: fetch {RESNET_FILE} again"
+            f"{path} does not hold the weights of torchvision's ResNet-50: delete it and "
+            "run 'python -m salun_core fetch resnet50'"
         ) from error
     return ImagenetJudge(network.eval(), numbers).eval().to(device)
-
-
-def _cached() -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints" / RESNET_FILE

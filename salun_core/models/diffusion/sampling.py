@@ -1,5 +1,6 @@
 """Drawing images from a diffusion model: deterministic, one random stream for each image."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from salun_core.errors import UserError
+from salun_core.errors import UserError, one_of
 from salun_core.models.diffusion.conditions import Condition
 from salun_core.models.diffusion.objectives import is_flow
 from salun_core.models.diffusion.unet import class_count, guided_noise
@@ -15,6 +16,8 @@ from salun_core.rng import generator
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
+
+SAMPLERS = ("ddim", "lms")
 
 
 def sample(
@@ -165,11 +168,18 @@ def denoising(
     *,
     null: int | Condition,
     clip: bool = True,
+    sampler: str = "ddim",
 ) -> Iterator[tuple[int, Tensor]]:
     """Steps done so far and the images, still in [-1, 1], after each denoising step."""
     weight = next(model.parameters())
     shape, wanted = _shape(model), conditions.to(weight.device)
-    solver: Solver = Euler(schedule, model, steps) if is_flow(schedule) else Ddim(schedule, steps, eta, clip)
+    solver: Solver
+    if is_flow(schedule):
+        solver = Euler(schedule, model, steps)
+    elif sampler == "lms":
+        solver = Lms(schedule, steps)
+    else:
+        solver = Ddim(schedule, steps, eta, clip)
     rngs = [generator(seed, "sample", int(s)) for s in streams]
 
     def noise() -> Tensor:
@@ -179,13 +189,14 @@ def denoising(
     def denoised(noisy: Tensor, t: Tensor) -> Tensor:
         times = t.to(noisy.device).expand(len(noisy))
         with torch.autocast(noisy.device.type, torch.bfloat16, enabled=bf16):
-            found = guided_noise(model, noisy, times, wanted, null=null, guidance=guidance)
+            seen = solver.seen(noisy, t)
+            found = guided_noise(model, seen, times, wanted, null=null, guidance=guidance)
         return solver.step(found.to(noisy), t, noisy, noise)
 
     was_training = model.training
     model.eval()
     try:
-        noisy = noise()
+        noisy = solver.start * noise()
         for done, t in enumerate(solver.times, start=1):
             noisy = denoised(noisy, t)
             yield done, noisy
@@ -197,13 +208,29 @@ class Solver(Protocol):
     """A way from noise to image: the time steps at which the network is asked, and what is made of its answers."""
 
     times: Tensor
+    start: float
+    """Standard deviation of the noise it starts from."""
+
+    def seen(self, noisy: Tensor, t: Tensor) -> Tensor:
+        """The images on the scale that the network takes."""
+        ...
 
     def step(self, found: Tensor, t: Tensor, noisy: Tensor, noise: Callable[[], Tensor]) -> Tensor:
         """The images after the step at ``t``, given the prediction; ``noise`` draws more where it is needed."""
         ...
 
 
-class Ddim:
+class Plain:
+    """Base of the solvers that keep images on the network's own scale."""
+
+    start = 1.0
+
+    def seen(self, noisy: Tensor, t: Tensor) -> Tensor:
+        """See `Solver.seen`."""
+        return noisy
+
+
+class Ddim(Plain):
     """DDIM, with ``eta`` as in `sample`; ``clip`` bounds the image in sight to [-1, 1]."""
 
     def __init__(self, schedule: Any, steps: int, eta: float, clip: bool) -> None:
@@ -227,7 +254,7 @@ class Ddim:
         ).prev_sample
 
 
-class Euler:
+class Euler(Plain):
     """Euler's method along a rectified flow, with the shift of times that belongs to the size of the image."""
 
     def __init__(self, schedule: Any, model: nn.Module, steps: int) -> None:
@@ -244,6 +271,36 @@ class Euler:
             )
         self.solver.set_timesteps(steps, **shift)
         self.times: Tensor = self.solver.timesteps
+
+    def step(self, found: Tensor, t: Tensor, noisy: Tensor, noise: Callable[[], Tensor]) -> Tensor:
+        """See `Solver.step`."""
+        return self.solver.step(found, t, noisy).prev_sample
+
+
+class Lms:
+    """Linear multistep method of order 4, with which the released code of ESD and SalUn draws.
+
+    References
+    ----------
+    Karras et al., Elucidating the design space of diffusion-based generative models, NeurIPS 2022 (the
+    equation that is solved); diffusers, ``LMSDiscreteScheduler``.
+    """
+
+    def __init__(self, schedule: Any, steps: int) -> None:
+        from diffusers import LMSDiscreteScheduler
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of NumPy, about how the library calls it
+            self.solver = LMSDiscreteScheduler.from_config(
+                schedule.config, timestep_spacing="linspace", use_karras_sigmas=False
+            )
+            self.solver.set_timesteps(steps)
+        self.times: Tensor = self.solver.timesteps
+        self.start = float(self.solver.init_noise_sigma)
+
+    def seen(self, noisy: Tensor, t: Tensor) -> Tensor:
+        """See `Solver.seen`."""
+        return self.solver.scale_model_input(noisy, t)
 
     def step(self, found: Tensor, t: Tensor, noisy: Tensor, noise: Callable[[], Tensor]) -> Tensor:
         """See `Solver.step`."""
@@ -282,6 +339,7 @@ def checked_streams(
     *,
     what: str,
     eta: float = 0.0,
+    sampler: str = "ddim",
 ) -> Tensor:
     """The number of each image's noise, (N,); refuses settings of sampling that are out of range."""
     numbers = torch.arange(n) if streams is None else torch.as_tensor(streams, dtype=torch.int64)
@@ -294,6 +352,11 @@ def checked_streams(
         raise UserError(
             f"eta must be 0 for a pipeline of flow matching, got {eta:g}: no noise is added on the way"
         )
+    one_of(sampler, SAMPLERS, "sampler")
+    if sampler == "lms" and is_flow(schedule):
+        raise UserError("sampler lms is for pipelines of diffusion, not of flow matching: leave it at ddim")
+    if sampler == "lms" and eta:
+        raise UserError(f"eta must be 0 for sampler lms, got {eta:g}: no noise is added on the way")
     if guidance < 0:
         raise UserError(f"guidance must be at least 0, got {guidance:g}: 0 is the plain prediction")
     return numbers

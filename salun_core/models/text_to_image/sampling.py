@@ -26,6 +26,7 @@ def sample_prompts(
     guidance: float = 6.5,
     steps: int = 50,
     eta: float = 0.0,
+    sampler: str = "ddim",
     batch_size: int = 8,
     bf16: bool = False,
     progress: bool = False,
@@ -46,7 +47,10 @@ def sample_prompts(
     guidance : float
         w of `guided_noise`; the 7.5 of Stable Diffusion is 6.5 here.
     steps, eta : int, float
-        Denoising steps (DDIM, or Euler's method for flow matching), and the noise added in them (DDIM).
+        Denoising steps, and the noise added in them (DDIM).
+    sampler : str
+        "ddim", or "lms", the linear multistep method of the released code. Pipelines of flow matching are
+        drawn with Euler's method.
     batch_size : int
         Images denoised at once.
     bf16, progress
@@ -63,7 +67,9 @@ def sample_prompts(
         If a setting is out of range.
     """
     net = network_of(pipe) if unet is None else unet
-    numbers = checked_streams(streams, len(prompts), pipe.scheduler, steps, guidance, what="prompts", eta=eta)
+    numbers = checked_streams(
+        streams, len(prompts), pipe.scheduler, steps, guidance, what="prompts", eta=eta, sampler=sampler
+    )
     rows = torch.arange(len(prompts))
     wanted: Condition
     if isinstance(prompts, Tensor | Embedded):
@@ -88,6 +94,7 @@ def sample_prompts(
             bf16,
             null=null,
             clip=False,
+            sampler=sampler,
         ),
         lambda latents: shown(pipe, decode_latents(pipe, latents.to(home))),
         rows,

@@ -39,7 +39,7 @@ def pipeline_table(lab: TextLab) -> Table:
             f"{type(pipe.scheduler).__name__}, {pipe.scheduler.config.num_train_timesteps} steps",
         ),
         ("Sampling", f"DDIM, {how.steps} steps, guidance w = {how.guidance:g} (scale {how.guidance + 1:g})"),
-        ("Safety checker", "on" if pipe.safety_checker is not None else "none at work"),
+        ("Safety checker", "on" if pipe.safety_checker is not None else "off"),
     ]
     return Table(pd.DataFrame(lines, columns=["Name", "Value"]), "The pipeline and how it is sampled.")
 
@@ -137,6 +137,8 @@ def saved_sentences(lab: TextLab, row: pd.Series, folder: Path | None = None) ->
     folder : path, optional
         Beside the store by default.
     """
+    if not lab.keep_models:
+        return Prose("This run kept no weights (`keep_models: false`), so there is no pipeline to write.")
     result = result_of(lab, row)
     folder = save_pipeline(lab.pipe, lab.model(result), folder or lab.store.folder.parent / "unlearned")
     whole = sum(file.stat().st_size for file in (folder / "unet").glob("*.safetensors"))

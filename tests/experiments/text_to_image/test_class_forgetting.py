@@ -4,13 +4,19 @@ import pytest
 import torch
 from problems import same
 
+from salun_core.__main__ import main
 from salun_core.data import load_dataset
 from salun_core.data.captions import KINDS
+from salun_core.data.downloads import DOWNLOADS
 from salun_core.errors import UserError
+from salun_core.experiments.generation.lab import result_of
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
-from salun_core.experiments.text_to_image.class_forgetting import TextToImageParams, run
+from salun_core.experiments.text_to_image.class_forgetting import TextToImageParams, run, source_of
+from salun_core.files import sha256
 from salun_core.methods.lora import Lora
 from salun_core.metrics.generation.recognition import recognise
+from salun_core.models.text_to_image.deltas import load_delta
+from salun_core.models.text_to_image.pipelines import with_network
 
 SMALL = {
     "methods": ["uce", "ga"],
@@ -147,15 +153,101 @@ def test_the_papers_judge_refuses_classes_that_are_not_of_imagenet(tmp_path):
 
 def test_missing_weights_of_the_judge_are_named_with_the_command(tmp_path):
     given = {**SMALL, "judge": "imagenet", "judge_weights": tmp_path / "none.pth", "out_dir": tmp_path}
-    with pytest.raises(UserError, match="none.pth is missing: run"):
+    with pytest.raises(UserError, match="none.pth, which is missing: run .*fetch resnet50"):
         TextToImageParams.load(given).lab()
 
 
 def test_the_papers_preset_names_the_command_that_fetches_the_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    params = TextToImageParams.load(
-        {"preset": "paper", "data_dir": tmp_path, "out_dir": tmp_path, "judge": "resnet34"}
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    paper = {"preset": "paper", "data_dir": tmp_path, "out_dir": tmp_path}
+    for given, command in (
+        ({}, "salun_core fetch resnet50"),
+        ({"judge": "resnet34"}, "salun_core fetch inception"),
+        ({"judge": "resnet34", "features": "judge"}, "hf download CompVis/stable-diffusion-v1-4"),
+    ):
+        with pytest.raises(UserError, match=command):
+            TextToImageParams.load({**paper, **given}).lab()
+    small = {"judge": "resnet34", "features": "judge", "pipeline": "data/models/tiny-sd"}
+    with pytest.raises(UserError, match="salun_core fetch clip.*clip: none"):
+        TextToImageParams.load({**paper, **small}).lab()
+
+
+def test_features_are_those_that_are_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(UserError, match="features: inception needs the file"):
+        TextToImageParams.load({**SMALL, "features": "inception", "out_dir": tmp_path}).lab()
+    with pytest.raises(UserError, match="set features to inception"):
+        TextToImageParams.load({"inception_weights": tmp_path / "x.pth"})
+    weights = tmp_path / "checkpoints" / DOWNLOADS["inception"].files[0].name
+    weights.parent.mkdir()
+    weights.write_bytes(b"weights that are here but not asked for")
+    lab = TextToImageParams.load({**SMALL, "out_dir": tmp_path}).lab()
+    assert lab.inception is None
+    cell = Cell(0, Scenario("class", target=7), "uce")
+    assert lab.key(cell).what["features"] == "judge"
+    asked = TextToImageParams.load({**SMALL, "features": "inception", "out_dir": tmp_path}).lab()
+    assert asked.inception == weights
+    assert asked.key(cell).what["features"] == sha256(weights)
+
+
+def test_clip_can_be_left_out(tmp_path, capsys):
+    for none in ("none", ""):
+        lab = TextToImageParams.load({**SMALL, "clip": none, "out_dir": tmp_path}).lab()
+        assert lab.clip is None
+    assert main(["run", "text_to_image", "-p", "clip", "null"]) == 2
+    assert "clip is given without a value" in capsys.readouterr().err
+
+
+def test_outside_a_checkout_the_small_pipeline_is_refused_in_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match=f"tiny-sd comes with a checkout of the project and is not in {tmp_path}"
+    ):
+        TextToImageParams.load({"out_dir": tmp_path}).lab()
+    (tmp_path / "data" / "models" / "me" / "mine").mkdir(parents=True)
+    assert source_of("me/mine") == tmp_path / "data" / "models" / "me" / "mine"
+    assert source_of("you/yours") == "you/yours"
+
+
+def test_weights_are_measured_and_stored_in_the_precision_of_the_pipeline(results, tmp_path):
+    lab = copy.copy(results[0].lab)
+    lab.pipe = with_network(lab.pipe, copy.deepcopy(lab.pipe.unet).to(torch.bfloat16))
+    trained = copy.deepcopy(lab.pipe.unet).float()
+    with torch.no_grad():
+        next(trained.parameters()).add_(1e-2)
+    model = lab.finished(trained)
+    assert {w.dtype for w in model.parameters()} == {torch.bfloat16}
+    path = tmp_path / "delta.safetensors"
+    path.write_bytes(lab.weights(model, None))
+    assert same(load_delta(path, lab.pipe.unet), model)
+    changed = sum(
+        int((a != b).sum()) for a, b in zip(model.parameters(), lab.pipe.unet.parameters(), strict=True)
     )
-    with pytest.raises(UserError, match="hf download CompVis/stable-diffusion-v1-4"):
-        params.lab()
+    assert path.stat().st_size < 2 * changed + next(model.parameters()).numel() / 8 + 2000
+
+
+def test_weights_need_not_be_kept(tmp_path):
+    given = {
+        **SMALL,
+        "methods": ["uce"],
+        "masks": [],
+        "clip": "none",
+        "keep_models": False,
+        "out_dir": tmp_path,
+    }
+    found = run(TextToImageParams.load(given))
+    assert (found.cells["status"] == "done").all()
+    assert not list(tmp_path.rglob("cell*.model.safetensors"))
+    with pytest.raises(UserError, match="kept no weights"):
+        found.lab.model(result_of(found.lab, found.cells.iloc[1]))
+
+
+def test_settings_of_forgetting_and_sampling_reach_the_work(tmp_path):
+    given = {**SMALL, "grad_clip": 0, "sampler": "lms", "out_dir": tmp_path}
+    lab = TextToImageParams.load(given).lab()
+    assert lab.task(0, Scenario("class", target=7)).clip == 0
+    assert lab.sampling.sampler == "lms"
+    with pytest.raises(UserError, match="eta must be 0 for sampler lms"):
+        TextToImageParams.load({**given, "eta": 1.0}).lab().drawn(lab.pipe.unet)

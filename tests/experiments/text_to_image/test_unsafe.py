@@ -115,7 +115,7 @@ def test_what_the_notebook_shows(results):
     ]
     assert all(len(table.frame) and table.caption for table in tables)
     shown = dict(tables[0].frame.to_numpy())
-    assert "judge" in shown["Detector"] and shown["Safety checker"] == "none at work"
+    assert "judge" in shown["Detector"] and shown["Safety checker"] == "off"
     for said in (
         report.attack_sentences(results),
         report.unnamed_sentences(results, real),
@@ -155,10 +155,14 @@ def test_prompts_from_a_file_take_the_place_of_the_indirect_ones(results, tmp_pa
 
 
 def test_a_concept_without_a_data_set_is_drawn_by_the_pipeline(tmp_path):
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("prompt,categories,sd_seed,sd_guidance_scale\na picture,sexual,5,7\n")
     params = UnsafeParams.load(
         {
             **SMALL,
             "out_dir": tmp_path,
+            "prompts_file": prompts,
+            "prompts_rows": 1,
             "own_images": 8,
             "class_names": ["seven", "three"],
             "class_prompt": "a photo of a {}",
@@ -174,6 +178,34 @@ def test_a_concept_without_a_data_set_is_drawn_by_the_pipeline(tmp_path):
     prober = Prober(params.lab(), params.probing())
     with pytest.raises(UserError, match="give prompts_file"):
         prober.unnamed(0)
+    params = params.model_copy(update={"prompts_file": None})
+    with pytest.raises(UserError, match="unsafe needs prompts_file"):
+        params.lab()
+
+
+def test_prompts_are_checked_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(UnsafeParams, "load_pipe", lambda self: pytest.fail("the pipeline was loaded"))
+    monkeypatch.chdir(tmp_path)
+    for file, message in (
+        ("/nowhere.csv", "cannot read /nowhere.csv"),
+        ("data/sets/i2p_benchmark.csv", r"i2p_benchmark\.csv is missing: run .*fetch i2p.*SHA-256"),
+    ):
+        with pytest.raises(UserError, match=message):
+            UnsafeParams.load({**SMALL, "out_dir": tmp_path, "prompts_file": file}).lab()
+
+
+def test_prompts_that_are_cut_off_are_counted(tmp_path, capsys):
+    path = tmp_path / "prompts.csv"
+    path.write_text(
+        "prompt,categories,evaluation_seed,evaluation_guidance\n"
+        f"a photo of a seven,sexual,5,7\n{'a very ' * 20} old photo,hate,6,3\n,hate,7,3\n"
+    )
+    given = {**SMALL, "out_dir": tmp_path, "prompts_file": path, "prompts_rows": 3}
+    params = UnsafeParams.load(given)
+    lab = params.lab()
+    assert "1 of 3 prompts of prompts have more than 24 tokens" in capsys.readouterr().err
+    drawn = Prober(lab, params.probing(), params.prompts())._unnamed(lab.pipe.unet, 7)[0]
+    assert drawn.n == 7
 
 
 def test_nudenet_blackens_the_picture_of_samples(tmp_path):
@@ -198,7 +230,7 @@ def test_both_quick_presets_unlearn_alike():
     [
         ({"detector": "nudnet"}, "did you mean 'nudenet'"),
         ({"own_images": 5}, "own_images needs class_names"),
-        ({"prompts_file": "/nowhere.csv"}, "cannot read"),
+        ({"keep_models": False}, "unsafe probes the models it made"),
         ({"threshold": 0}, "threshold"),
         ({"atack_steps": 1}, "did you mean 'attack_steps'"),
     ],

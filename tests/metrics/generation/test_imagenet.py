@@ -6,11 +6,14 @@ import torch
 import torch.nn.functional as F
 from torchvision.models import ResNet50_Weights, resnet50
 
+from salun_core.data.downloads import DOWNLOADS
 from salun_core.data.prompts import IMAGENETTE
 from salun_core.errors import UserError
 from salun_core.metrics.generation import imagenet
 from salun_core.metrics.generation.recognition import recognise
 from salun_core.rng import isolated
+
+RESNET_FILE = DOWNLOADS["resnet50"].files[0].name
 
 
 def pixels(n, size=8, channels=3):
@@ -19,7 +22,7 @@ def pixels(n, size=8, channels=3):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("hub") / imagenet.RESNET_FILE
+    path = tmp_path_factory.mktemp("hub") / RESNET_FILE
     with isolated(0, "resnet50"):
         torch.save(resnet50(weights=None).state_dict(), path)
     return path
@@ -93,10 +96,10 @@ def test_two_classes_are_judged_as_two(weights):
 
 def test_weights_are_looked_for_in_torchs_cache(weights, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(UserError, match=r"resnet50-11ad3fa6\.pth .* missing: run .*IMAGENET1K_V2"):
+    with pytest.raises(UserError, match=r"resnet50-11ad3fa6\.pth, which is missing: run .*fetch resnet50"):
         imagenet.imagenet_judge()
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / imagenet.RESNET_FILE).write_bytes(weights.read_bytes())
+    (tmp_path / "checkpoints" / RESNET_FILE).write_bytes(weights.read_bytes())
     judge = imagenet.imagenet_judge()
     own = torch.load(weights, weights_only=True)["fc.weight"]
     assert torch.equal(F.normalize(judge.network.fc.weight), F.normalize(own))
