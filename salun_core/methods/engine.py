@@ -131,7 +131,10 @@ class Method:
 
 @dataclass(frozen=True)
 class Round:
-    """The data of one optimiser step, and how much of the run lies behind it (in [0, 1), by epochs)."""
+    """The data of one optimiser step, and ``progress``, the share of the run that lies behind it, in [0, 1).
+
+    The share grows from epoch to epoch; in a run of one epoch, or of a number of steps, from step to step.
+    """
 
     forget: Batch | None
     retain: Batch | None
@@ -168,6 +171,8 @@ def rounds(
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
     retain_stream = _endless(task, rng) if order == "joint" else iter(())
+    by_step = steps is not None or epochs == 1  # by epochs, a run of one epoch would never be under way
+    total = round_count(task, order=order, epochs=epochs, steps=steps) if by_step else epochs
     done = 0
     for epoch in itertools.count():
         if steps is None and epoch >= epochs:
@@ -175,7 +180,7 @@ def rounds(
         for forget, retain in _epoch(task, rng, order, retain_stream):
             if steps is not None and done >= steps:
                 return
-            yield Round(forget, retain, epoch / epochs if steps is None else done / steps)
+            yield Round(forget, retain, (done if by_step else epoch) / total)
             done += 1
 
 
@@ -224,7 +229,7 @@ def descend(
     seed: int,
     bn_stats: str = "update",
     decay_unmarked: bool = False,
-    after_step: Callable[[nn.Module], None] | None = None,
+    prepare: Callable[[nn.Module, torch.optim.Optimizer], None] | None = None,
 ) -> Unlearned:
     """Minimise a sequence of losses from the task's model, changing only the weights in ``mask``.
 
@@ -246,9 +251,10 @@ def descend(
     decay_unmarked : bool
         Only to reproduce the released code before February 2026: mask the gradient and nothing else, so
         that weight decay moves the weights outside the mask.
-    after_step : callable, optional
-        Called with the model after each step, before weights outside the mask are restored; not with
-        adapters, which leave the weights alone until the end.
+    prepare : callable, optional
+        Called once with the model and its optimiser before the first step, to hook into the optimiser's steps.
+        Weights outside the mask are restored after those hooks. Not with adapters, which leave the weights
+        alone until the end.
 
     Raises
     ------
@@ -261,7 +267,7 @@ def descend(
     model = trainable_copy(task.model)
     adapters = None
     if isinstance(mask, Lora):
-        if after_step is not None:
+        if prepare is not None:
             raise UserError(
                 "this method changes weights after each step: use it with a mask, not with adapters"
             )
@@ -271,6 +277,8 @@ def descend(
         check_mask(mask, model)
     set_train_mode(model, bn_stats=bn_stats)
     optimizer = task.optimizer(model, lr)
+    if prepare is not None:
+        prepare(model, optimizer)
     # Gradients in half precision would vanish: they are taken of a multiple of the loss, and divided again.
     scaled = getattr(task, "precision", "fp32") == "fp16"
     scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=scaled)
@@ -284,8 +292,6 @@ def descend(
                 mask_gradients_(model, mask)
             scaler.step(optimizer)
             scaler.update()
-            if after_step is not None:
-                after_step(model)
             if mask is not None and not decay_unmarked:
                 # Masking the gradient would not hold these weights: decay and momentum move them too.
                 restore_unmarked_(model, task.model, mask)

@@ -98,10 +98,16 @@ def limited(optimizer: torch.optim.Optimizer, clip: float) -> torch.optim.Optimi
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
 
         def limit(*_: Any) -> None:
-            nn.utils.clip_grad_norm_(weights, clip)
+            vars(optimizer)["norm_and_limit"] = (nn.utils.clip_grad_norm_(weights, clip), clip)
 
         optimizer.register_step_pre_hook(limit)
     return optimizer
+
+
+def gradient_scale(optimizer: torch.optim.Optimizer) -> float:
+    """What the limit of `limited` left of the last gradient, as a factor in (0, 1]; 1 without a limit."""
+    norm, clip = vars(optimizer).get("norm_and_limit", (0.0, 1.0))
+    return min(1.0, clip / (float(norm) + 1e-6))  # as clip_grad_norm_ does it
 
 
 def train_diffusion(

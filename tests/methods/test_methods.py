@@ -114,6 +114,19 @@ def test_l1_sparse_adds_the_penalty_that_falls_with_the_epochs():
     assert sparse.losses[1] == pytest.approx(plain.losses[0] + 0.005 * size, rel=1e-3)
 
 
+@pytest.mark.parametrize("length", [{"epochs": 1}, {"steps": 14}])
+def test_l1_sparse_lets_the_penalty_fall_step_by_step_in_a_run_of_one_epoch(length):
+    task = trained_task()
+    assert len(task.retain) == 14
+    plain, sparse = (
+        METHODS[name](task, lr=1e-9, seed=4, **length, **more).losses
+        for name, more in (("l1_sparse", {"alpha": 0.0}), ("l1_sparse", {"alpha": 0.01}))
+    )
+    size = sum(w.abs().sum().item() for w in task.model.parameters())
+    penalties = [(b - a) / (0.01 * size) for a, b in zip(plain, sparse, strict=True)]
+    assert penalties == pytest.approx([1 - step / 14 for step in range(14)], rel=1e-3)
+
+
 def test_influence_unlearning_agrees_with_the_recursion_image_by_image():
     task = trained_task()
     net = copy.deepcopy(task.model).eval()

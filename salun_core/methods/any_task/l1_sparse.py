@@ -22,9 +22,11 @@ def l1_sparse(
     bn_stats: str = "update",
     seed: int = 0,
 ) -> Unlearned:
-    r"""Minimise ``loss(retain) + alpha * (1 - e / E) * sum |weight|`` in epoch e of E.
+    r"""Minimise ``loss(retain) + alpha * (1 - e / E) * sum |weight|`` in epoch e of E, counted from 0.
 
-    The sum runs over all weights, BatchNorm's included. Despite the name nothing is pruned.
+    In a run of one epoch, or of a number of ``steps``, e and E count optimiser steps instead: the penalty always
+    declines within the run. The sum is taken over all weights, those of BatchNorm included. Despite the name nothing
+    is pruned.
 
     Parameters
     ----------
