@@ -21,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
 export PYTHONNOUSERSITE = 1
 export UV_PYTHON_DOWNLOADS = never
 
-.PHONY: help book test lint check bench record lock clean clean-all
+.PHONY: help book test lint check bench record notebooks lock clean clean-all
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -53,6 +53,9 @@ bench: $(READY) ## run the benchmarks
 record: $(READY) ## run or resume a preset into data/recorded: make record PRESET=paper
 	@test -n "$(PRESET)" || { echo "which preset? for instance: make record PRESET=paper" >&2; exit 2; }
 	@$(PY) -m salun_core record $(EXPERIMENT) $(PRESET)
+
+notebooks: $(READY) ## write the parameters cells of the notebooks from the declarations
+	@$(PY) book/_ext/execution.py declare
 
 lock: | $(filter .tools/%,$(UV)) ## choose versions anew after a change of pyproject.toml
 	@$(UV) pip compile pyproject.toml --all-extras --universal --generate-hashes --no-emit-index-url -q -o requirements.lock

@@ -104,7 +104,7 @@ def _parameters(given: argparse.Namespace) -> dict[str, Any]:
 
 def _run(given: argparse.Namespace) -> None:
     from salun_core.experiments import EXPERIMENTS
-    from salun_core.experiments.runs.results_file import printed
+    from salun_core.experiments.runs.table import printed
 
     experiment = EXPERIMENTS[one_of(given.experiment, EXPERIMENTS, "experiment")]
     results = experiment.run(experiment.params.load(_parameters(given)))
@@ -186,7 +186,7 @@ def _check(given: argparse.Namespace) -> int:
 
 def _results(given: argparse.Namespace) -> None:
     from salun_core.experiments import EXPERIMENTS
-    from salun_core.experiments.runs.results_file import printed, read_table
+    from salun_core.experiments.runs.table import printed, read_table
     from salun_core.paths import output_folder
 
     one_of(given.experiment, EXPERIMENTS, "experiment")

@@ -8,6 +8,7 @@ import argparse
 import ast
 import contextlib
 import fcntl
+import importlib
 import io
 import json
 import os
@@ -171,6 +172,34 @@ def _declared(tree: ast.Module) -> dict[str, Any]:
     }
 
 
+def parameters_declared(notebook: Path) -> str:
+    """The parameters cell that a notebook should have, from the class whose ``from_notebook`` it calls."""
+    from salun_core.experiments.runs.params import parameters_cell
+
+    tree = ast.parse(code(notebook))
+    (name,) = {
+        node.value.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr == "from_notebook"
+        and isinstance(node.value, ast.Name)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
+            return parameters_cell(getattr(importlib.import_module(str(node.module)), name))
+    raise SystemExit(f"{notebook} does not import {name}")
+
+
+def declare(root: Path = ROOT) -> None:
+    """Write the parameters cell of every notebook anew."""
+    for name in notebooks(root):
+        path = root / "notebooks" / f"{name}.ipynb"
+        content = json.loads(path.read_text("utf8"))
+        (cell,) = [c for c in content["cells"] if "parameters" in c["metadata"].get("tags", [])]
+        cell["source"] = parameters_declared(path).splitlines(keepends=True)
+        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf8")
+
+
 # --- execution ----------------------------------------------------------------------------------------
 
 
@@ -240,7 +269,7 @@ def execute(template: Path, output: Path, given: dict[str, Any], *, threads: int
 
 def stamp(notebook: Path) -> None:
     """Write into a notebook's metadata where and with what it was executed."""
-    from salun_core.experiments.runs.params import find_device
+    from salun_core.experiments.runs.machine import find_device
     from salun_core.experiments.runs.provenance import provenance
 
     content = json.loads(notebook.read_text("utf8"))
@@ -377,6 +406,7 @@ def main(words: list[str] | None = None) -> int:
     one = commands.add_parser("execute", help="execute one notebook")
     one.add_argument("name")
     one.add_argument("--threads", type=int, default=1)
+    commands.add_parser("declare", help="write the parameters cells of the notebooks from their declarations")
     commands.add_parser("render", help="build the book from executed notebooks")
     given = parser.parse_args(words)
 
@@ -385,6 +415,9 @@ def main(words: list[str] | None = None) -> int:
         values = parameters(given.name, given.profile)
         name = f"{given.name}.ipynb"
         execute(Path("notebooks", name), folder / name, values, threads=given.threads)
+        return 0
+    if given.command == "declare":
+        declare()
         return 0
     if given.command == "render":
         render(given.profile)

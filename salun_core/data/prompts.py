@@ -92,6 +92,16 @@ class PromptSet:
         }
         return replace(self, **picked)
 
+    def without_guidance(self) -> "PromptSet":
+        """The same prompts, to be drawn with the guidance of the run."""
+        return replace(self, guidance=())
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of all that determines what is drawn: texts, seeds and guidance."""
+        values = (self.texts, self.seeds, self.guidance)
+        return hashlib.sha256(repr(values).encode()).hexdigest()
+
     def about(self, category: str) -> "PromptSet":
         """The prompts of one category.
 

@@ -6,9 +6,11 @@ from typing import Any
 
 from salun_core.experiments.classification import class_wise, method_comparison, saliency, stability
 from salun_core.experiments.diffusion import class_forgetting as diffusion
+from salun_core.experiments.diffusion.params import DiffusionParams
 from salun_core.experiments.runs.params import Params
 from salun_core.experiments.text_to_image import class_forgetting as text_to_image
 from salun_core.experiments.text_to_image import unsafe
+from salun_core.experiments.text_to_image.params import TextToImageParams
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         "whether it matters which weights the mask keeps: salient, random, least salient, none",
     ),
     "diffusion": Experiment(
-        diffusion.DiffusionParams,
+        DiffusionParams,
         diffusion.run,
         "a class forgotten by a class-conditional diffusion model (Figures 3 and 4 of the paper)",
     ),
     "text_to_image": Experiment(
-        text_to_image.TextToImageParams,
+        TextToImageParams,
         text_to_image.run,
         "a class forgotten by a Stable Diffusion pipeline (Table 2 of the paper)",
     ),

@@ -1,11 +1,16 @@
-"""Metrics of an unlearned classifier. A new one is a function of the evaluation and a line in ``METRICS``."""
+"""Metrics: plain functions of what an unlearned model did on stored samples. A new one is a function and a line."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from typing import Any
 
+from salun_core.data.captions import KINDS as PROMPTS
 from salun_core.metrics.classification import accuracy
 from salun_core.metrics.classification.mia import FEATURES, mia
 from salun_core.metrics.classification.outputs import Evaluation, evaluate
+from salun_core.metrics.generation import outputs as generated
 from salun_core.metrics.share import Share
 
 METRICS: dict[str, Callable[[Evaluation], Share]] = {
@@ -15,7 +20,7 @@ METRICS: dict[str, Callable[[Evaluation], Share]] = {
     "MIA": mia,
     "TFA": accuracy.test_forgetting,
 }
-"""Measured for every reported cell."""
+"""Of a classifier, for every reported cell."""
 
 ATTACKS: dict[str, Callable[[Evaluation], Share]] = {
     f"MIA {feature}": partial(mia, feature=feature) for feature in FEATURES
@@ -30,4 +35,61 @@ SELECTION: dict[str, Callable[[Evaluation], Share]] = {
 }
 """What settings are chosen by: no test image takes part."""
 
-__all__ = ["ATTACKS", "METRICS", "SELECTION", "Evaluation", "evaluate"]
+GENERATION: dict[str, Callable[[generated.GeneratedOutputs], Any]] = {
+    "UA": generated.unlearning_accuracy,
+    "OA": generated.other_accuracy,
+    "strays": generated.strays,
+    "FD": generated.distance,
+    "FD floor": generated.distance_floor,
+    "distance": generated.distance_name,
+    "n_distance": generated.distance_count,
+    "confusion": generated.confusion,
+}
+"""Of a class-conditional generator."""
+
+TEXT_TO_IMAGE: dict[str, Callable[[generated.GeneratedOutputs], Any]] = {
+    **GENERATION,
+    "CLIP": partial(generated.mean_of, name="clip_score"),
+    "CLIP accuracy": partial(generated.mean_of, name="clip_right"),
+    **{f"UA {kind}": partial(generated.unlearning_accuracy, kind=kind) for kind in PROMPTS},
+    **{f"OA {kind}": partial(generated.other_accuracy, kind=kind) for kind in PROMPTS},
+    **{f"confusion {kind}": partial(generated.confusion, kind=kind) for kind in PROMPTS},
+}
+"""Of a text-to-image pipeline; those of one kind of prompt are empty where it was not asked for."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is measured of one kind of task.
+
+    Parameters
+    ----------
+    load : callable
+        Reads stored outputs.
+    metrics, selection : mapping
+        Functions of the outputs, by column: for reported cells, and for the choice of settings.
+    """
+
+    load: Callable[[Path], Any]
+    metrics: Mapping[str, Callable[[Any], Any]]
+    selection: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+
+
+KINDS: dict[str, Kind] = {
+    "classification": Kind(Evaluation.load, METRICS, SELECTION),
+    "diffusion": Kind(generated.GeneratedOutputs.load, GENERATION),
+    "text_to_image": Kind(generated.GeneratedOutputs.load, TEXT_TO_IMAGE),
+}
+"""By the kind of a task."""
+
+__all__ = [
+    "ATTACKS",
+    "GENERATION",
+    "KINDS",
+    "METRICS",
+    "SELECTION",
+    "TEXT_TO_IMAGE",
+    "Evaluation",
+    "Kind",
+    "evaluate",
+]

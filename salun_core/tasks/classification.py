@@ -12,7 +12,8 @@ from salun_core.data.batches import Batch, Loader, as_loader
 from salun_core.errors import UserError, one_of
 from salun_core.models.classification.scores import check_classifier, class_scores
 from salun_core.networks import check_whole, device_of
-from salun_core.tasks.classification_training import RECIPES, Recipe, sgd, train_network
+from salun_core.tasks import RECIPES
+from salun_core.tasks.classification_training import Recipe, sgd, train_network
 
 RELABEL = ("wrong", "all")
 

@@ -41,19 +41,6 @@ class Recipe:
         raise UserError(f"unknown schedule {self.schedule!r}: choose cosine, steps or one_cycle")
 
 
-RECIPES: dict[str, Recipe] = {
-    # The paper's appendix as its users quote it: 182 epochs, 0.1, cosine.
-    "paper": Recipe(epochs=182, lr=0.1),
-    # The released code: the same with two steps, at epochs 91 and 136 of 182.
-    "released": Recipe(epochs=182, lr=0.1, schedule="steps", milestones=(91 / 182, 136 / 182)),
-    # For a GPU in minutes: CIFAR-10 with ResNet-18.
-    "fast": Recipe(epochs=30, lr=0.2, schedule="one_cycle", nesterov=True),
-    # For a processor: a narrow network, few epochs, more steps an epoch.
-    "cpu": Recipe(epochs=10, lr=0.1, schedule="one_cycle", nesterov=True, batch_size=128),
-    # Handwritten digits in seconds.
-    "digits": Recipe(epochs=20, lr=0.1, schedule="one_cycle", nesterov=True, batch_size=64),
-}
-
 Loss = Callable[[nn.Module, Batch], Tensor]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from execution import PROFILES, code, dependencies, notebooks, parameters
+from execution import PROFILES, code, dependencies, notebooks, parameters, parameters_declared
 
 from salun_core.experiments.runs.params import Params
 
@@ -69,8 +69,13 @@ def test_parameters_are_those_of_the_experiment(path):
     tree = ast.parse(parameters_cell(path))
     given = {node.target.id: ast.literal_eval(node.value) for node in tree.body}
     params = params_of(path)
-    assert set(given) == set(params.model_fields) - set(params.fixed)
+    assert set(given) == set(params.declared()) - set(params.fixed)
     params.load(given)
+
+
+@every_notebook
+def test_the_parameters_cell_is_the_one_made_from_the_declarations(path):
+    assert parameters_cell(path) == parameters_declared(path), "run `make notebooks`"
 
 
 @every_notebook

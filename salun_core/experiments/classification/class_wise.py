@@ -1,28 +1,18 @@
 """The class-wise experiment: every class is forgotten once, with settings chosen on one of them."""
 
-from itertools import product
 from typing import ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from salun_core.data.splits import class_number
-from salun_core.errors import UserError, one_of
+from salun_core.errors import UserError
 from salun_core.experiments.classification.lab import ClassifierLab
-from salun_core.experiments.classification.method_comparison import (
-    ClassifierParams,
-    Results,
-    finished,
-)
-from salun_core.experiments.runs.cells import (
-    Cell,
-    Scenario,
-    default_mask,
-    progress_bar,
-    retrain_replicas,
-    run_cells,
-)
-from salun_core.experiments.runs.tuning import FREE, Variant, tune
-from salun_core.methods import METHODS
+from salun_core.experiments.classification.method_comparison import Results
+from salun_core.experiments.classification.params import ClassifierParams, check_splits, tunable
+from salun_core.experiments.runs.cells import Scenario
+from salun_core.experiments.runs.params import parameter
+from salun_core.experiments.runs.table import Run, check_ran
+from salun_core.experiments.runs.tuning import tune
 
 
 class ClassWiseParams(ClassifierParams):
@@ -31,49 +21,55 @@ class ClassWiseParams(ClassifierParams):
     experiment: ClassVar[str] = "class_wise"
     fixed: ClassVar[tuple[str, ...]] = ("scenario", "forget_fraction", "forget_indices")
 
-    methods: tuple[str, ...] = ("ft", "rl", "ga", "l1_sparse", "salun", "salun_soft")
-    classes: tuple[int | str, ...] = ()
-    noise_floor: int = Field(1, ge=0)
+    methods: tuple[str, ...] = parameter(
+        ("ft", "rl", "ga", "l1_sparse", "salun", "salun_soft"), "keys of METHODS; Retrain always runs"
+    )
+    classes: tuple[int | str, ...] = parameter((), "classes to forget, by number or name; all by default")
 
     @field_validator("methods")
     @classmethod
     def _tunable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            one_of(name, [m for m in METHODS if m not in FREE], "method")
-        return value
+        return tunable(value)
 
-    @field_validator("scenario")
+    @field_validator("forgetting")
     @classmethod
-    def _classes_only(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if value != ("class",):
-            raise UserError(f"class_wise forgets classes, not {', '.join(value)}: leave scenario out")
+    def _classes_only(cls, value: object) -> object:
+        scenario = getattr(value, "scenario", ())
+        if scenario != ("class",):
+            raise UserError(f"class_wise forgets classes, not {', '.join(scenario)}: leave scenario out")
         return value
 
 
 def run(params: ClassWiseParams, *, lab: ClassifierLab | None = None) -> Results:
     """Run or resume the experiment.
 
-    Settings are chosen once, for ``forget_class`` on the tuning seed, and kept for every class: a method
+    Settings are chosen once, for ``forget_class`` on the tuning seeds, and kept for every class: a method
     that needs another setting for each class cannot be tuned where Retrain is not known.
     """
     lab = lab or params.lab()
     names = lab.data.classes
     given = params.classes or tuple(range(len(names)))
     scenarios = [Scenario("class", target=class_number(lab.data, c)) for c in given]
-    base = Scenario("class", target=class_number(lab.data, params.forget_class))
-    for scenario, seed in product([base, *scenarios], params.seeds):
-        lab.split(seed, scenario)
-    variants = [Variant(m, default_mask(m, params.keep, params.score)) for m in params.methods]
-    budget = params.budget()
-    each = len(variants) + 2 + params.noise_floor
-    total = budget.count(variants, base) + len(params.seeds) * len(scenarios) * each
-    cells = []
-    with progress_bar(total, lab.experiment) as progress:
-        tuning, chosen = tune(lab, budget, variants, base, progress=progress)
-        for seed, scenario in product(params.seeds, scenarios):
-            wanted = [Cell(seed, scenario, "retrain"), Cell(seed, scenario, "original")]
-            wanted += [Cell(seed, scenario, v.method, v.mask, chosen[v]) for v in variants]
-            wanted += retrain_replicas(seed, scenario, params.noise_floor)
-            rows = run_cells(lab, wanted, progress=progress)
-            cells.append(rows.assign(forgotten=names[int(scenario.target or 0)]))
-    return finished(lab, params, cells, [tuning])
+    base = Scenario("class", target=class_number(lab.data, params.forgetting.forget_class))
+    check_splits(lab, [base, *scenarios], params.repetition.seeds)
+    variants = [params.variant(name) for name in params.methods]
+    done = Run(lab, params)
+    tuning, chosen = tune(done, params.tuning, variants, [base])
+    settings = {v: chosen[base, v] for v in variants}
+    cells = [
+        cell
+        for seed in params.repetition.seeds
+        for scenario in scenarios
+        for cell in params.cells(
+            seed,
+            scenario,
+            settings,
+            ends=("retrain", "original"),
+            study="classes",
+            forgotten=names[int(scenario.target or 0)],
+        )
+    ]
+    frame = done.execute(cells)
+    check_ran(frame)
+    done.write()
+    return Results(frame, tuning, lab, params)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from salun_core.data import DATASETS, ImageData, from_datasets, load_dataset
@@ -17,7 +16,7 @@ from salun_core.data.batches import Batches, Loader
 from salun_core.data.images import resized
 from salun_core.data.splits import split_data
 from salun_core.errors import UserError
-from salun_core.experiments.runs.params import Params
+from salun_core.experiments.runs.params import Params, parameter
 from salun_core.methods import METHODS
 from salun_core.metrics import Evaluation, evaluate
 from salun_core.metrics.classification.accuracy import unlearning_accuracy
@@ -475,11 +474,11 @@ class YourDataParams(Params):
 
     experiment: ClassVar[str] = "your_data"
 
-    data_dir: Path | None = None
-    image_size: int | None = Field(None, ge=1)
-    epochs: int = Field(8, ge=1)
-    threads: int = Field(1, ge=0)
-    out_dir: Path | None = None
+    data_dir: Path | None = parameter(None, "a folder with train/<class>/* and test/<class>/* of your own")
+    image_size: int | None = parameter(None, "pixels; resize all images", ge=1)
+    epochs: int = parameter(8, "epochs of training from scratch", ge=1)
+    threads: int = parameter(1, "processor threads; 0: as torch chooses", ge=0)
+    out_dir: Path | None = parameter(None, "where results go; data/runs of the project by default")
 
     def folder(self) -> Path:
         """Where the notebook writes what it makes up."""

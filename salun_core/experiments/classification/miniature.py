@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import pandas as pd
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from salun_core.experiments.classification.lab import ClassifierLab
 from salun_core.experiments.classification.method_comparison import ClassificationParams
 from salun_core.experiments.runs.cells import Scenario
-from salun_core.experiments.runs.params import Params
+from salun_core.experiments.runs.params import Params, parameter
 from salun_core.methods import METHODS
 from salun_core.metrics import METRICS, evaluate
 from salun_core.saliency import Mask, Scores, check_keep, saliency_scores, top_mask
@@ -22,13 +22,13 @@ class MiniatureParams(Params):
 
     experiment: ClassVar[str] = "miniature"
 
-    forget_class: int = Field(3, ge=0, le=9)
-    keep: float = 0.15
-    width: int = Field(8, ge=1)
-    epochs: int = Field(5, ge=1)
-    lr: float = Field(0.02, gt=0)
-    threads: int = Field(1, ge=0)
-    out_dir: Path | None = None
+    forget_class: int = parameter(3, "the digit to forget", ge=0, le=9)
+    keep: float = parameter(0.15, "share of weights that may change, (0, 1]")
+    width: int = parameter(8, "channels of the first stage of the network", ge=1)
+    epochs: int = parameter(5, "epochs of unlearning, at most", ge=1)
+    lr: float = parameter(0.02, "its learning rate", gt=0)
+    threads: int = parameter(1, "processor threads; 0: as torch chooses", ge=0)
+    out_dir: Path | None = parameter(None, "where results go; data/runs of the project by default")
 
     @field_validator("keep")
     @classmethod
@@ -39,7 +39,7 @@ class MiniatureParams(Params):
 
 @dataclass(frozen=True)
 class Miniature:
-    """What the steps leave in hand: the problem, the scores, the mask."""
+    """What the steps lead to: the problem, the scores, the mask."""
 
     lab: ClassifierLab
     task: ClassificationTask

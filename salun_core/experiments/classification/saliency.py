@@ -1,26 +1,34 @@
 """The saliency experiment, which asks whether it matters which weights the mask keeps."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, ClassVar
 
 import pandas as pd
-from pydantic import Field, field_validator
+import torch
+from pydantic import field_validator
 
-from salun_core.errors import UserError, one_of
+from salun_core.data.batches import Batches
+from salun_core.errors import Diverged, UserError, one_of
 from salun_core.experiments.classification.lab import ClassifierLab
 from salun_core.experiments.classification.mask_agreement import mask_agreement
-from salun_core.experiments.classification.method_comparison import ClassifierParams, Results, finished
+from salun_core.experiments.classification.method_comparison import Results
+from salun_core.experiments.classification.params import ClassifierParams, check_splits
 from salun_core.experiments.runs.cells import (
     MASKS,
     Cell,
     MaskSpec,
-    progress_bar,
-    retrain_replicas,
-    run_cells,
+    Scenario,
+    Variant,
 )
-from salun_core.experiments.runs.tuning import FREE, Variant, tune
+from salun_core.experiments.runs.params import parameter
+from salun_core.experiments.runs.store import Key
+from salun_core.experiments.runs.table import Run, check_ran
+from salun_core.experiments.runs.tuning import FREE, tune
 from salun_core.methods import METHODS
+from salun_core.saliency import SCORES, Mask, expected_iou, mask_iou, saliency_mask
 
 PROTOCOLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     # What each revision of the released code did to mask and update: mask settings, method settings.
@@ -46,11 +54,17 @@ class MaskParams(ClassifierParams):
 
     experiment: ClassVar[str] = "saliency"
 
-    methods: tuple[str, ...] = ("rl", "ft", "ga", "iu", "l1_sparse")
-    masks: tuple[str, ...] = ("none", "salient", "random", "least_salient")
-    densities: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
-    protocols: tuple[str, ...] = tuple(PROTOCOLS)
-    noise_floor: int = Field(1, ge=0)
+    methods: tuple[str, ...] = parameter(
+        ("rl", "ft", "ga", "iu", "l1_sparse"),
+        "methods run under each mask; rl with the salient mask is SalUn",
+    )
+    masks: tuple[str, ...] = parameter(("none", "salient", "random", "least_salient"), ", ".join(MASKS))
+    densities: tuple[float, ...] = parameter(
+        (0.1, 0.3, 0.5, 0.7, 0.9), "shares of weights kept, for the curves"
+    )
+    protocols: tuple[str, ...] = parameter(
+        tuple(PROTOCOLS), "what releases of the official code did to the mask: " + ", ".join(PROTOCOLS)
+    )
 
     @field_validator("methods", "masks", "protocols")
     @classmethod
@@ -90,51 +104,55 @@ class MaskResults(Results):
 def run(params: MaskParams, *, lab: ClassifierLab | None = None) -> MaskResults:
     """Run or resume the experiment: the same tuning budget for each method under each mask."""
     lab = lab or params.lab()
-    (scenario,) = params.checked_scenarios(lab)[:1]
-    budget = params.budget()
+    scenario, seeds, forgetting = params.scenarios()[0], params.repetition.seeds, params.forgetting
+    check_splits(lab, [scenario], seeds)
     specs = {
-        kind: MaskSpec() if kind == "none" else MaskSpec(kind, params.keep, params.score)
+        kind: MaskSpec() if kind == "none" else MaskSpec(kind, forgetting.keep, forgetting.score)
         for kind in params.masks
     }
     variants = [Variant(m, spec) for m, spec in product(params.methods, specs.values())]
-    densities = [
-        MaskSpec(kind, keep, params.score)
-        for kind, keep in product(("salient", "random", "least_salient"), params.densities)
+    done = Run(lab, params)
+    tuning, chosen = tune(done, params.tuning, variants, [scenario])
+    settings = {v: chosen[scenario, v] for v in variants}
+    cells = [
+        cell
+        for seed in seeds
+        for cell in params.cells(seed, scenario, settings, ends=("retrain", "original"), study="masks")
     ]
-    named = {name: PROTOCOLS[name] for name in params.protocols}
-    an_seed = len(variants) + 1 + params.noise_floor + len(densities) + len(named)
-    total = budget.count(variants, scenario) + len(params.seeds) * an_seed
-    cells, density, protocols = [], [], []
-    with progress_bar(total, lab.experiment) as progress:
-        tuning, chosen = tune(lab, budget, variants, scenario, progress=progress)
-        salun = chosen.get(Variant("rl", specs["salient"]), {}) if "salient" in specs else {}
-        for seed in params.seeds:
-            retrain = Cell(seed, scenario, "retrain")
-            wanted = [retrain, *(Cell(seed, scenario, v.method, v.mask, chosen[v]) for v in variants)]
-            wanted += retrain_replicas(seed, scenario, params.noise_floor)
-            cells.append(run_cells(lab, wanted, progress=progress).assign(part="masks"))
-            # One setting for all densities and protocols, the one chosen for SalUn: only the mask changes.
-            swept = [Cell(seed, scenario, "rl", spec, salun) for spec in densities]
-            density.append(run_cells(lab, swept, progress=progress).assign(part="density"))
-            past = [
-                Cell(
-                    seed,
-                    scenario,
-                    "rl",
-                    MaskSpec(keep=params.keep, **mask),
-                    {**salun, **more},
-                    tags={"protocol": name},
-                )
-                for name, (mask, more) in named.items()
-            ]
-            protocols.append(run_cells(lab, past, progress=progress).assign(part="protocols"))
-    done = finished(lab, params, [*cells, *density, *protocols], [tuning])
-    return MaskResults(
-        pd.concat(cells, ignore_index=True),
-        tuning,
-        lab,
-        params,
-        pd.concat(density, ignore_index=True),
-        pd.concat(protocols, ignore_index=True) if named else done.cells.iloc[:0],
-        mask_agreement(lab, params.seeds, scenario, keep=params.keep),
-    )
+    compared = done.execute(cells)
+    check_ran(compared)
+    # One setting for all densities and protocols, the one chosen for SalUn: only the mask changes.
+    salun = settings.get(Variant("rl", specs["salient"]), {}) if "salient" in specs else {}
+    swept = [
+        Cell(
+            seed,
+            scenario,
+            "rl",
+            MaskSpec(kind, keep, forgetting.score),
+            salun,
+            u,
+            tags={"study": "densities"},
+        )
+        for seed in seeds
+        for kind, keep in product(("salient", "random", "least_salient"), params.densities)
+        for u in params.repetition.unlearning_seeds
+    ]
+    density = done.execute(swept, "over densities")
+    past = [
+        Cell(
+            seed,
+            scenario,
+            "rl",
+            MaskSpec(keep=forgetting.keep, **PROTOCOLS[name][0]),
+            {**salun, **PROTOCOLS[name][1]},
+            u,
+            tags={"study": "releases", "protocol": name},
+        )
+        for seed in seeds
+        for name in params.protocols
+        for u in params.repetition.unlearning_seeds
+    ]
+    protocols = done.execute(past, "releases") if past else compared.iloc[:0]
+    done.write()
+    agreement = mask_agreement(lab, seeds, scenario, keep=forgetting.keep)
+    return MaskResults(compared, tuning, lab, params, density, protocols, agreement)

@@ -4,31 +4,21 @@ The paper's instability figure: the gap in UA over the share to forget, and the 
 method's settings.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import ClassVar
 
 import pandas as pd
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
-from salun_core.errors import UserError, one_of
+from salun_core.errors import UserError
 from salun_core.experiments.classification.lab import ClassifierLab
-from salun_core.experiments.classification.method_comparison import (
-    ClassifierParams,
-    Results,
-    finished,
-)
-from salun_core.experiments.runs.cells import (
-    Cell,
-    MaskSpec,
-    Scenario,
-    default_mask,
-    progress_bar,
-    retrain_replicas,
-    run_cells,
-)
-from salun_core.experiments.runs.tuning import FREE, Variant, tune, with_distance
-from salun_core.methods import METHODS
+from salun_core.experiments.classification.method_comparison import Results
+from salun_core.experiments.classification.params import ClassifierParams, check_splits, tunable
+from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario, Variant
+from salun_core.experiments.runs.params import parameter
+from salun_core.experiments.runs.table import Run, check_ran
+from salun_core.experiments.runs.tuning import tune, with_distance
 
 
 class StabilityParams(ClassifierParams):
@@ -37,26 +27,26 @@ class StabilityParams(ClassifierParams):
     experiment: ClassVar[str] = "stability"
     fixed: ClassVar[tuple[str, ...]] = ("scenario", "forget_class", "forget_indices")
 
-    methods: tuple[str, ...] = ("ft", "rl", "ga", "iu", "l1_sparse", "salun")
-    fractions: tuple[float, ...] = (0.1, 0.5)
-    spread_candidates: int = Field(6, ge=2)
-    surface_lrs: tuple[float, ...] = ()
-    surface_epochs: tuple[int, ...] = ()
-    surface_keeps: tuple[float, ...] = ()
-    noise_floor: int = Field(1, ge=0)
+    methods: tuple[str, ...] = parameter(
+        ("ft", "rl", "ga", "iu", "l1_sparse", "salun"), "keys of METHODS; Retrain always runs"
+    )
+    fractions: tuple[float, ...] = parameter((0.1, 0.5), "shares to forget, between 0 and 1")
+    spread_candidates: int = parameter(6, "settings of each method whose spread is shown", ge=2)
+    surface_lrs: tuple[float, ...] = parameter((), "learning rates of the surface of SalUn's settings")
+    surface_epochs: tuple[int, ...] = parameter((), "epochs of that surface")
+    surface_keeps: tuple[float, ...] = parameter((), "shares of weights of that surface, in (0, 1]")
 
     @field_validator("methods")
     @classmethod
     def _known_methods(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            one_of(name, [m for m in METHODS if m not in FREE], "method")
-        return value
+        return tunable(value)
 
-    @field_validator("scenario")
+    @field_validator("forgetting")
     @classmethod
-    def _random_only(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if value != ("random",):
-            raise UserError(f"stability forgets random shares, not {', '.join(value)}: leave scenario out")
+    def _random_only(cls, value: object) -> object:
+        scenario = getattr(value, "scenario", ())
+        if scenario != ("random",):
+            raise UserError(f"stability forgets random shares, not {', '.join(scenario)}: leave scenario out")
         return value
 
     @field_validator("fractions")
@@ -87,58 +77,56 @@ class StabilityResults(Results):
 def run(params: StabilityParams, *, lab: ClassifierLab | None = None) -> StabilityResults:
     """Run or resume the experiment.
 
-    Settings are chosen once, at ``forget_fraction`` on the tuning seed, and kept for every share: what
+    Settings are chosen once, at ``forget_fraction`` on the tuning seeds, and kept for every share: what
     is asked is how a method fares when the task changes and its settings do not.
     """
     lab = lab or params.lab()
-    base = Scenario("random", fraction=params.forget_fraction)
+    seeds, forgetting, tuning_of = params.repetition.seeds, params.forgetting, params.tuning
+    base = Scenario("random", fraction=forgetting.forget_fraction)
     shares = [Scenario("random", fraction=f) for f in params.fractions]
-    for scenario, seed in product([base, *shares], params.seeds):
-        lab.split(seed, scenario)
-    budget = params.budget()
-    variants = [Variant(m, default_mask(m, params.keep, params.score)) for m in params.methods]
+    check_splits(lab, [base, *shares], seeds)
+    variants = [params.variant(name) for name in params.methods]
+    done = Run(lab, params)
+    tuning, chosen = tune(done, tuning_of, variants, [base])
+    settings = {v: chosen[base, v] for v in variants}
+    cells = [
+        cell
+        for seed, scenario in product(seeds, shares)
+        for cell in params.cells(seed, scenario, settings, ends=("retrain",), study="shares")
+    ]
+    by_share = done.execute(cells, "over shares")
+    check_ran(by_share)
+
     spread_variants = [*variants]
     if "iu" in params.methods:
-        spread_variants.append(Variant("iu", MaskSpec("salient", params.keep, params.score)))
-    first = params.seeds[0]
-    spread_cells = [
-        replace(cell, reported=True, tags={**cell.tags, "part": "spread"})
-        for variant in spread_variants
-        for cell in replace(budget, candidates=params.spread_candidates).cells(variant, base, seed=first)
+        spread_variants.append(Variant("iu", MaskSpec("salient", forgetting.keep, forgetting.score)))
+    spread_cells = [Cell(seeds[0], base, "retrain", tags={"study": "settings"})]
+    spread_cells += [
+        Cell(seeds[0], base, v.method, v.mask, point, tags={"study": "settings", "candidate": i})
+        for v in spread_variants
+        for i, point in enumerate(tuning_of.points(v.method, params.spread_candidates))
     ]
-    surface_cells = [
-        Cell(
-            params.tuning_seed,
-            base,
-            "salun",
-            MaskSpec("salient", keep, params.score),
-            {**params.settings.get("salun", {}), "lr": lr, "epochs": epochs},
-            reported=False,
-            tags={"part": "surface"},
-        )
-        for keep, epochs, lr in product(params.surface_keeps, params.surface_epochs, params.surface_lrs)
-    ]
-    each = len(variants) + 1 + params.noise_floor
-    total = budget.count(variants, base) + len(params.seeds) * len(shares) * each + len(spread_cells)
-    total += 1 + 2 * bool(surface_cells) + len(surface_cells)
-    with progress_bar(total, lab.experiment) as progress:
-        tuning, chosen = tune(lab, budget, variants, base, progress=progress)
-        cells = []
-        for seed, scenario in product(params.seeds, shares):
-            wanted = [Cell(seed, scenario, "retrain")]
-            wanted += [Cell(seed, scenario, v.method, v.mask, chosen[v]) for v in variants]
-            wanted += retrain_replicas(seed, scenario, params.noise_floor)
-            cells.append(run_cells(lab, wanted, progress=progress).assign(part="shares"))
-        reference = Cell(first, base, "retrain", tags={"part": "spread"})
-        spread = run_cells(lab, [reference, *spread_cells], progress=progress)
-        surface = pd.DataFrame()
-        if surface_cells:
-            ends = [
-                Cell(params.tuning_seed, base, m, reported=False, tags={"part": "surface"})
-                for m in ("retrain", "original")
-            ]
-            surface = run_cells(lab, [*ends, *surface_cells], progress=progress)
-            surface = with_distance(surface, surface.iloc[0]).iloc[len(ends) :]
-    done = finished(lab, params, [*cells, spread], [tuning, surface])
-    shares_only = done.cells[done.cells["part"] == "shares"].reset_index(drop=True)
-    return StabilityResults(shares_only, tuning, lab, params, spread, surface)
+    spread = done.execute(spread_cells, "over settings")
+
+    surface = pd.DataFrame()
+    if params.surface_keeps and params.surface_epochs and params.surface_lrs:
+        own = tuning_of.settings.get("salun", {})
+        ends = [
+            Cell(tuning_of.tuning_seed[0], base, m, reported=False, tags={"study": "surface"})
+            for m in ("retrain", "original")
+        ]
+        points = [
+            Cell(
+                tuning_of.tuning_seed[0],
+                base,
+                "salun",
+                MaskSpec("salient", keep, forgetting.score),
+                {**own, "lr": lr, "epochs": epochs},
+                reported=False,
+                tags={"study": "surface"},
+            )
+            for keep, epochs, lr in product(params.surface_keeps, params.surface_epochs, params.surface_lrs)
+        ]
+        surface = with_distance(done.execute([*ends, *points], "surface")).iloc[len(ends) :]
+    done.write()
+    return StabilityResults(by_share, tuning, lab, params, spread, surface)

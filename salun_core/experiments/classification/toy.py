@@ -7,11 +7,11 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import field_validator
 from torch import Tensor, nn
 
 from salun_core.data.batches import Batches
-from salun_core.experiments.runs.params import Params
+from salun_core.experiments.runs.params import Params, parameter
 from salun_core.methods import METHODS
 from salun_core.metrics import METRICS, evaluate
 from salun_core.metrics.classification.outputs import Evaluation
@@ -30,11 +30,11 @@ class ToyParams(Params):
 
     experiment: ClassVar[str] = "toy"
 
-    keep: float = 0.2
-    steps: int = Field(40, ge=1)
-    lr: float = Field(0.005, gt=0)
-    retrained: int = Field(5, ge=1)
-    seed: int = Field(0, ge=0)
+    keep: float = parameter(0.2, "share of weights that may change, (0, 1]")
+    steps: int = parameter(40, "steps of unlearning that are shown", ge=1)
+    lr: float = parameter(0.005, "their learning rate", gt=0)
+    retrained: int = parameter(5, "models trained again without the forget points", ge=1)
+    seed: int = parameter(0, "of points, weights and draws", ge=0)
 
     @field_validator("keep")
     @classmethod

@@ -1,8 +1,7 @@
-"""What labs of generative models share: runs of cells, an independent judge, and distances to real images."""
+"""What labs of generative models share: stages of a cell, an independent judge, and real images to compare with."""
 
 import io
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,70 +18,67 @@ from salun_core.data.augment import augmentation
 from salun_core.data.batches import Batch, Batches
 from salun_core.data.images import ImageData
 from salun_core.errors import Diverged, UserError
-from salun_core.experiments.runs.cells import Cell, Scenario, cell_row
+from salun_core.experiments.generation.judging import judged, real_images, reference_of
+from salun_core.experiments.generation.params import Judging, Sampling
+from salun_core.experiments.runs.cells import Cell, Scenario
 from salun_core.experiments.runs.code_digest import code_digest
-from salun_core.experiments.runs.lab import MaskingLab, check_finite, thinned
-from salun_core.experiments.runs.provenance import fresh_clock, peak_memory
+from salun_core.experiments.runs.lab import Lab
+from salun_core.experiments.runs.provenance import fresh_clock
 from salun_core.experiments.runs.store import Key, Result, Store, read_result
-from salun_core.methods import METHODS
+from salun_core.files import sha256
 from salun_core.metrics.generation.frechet import (
     INCEPTION,
     JUDGE,
     NAMES,
     Features,
     classifier_features,
-    frechet,
     inception_features,
 )
+from salun_core.metrics.generation.outputs import GeneratedOutputs, Reference
 from salun_core.metrics.generation.recognition import Recognition, recognise
 from salun_core.metrics.share import wilson
 from salun_core.models import build_model, module_of
-from salun_core.rng import generator
-from salun_core.saliency import density, layer_table
 from salun_core.tasks.base import Task
-from salun_core.tasks.classification_training import Recipe, train_network
+from salun_core.tasks.classification_training import train_network
 
 STREAMS = 1_000_000  # noise streams of one class, so that a larger sample contains the smaller
 JUDGE_SEED = 0
+JUDGING = "salun_core.experiments.generation.judging"
+OUTPUTS, SAMPLES, MODEL = ".outputs.safetensors", ".samples.safetensors", ".model.safetensors"
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How models are measured: ``samples`` images of each class, see ``models.sampling.sample``."""
-
-    samples: int = 100
-    guidance: float = 2.0
-    steps: int = 50
-    eta: float = 0.0
-    batch_size: int = 500
-    reference: int = 5000  # real images that a Fréchet distance is measured to, at most
-    sampler: str = "ddim"
-
-
-@dataclass(frozen=True)
-class Judge:
-    """The independent classifier: see ``models.build_model`` and ``tasks.training``."""
-
-    arch: str
-    width: int | None
-    recipe: Recipe
-
-
-class GenerationLab(MaskingLab):
+@dataclass
+class GenerationLab(Lab):
     """Base of the labs that unlearn generative models; one that derives from it draws the samples.
 
-    Its fields ``data, store, judge, sampling, inception, device, experiment, source`` are those of the labs.
+    A cell has three stages, each stored when it is done: the unlearned model, its samples, and what the
+    judge says of them. What fails later loses nothing of what was computed before.
+
+    Parameters
+    ----------
+    data : ImageData
+        Real images, on the CPU.
+    store : Store
+        Where results lie.
+    judging, sampling
+        By whom models are measured, and how.
+    device : torch.device
+        Where networks and images lie.
     """
 
     data: ImageData
     store: Store
-    judge: Judge
+    judging: Judging
     sampling: Sampling
-    inception: Path | None
     device: torch.device
-    experiment: str
-    source: str
-    covering: Callable[[Tensor], Tensor] | None = None  # applied before a picture of samples is written
+
+    kind = ""  # of the task
+    keep_models = True  # after their samples have been judged
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of prompts, in the order in which images are drawn for them."""
+        return ("direct",)
 
     @property
     def classes(self) -> int:
@@ -94,22 +90,9 @@ class GenerationLab(MaskingLab):
         """Classes that the judge tells apart: K, or more."""
         return self.classes
 
-    def run(self, cell: Cell) -> Result:
-        """The cell's result, from the store or computed now."""
-        key = self.key(cell)
-        found = self.store.get(key)
-        if found is None:
-            with self.store.alone(key):
-                found = self.store.get(key) or self._computed(cell, key)
-        return found
-
-    def finished(self, model: nn.Module) -> nn.Module:
-        """An unlearned model as it is measured and stored."""
-        return model
-
-    def weights(self, model: nn.Module, task: Task) -> bytes | None:
-        """An unlearned model as the content of a safetensors file; None where none is to be kept."""
-        return packed(model)
+    def build(self, seed: int) -> nn.Module:
+        """A denoising network of this lab's kind."""
+        raise NotImplementedError
 
     def drawn(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         """The samples a model is measured by, uint8 (n, C, H, W), and the class each was asked for (n,).
@@ -118,106 +101,196 @@ class GenerationLab(MaskingLab):
         """
         raise NotImplementedError
 
+    def unlearned_key(self, cell: Cell) -> Key:
+        """Identity of the cell's model."""
+        raise NotImplementedError
+
+    def samples_key(self, cell: Cell) -> Key:
+        """Identity of its samples."""
+        raise NotImplementedError
+
+    def finished(self, model: nn.Module) -> nn.Module:
+        """An unlearned model as it is measured and stored."""
+        return model
+
+    def weights(self, model: nn.Module, task: Task) -> bytes:
+        """An unlearned model as the content of a safetensors file."""
+        return packed(model)
+
+    def model(self, result: Result) -> nn.Module:
+        """The unlearned model behind a result."""
+        path = self.weights_file(result)
+        net = self.build(0)
+        net.load_state_dict(load_file(path))
+        return net.eval()
+
+    def shown(self, images: Tensor) -> Tensor:
+        """Samples as they may be shown in a picture."""
+        return images
+
+    def further(self, images: Tensor, labels: Tensor, forgotten: int) -> dict[str, Tensor]:
+        """Further values of each image of the other classes."""
+        return {}
+
     def spent_before(self) -> float:
         """Seconds that interrupted runs have spent on the training that was just finished."""
         return 0.0
-
-    def build(self, seed: int) -> nn.Module:
-        """A denoising network of this lab's kind."""
-        raise NotImplementedError
-
-    def key(self, cell: Cell) -> Key:
-        """Identity of a cell."""
-        raise NotImplementedError
 
     @property
     def about(self) -> dict[str, Any]:
         """What network it is, for the results table."""
         raise NotImplementedError
 
-    def _computed(self, cell: Cell, key: Key) -> Result:
-        task: Any = self.task(cell.seed, cell.scenario)
-        values: dict[str, Any] = {"mask_seconds": None}
-        try:
-            mask, mask_seconds = self.mask(cell.seed, cell.scenario, cell.mask)
-            values["mask_seconds"] = mask_seconds
-            start = fresh_clock(self.device)
-            unlearned = METHODS[cell.method](task, mask=mask, seed=cell.seed, **cell.settings)
-            seconds = mask_seconds + self.spent_before() + self._since(start)
-            values |= {"seconds": seconds, "samples": unlearned.samples}
-            values["peak_memory"] = peak_memory(self.device)
-            model = self.finished(unlearned.model)
-            check_finite(model)
-        except Diverged as error:
-            values |= {"status": "diverged", "why": str(error)}
-            return self.store.put(key, values, self.provenance())
-        start = time.perf_counter()
-        images, labels = self.drawn(model)
-        values["sampling_seconds"] = self._since(start)
-        values |= {
-            "status": "done",
-            **self.measured(images, labels, self.forgotten(cell.scenario)),
-            "losses": thinned(unlearned.losses),
-            "counts": {role: batches.n for role, batches in task.parts.items()},
-        }
-        if isinstance(mask, dict):
-            values["density"] = density(mask)
-            values["layers"] = layer_table(mask)[["layer", "weights", "kept"]].to_dict("list")
-        files = {
-            ".samples.safetensors": save({"images": images, "labels": labels}),
-            ".grid.png": grid_png(images if self.covering is None else self.covering(images), labels),
-        }
-        if (weights := self.weights(model, task)) is not None:
-            files[".model.safetensors"] = weights
-        return self.store.put(key, values, self.provenance(), files)
+    def key(self, cell: Cell) -> Key:
+        """Identity of a cell."""
+        samples = self.samples_key(cell)
+        features = self.judging.inception
+        what: dict[str, Any] = {"samples": dict(samples.what), "judge": dict(self.judge_key.what)}
+        what |= {"judging": {"reference": self.judging.reference}, "classes": list(self.data.classes)}
+        what["features"] = sha256(features) if features is not None else "judge"
+        code = f"{samples.code} {self.judge_key.code} {code_digest(JUDGING)}"
+        return Key("cell", {**cell.what, **what}, code)
 
-    def measured(self, images: Tensor, labels: Tensor, forgotten: int) -> dict[str, Any]:
-        """What the judge and the Fréchet distance say of samples, as JSON values."""
-        seen = recognise(self.classifier, images, labels, classes=self.judged)
-        kept = labels != forgotten
-        features, name = self.features
-        distance = frechet(
-            images[kept],
-            self.real(forgotten, train=True),
-            self.real(forgotten, train=False),
-            features,
-            name=name,
-        )
-        return {
-            "metrics": {
-                "UA": float(seen.unlearning_accuracy(forgotten)),
-                "OA": float(seen.other_accuracy(forgotten)),
-                "strays": float(seen.strays(forgotten)),
-                "FD": distance.value,
-                "FD floor": distance.floor,
+    def computed(self, cell: Cell, key: Key) -> Result:
+        """Run the stages of the cell that are not stored yet."""
+        forgotten = self.forgotten(cell.scenario)
+        model = self._unlearned(cell)
+        values: dict[str, Any] = {
+            "about": self.about
+            | {
+                "kind": self.kind,
+                "dataset": self.data.name,
+                "forgotten": self.data.classes[forgotten],
+                "classes": list(self.data.classes),
+                "n_class": self.sampling.samples,
+                "judge": self.judge_accuracy,
             },
-            "distance": {"name": name, "n": distance.n, "n_reference": distance.n_reference},
-            "confusion": seen.counts.tolist(),
+            "unlearned": model.key.name,
+            **model.content,
         }
+        if model.content["status"] == "diverged":
+            return self.store.put(key, values, self.provenance())
+        samples = self._samples(cell, model)
+        images, labels = self._read_samples(samples.key.name)
+        reference = self._reference(forgotten)
+        features, _ = self.features
+        found = judged(
+            self.classifier,
+            images,
+            labels,
+            kinds=self.kinds,
+            classes=self.judged,
+            forgotten=forgotten,
+            features=features,
+            reference=reference[0],
+        )
+        found = replace(found, extra=self.further(images, labels, forgotten))
+        values |= {"samples_cell": samples.key.name, "sampling_seconds": samples.content["seconds"]}
+        files = {OUTPUTS: found.to_bytes(reference[1])}
+        files[".grid.png"] = grid_png(self.shown(images), labels)
+        result = self.store.put(key, values, self.provenance(), files)
+        if not self.keep_models:
+            self.store.path(model.key, MODEL).unlink(missing_ok=True)
+        return result
+
+    def _unlearned(self, cell: Cell) -> Result:
+        key = self.unlearned_key(cell)
+        found = self.store.get(key)
+        if found is not None and (self.store.has_files(found) or found.content["status"] == "diverged"):
+            return found
+        task: Any = self.task(cell.seed, cell.scenario)
+        values: dict[str, Any] = {"status": "done", "mask_seconds": None}
+        values["counts"] = {role: batches.n for role, batches in task.parts.items()}
+        fresh_clock(self.device)
+        try:
+            model, _ = self.unlearned(cell, values)
+        except Diverged as error:
+            return self.store.put(key, values | {"status": "diverged", "why": str(error)}, self.provenance())
+        values["seconds"] += self.spent_before()
+        model = self.finished(model)
+        result = self.store.put(key, values, self.provenance(), {MODEL: self.weights(model, task)})
+        self.unlearned_stored()
+        return result
+
+    def unlearned_stored(self) -> None:
+        """Called when an unlearned model has been stored."""
+
+    def _samples(self, cell: Cell, model: Result) -> Result:
+        key = self.samples_key(cell)
+        found = self.store.get(key)
+        if found is not None and self.store.has_files(found):
+            return found
+        start = time.perf_counter()
+        images, labels = self.drawn(self._model(model.key.name).to(self.device))
+        values = {"seconds": self.since(start)}
+        content = save({"images": images.contiguous(), "labels": labels})
+        return self.store.put(key, values, self.provenance(), {SAMPLES: content})
+
+    def _reference(self, forgotten: int) -> tuple[Reference, str]:
+        """Moments of real images, computed once for all cells of a class, and the file they are in."""
+        features, name = self.features
+        weights = self.judging.inception
+        what: dict[str, Any] = {**self._images, "forgotten": forgotten, "samples": self.sampling.samples}
+        what |= {"judge": dict(self.judge_key.what), "reference": self.judging.reference}
+        what["features"] = sha256(weights) if weights is not None else "judge"
+        key = Key("reference", what, f"{self.judge_key.code} {code_digest(JUDGING)}")
+        file = f"{key.name}{OUTPUTS}"
+        found = self.store.get(key)
+        if found is None:
+            made = reference_of(
+                self.data,
+                forgotten,
+                features,
+                name=name,
+                most=self.judging.reference,
+                generated=(self.classes - 1) * self.sampling.samples,
+            )
+            self.store.put(key, {"name": name}, self.provenance(), {OUTPUTS: made.to_bytes()})
+        return Reference.load(self.store.folder / file), file
+
+    def outputs(self, result: Result) -> GeneratedOutputs:
+        """The stored outputs behind a result."""
+        assert result.outputs is not None
+        return GeneratedOutputs.load(self.store.folder / result.outputs)
 
     def samples(self, result: Result) -> tuple[Tensor, Tensor]:
         """The stored samples behind a result, and their classes."""
-        path = self.store.path(result.key, ".samples.safetensors")
+        return self._read_samples(result.content["samples_cell"])
+
+    def _read_samples(self, name: str) -> tuple[Tensor, Tensor]:
+        path = self.store.folder / f"{name}{SAMPLES}"
         try:
             found = load(path.read_bytes())
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}; run the cell again") from error
         return found["images"], found["labels"]
 
-    def model(self, result: Result) -> nn.Module:
-        """The unlearned model behind a result."""
-        net = self.build(0)
-        path = self.store.path(result.key, ".model.safetensors")
+    def weights_file(self, result: Result) -> Path:
+        """Where the weights behind a result lie.
+
+        Raises
+        ------
+        UserError
+            If they were not kept.
+        """
+        return self._weights_file(result.content["unlearned"])
+
+    def _weights_file(self, name: str) -> Path:
+        path = self.store.folder / f"{name}{MODEL}"
         if not path.is_file():
             raise UserError(
-                f"{path} is not here: weights are not kept with recorded runs, run the cell again"
+                f"{path} is not here: recorded runs and runs with keep_models: false keep no weights; run the "
+                "cell again, with keep_models: true and another out_dir"
             )
-        net.load_state_dict(load_file(path))
-        return net.eval()
+        return path
 
-    def recognition(self, result: Result) -> Recognition:
-        """Classes asked for against classes recognised."""
-        return Recognition(torch.tensor(result.content["confusion"]))
+    def _model(self, name: str) -> nn.Module:
+        made = Result(Key("unlearned", {}), {"unlearned": name}, {})
+        return self.model(made)
+
+    def recognition(self, result: Result, kind: str = "") -> Recognition:
+        """Classes asked for against classes recognised, by one kind of prompt."""
+        return self.outputs(result).recognition(kind)
 
     def forgotten(self, scenario: Scenario) -> int:
         """Number of the forgotten class."""
@@ -227,110 +300,86 @@ class GenerationLab(MaskingLab):
     @cached_property
     def classifier(self) -> nn.Module:
         """The judge: trained on all real training images, whatever is forgotten."""
-        judge, key = self.judge, self._judge_key
+        judging, key = self.judging, self.judge_key
         mean, std = self.data.moments
         net = build_model(
-            judge.arch,
+            judging.judge,
             classes=self.classes,
             channels=self.data.images.shape[1],
             size=self.data.images.shape[-1],
             seed=JUDGE_SEED,
-            width=judge.width,
+            width=judging.width,
             mean=mean,
             std=std,
         )
         net = net.to(self.device).to(memory_format=torch.channels_last)
         found = self.store.get(key)
         if found and self.store.has_files(found):
-            net.load_state_dict(load_file(self.store.path(key, ".model.safetensors")))
+            net.load_state_dict(load_file(self.store.path(key, MODEL)))
             return net.eval()
 
         def loss(model: nn.Module, batch: Batch) -> Tensor:
             return F.cross_entropy(model(batch[0]), batch[1])
 
-        batches = replace(self._batches(torch.arange(self.data.n_train)), augment=augmentation(self.data))
+        batches = replace(self._judge_batches(), augment=augmentation(self.data))
         start = time.perf_counter()
-        net, _ = train_network(net, batches, loss, recipe=judge.recipe, seed=JUDGE_SEED)
+        net, _ = train_network(net, batches, loss, recipe=judging.recipe, seed=JUDGE_SEED)
         images, labels = self.data.images[self.data.n_train :], self.data.labels[self.data.n_train :]
         seen = recognise(net, images, labels, classes=self.classes)
         values = {
-            "seconds": self._since(start),
+            "seconds": self.since(start),
             "accuracy": float(wilson(int(seen.counts.diagonal().sum()), n=len(labels))),
             "n": len(labels),
             "confusion": seen.counts.tolist(),
         }
-        self.store.put(key, values, self.provenance(), {".model.safetensors": packed(net)})
+        self.store.put(key, values, self.provenance(), {MODEL: packed(net)})
         return net
 
     @cached_property
     def judge_accuracy(self) -> float:
         """Share of real test images that the judge recognises."""
-        assert self.classifier is not None
-        found = self.store.get(self._judge_key)
+        found = self.store.get(self.judge_key)
+        if found is None:
+            assert self.classifier is not None
+            found = self.store.get(self.judge_key)
         assert found is not None
         return float(found.content["accuracy"])
 
     @cached_property
     def features(self) -> tuple[Features, str]:
         """What the Fréchet distance is measured in, and its name."""
-        if self.inception is None:
+        weights = self.judging.inception
+        if weights is None:
             return classifier_features(self.classifier), NAMES[JUDGE]
-        return inception_features(self.inception, device=self.device), NAMES[INCEPTION]
+        return inception_features(weights, device=self.device), NAMES[INCEPTION]
 
     def real(self, forgotten: int, *, train: bool) -> Tensor:
-        """Real images of the other classes, a balanced draw of at most ``sampling.reference``."""
-        ids = (
-            torch.arange(self.data.n_train)
-            if train
-            else torch.arange(self.data.n_train, len(self.data.labels))
-        )
-        groups = [ids[self.data.labels[ids] == c] for c in range(self.classes) if c != forgotten]
-        most = max(1, self.sampling.reference // len(groups))
-        rng = generator(0, "real images", train)
-        drawn = [group[torch.randperm(len(group), generator=rng)[:most]] for group in groups]
-        return self.data.images[torch.cat(drawn)]
+        """Real images of the other classes, a balanced draw."""
+        return real_images(self.data, forgotten, train=train, most=self.judging.reference)
 
-    def row(self, cell: Cell, result: Result) -> dict[str, Any]:
-        """One row of the results table: what was run, what came out, what it cost."""
-        values = result.content
-        distance = values.get("distance", {})
-        return cell_row(
-            cell,
-            result,
-            self,
-            **self.about,
-            forgotten=self.data.classes[self.forgotten(cell.scenario)],
-            sampling_seconds=values.get("sampling_seconds"),
-            peak_memory=values.get("peak_memory"),
-            **{
-                name: values.get("metrics", {}).get(name) for name in ("UA", "OA", "strays", "FD", "FD floor")
-            },
-            distance=distance.get("name"),
-            n_distance=distance.get("n"),
-            n_class=self.sampling.samples,
-            judge=self.judge_accuracy,
-            confusion=values.get("confusion"),
-            classes=list(self.data.classes),
-            **{f"n_{role}": values.get("counts", {}).get(role) for role in ("forget", "retain")},
-        )
-
-    def _batches(self, ids: Tensor) -> Batches:
-        return Batches(self.data.images[ids].to(self.device), self.data.labels[ids].to(self.device), ids)
+    def _judge_batches(self) -> Batches:
+        rows = torch.arange(self.data.n_train)
+        images, labels = self.data.images[rows].to(self.device), self.data.labels[rows].to(self.device)
+        return Batches(images, labels, rows)
 
     @cached_property
-    def _judge_key(self) -> Key:
-        recipe = listed(asdict(self.judge.recipe))
-        what = {**self._images, "arch": self.judge.arch, "width": self.judge.width, "recipe": recipe}
-        modules = (
-            "salun_core.data.augment",
-            "salun_core.tasks.classification_training",
-            module_of(self.judge.arch),
-        )
-        return Key("judge", what | {"augmentation": [self.data.flip, self.data.pad]}, code_digest(*modules))
+    def judge_key(self) -> Key:
+        """Identity of the judge."""
+        judging = self.judging
+        recipe = listed(asdict(judging.recipe))
+        what = {**self._images, "arch": judging.judge, "width": judging.width, "recipe": recipe}
+        modules = ("salun_core.data.augment", "salun_core.models.build", train_network.__module__)
+        code = code_digest(*modules, module_of(judging.judge))
+        return Key("judge", what | {"augmentation": [self.data.flip, self.data.pad]}, code)
 
     @property
     def _images(self) -> dict[str, Any]:
         return {"data": self.data.digest, "size": list(self.data.images.shape[1:]), "flip": self.data.flip}
+
+
+def packed(model: nn.Module) -> bytes:
+    """Weights as a safetensors file."""
+    return save({name: value.contiguous().cpu() for name, value in model.state_dict().items()})
 
 
 def result_of(lab: GenerationLab, row: pd.Series) -> Result:
@@ -345,11 +394,6 @@ def result_of(lab: GenerationLab, row: pd.Series) -> Result:
     if found is None:
         raise UserError(f"{row['cell']} is not in {lab.store.folder}: run the experiment again")
     return found
-
-
-def packed(model: nn.Module) -> bytes:
-    """Weights as a safetensors file."""
-    return save({name: value.contiguous().cpu() for name, value in model.state_dict().items()})
 
 
 def grid_png(images: Tensor, labels: Tensor, *, rows: int = 6) -> bytes:

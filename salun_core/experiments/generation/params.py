@@ -2,93 +2,193 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
-from salun_core.data import DATASETS
 from salun_core.errors import UserError, one_of
-from salun_core.experiments.generation.lab import Judge, Sampling
-from salun_core.experiments.runs.cells import MASKS, MaskSpec
-from salun_core.experiments.runs.params import Params, find_device, numeric
-from salun_core.experiments.runs.store import Store
-from salun_core.experiments.runs.tuning import Variant
+from salun_core.experiments.runs.cells import MASKS, Cell, MaskSpec, Scenario, Variant, default_mask
+from salun_core.experiments.runs.data_choice import DataChoice
+from salun_core.experiments.runs.machine import Machine
+from salun_core.experiments.runs.params import Group, Params, numeric, parameter
 from salun_core.methods import METHODS, methods_for
 from salun_core.metrics.generation.frechet import FEATURES, INCEPTION, JUDGE, inception_file
 from salun_core.models import check_arch, takes_width
-from salun_core.paths import output_folder
 from salun_core.saliency import SCORES, check_keep
-from salun_core.tasks.classification_training import RECIPES
+from salun_core.tasks import RECIPES
+from salun_core.tasks.classification_training import Recipe
 from salun_core.tasks.noise_prediction import TARGETS
 
 
-class GenerationParams(Params):
-    """Data, masks, forgetting, sampling and judging; one that derives from it says which network."""
+def checked_settings(value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Settings by method, with numbers that YAML left as text read, and unknown names refused."""
+    for method, settings in value.items():
+        known = METHODS[one_of(method, METHODS, "method in settings")].defaults
+        for name in settings:
+            one_of(name, known, f"setting of {method}")
+    return {m: {k: numeric(v) for k, v in settings.items()} for m, settings in value.items()}
 
-    kind: ClassVar[str]  # of the task
-    known_masks: ClassVar[tuple[str, ...]] = MASKS
-    known_judges: ClassVar[tuple[str, ...]] = ()  # besides networks that are trained here
 
-    preset: str = "quick"
-    dataset: str = "digits"
-    data_dir: Path | None = None
-    forget_class: tuple[int | str, ...] = (0,)
-    methods: tuple[str, ...] = ("original", "salun")
-    masks: tuple[str, ...] = ("none", "salient", "random", "least_salient")
-    keep: float = 0.5
-    score: str = "abs_sum"
-    mask_guidance: float = Field(0.0, ge=0)
-    mask_draws: int = Field(1, ge=1)
-    antithetic: bool = True
-    # Forgetting.
-    batch_size: int = Field(128, ge=2)
-    forget_steps: int = Field(1000, ge=1)
-    forget_lr: float = 1e-4
-    alpha: float = Field(1.0, ge=0)
-    target: str = "original"
-    relabel_drop: float = Field(0.0, ge=0, lt=1)
-    settings: dict[str, dict[str, Any]] = {}
-    # Measuring.
-    samples: int = Field(100, ge=2)
-    guidance: float = Field(2.0, ge=0)
-    sample_steps: int = Field(50, ge=1)
-    eta: float = Field(0.0, ge=0, le=1)
-    sample_batch: int = Field(500, ge=1)
-    reference: int = Field(5000, ge=20)
-    features: str = JUDGE
-    inception_weights: Path | None = None
-    judge: str = "resnet34"
-    judge_width: int | None = Field(None, ge=1)
-    judge_recipe: str = "digits"
-    judge_epochs: int | None = Field(None, ge=1)
-    seeds: tuple[int, ...] = (0,)
-    device: str = "auto"
-    threads: int = Field(0, ge=0)
-    recorded: bool = False
-    out_dir: Path | None = None
+class Masking(Group):
+    """Which weights may change."""
 
-    names: ClassVar[dict[str, tuple[Any, str]]] = {
-        "dataset": (DATASETS, "data set"),
-        "score": (SCORES, "saliency score"),
-        "target": (TARGETS, "target of the forgetting loss"),
+    keep: float = parameter(0.5, "share of weights a mask lets change, in (0, 1]")
+    score: str = parameter("abs_sum", "definition of the saliency score, a key of SCORES")
+
+    choices: ClassVar[dict[str, tuple[Any, str]]] = {"score": (SCORES, "saliency score")}
+
+    @field_validator("keep")
+    @classmethod
+    def _keep(cls, value: float) -> float:
+        check_keep(value)
+        return value
+
+
+class Forgetting(Group):
+    """The losses of forgetting and of the mask, as a task takes them."""
+
+    batch_size: int = parameter(128, "images of each set in a step", ge=2)
+    target: str = parameter(
+        "original", "aim of the forgetting loss: prediction of the original or of the current weights"
+    )
+    relabel_drop: float = parameter(
+        0.0, "share of forget images whose class is dropped in the forgetting loss", ge=0, lt=1
+    )
+    mask_guidance: float = parameter(
+        0.0, "guidance in the loss behind the mask; the released code has 2", ge=0
+    )
+    mask_draws: int = parameter(1, "time steps and noises for each image in that loss", ge=1)
+    antithetic: bool = parameter(True, "draw time steps in pairs t, T - 1 - t")
+
+    choices: ClassVar[dict[str, tuple[Any, str]]] = {"target": (TARGETS, "target of the forgetting loss")}
+
+
+class Steps(Group):
+    """How long and how fast methods forget, unless ``settings`` says otherwise."""
+
+    forget_steps: int = parameter(1000, "optimiser steps of unlearning", ge=1)
+    forget_lr: float = parameter(1e-4, "its learning rate", gt=0)
+    alpha: float = parameter(
+        1.0, "weight of the retain loss, both losses being means (see the method page)", ge=0
+    )
+    settings: dict[str, dict[str, Any]] = parameter(
+        {}, 'settings by method that replace these, such as {"ga": {"steps": 50}}'
+    )
+
+    @field_validator("settings")
+    @classmethod
+    def _settings(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return checked_settings(value)
+
+    def of(self, method: str) -> dict[str, Any]:
+        """The settings a method runs with."""
+        known = METHODS[method].defaults
+        common: dict[str, Any] = {"steps": self.forget_steps, "lr": self.forget_lr}
+        if "order" in known:  # a forget and a retain batch in each step, and the weight between them
+            common |= {"order": "joint", "alpha": self.alpha}
+        return {k: v for k, v in common.items() if k in known} | self.settings.get(method, {})
+
+
+class Sampling(Group):
+    """How images are drawn from a model to measure it."""
+
+    samples: int = parameter(100, "images drawn of each class, by which a model is measured", ge=2)
+    guidance: float = parameter(2.0, "of sampling; 0 for none", ge=0)
+    sample_steps: int = parameter(50, "denoising steps (DDIM)", ge=1)
+    eta: float = parameter(
+        0.0, "0: deterministic; 1 with all steps: ancestral sampling, as in the paper", ge=0, le=1
+    )
+    sample_batch: int = parameter(
+        500, "images denoised together", ge=1, no_effect="each image has noise of its own"
+    )
+
+
+class Judging(Group):
+    """The independent classifier, and the real images that generated ones are compared with."""
+
+    reference: int = parameter(5000, "real images the Fréchet distance is measured to, at most", ge=20)
+    features: str = parameter(
+        JUDGE,
+        "of the Fréchet distance: inception, which makes it a FID, or judge",
+        no_effect="the digest of their weights is part of the key in its place",
+    )
+    inception_weights: Path | None = parameter(
+        None,
+        "weights of pytorch-fid; those in torch's cache by default",
+        no_effect="the digest of the file is part of the key in its place",
+    )
+    judge: str = parameter("resnet34", "network of the independent classifier")
+    judge_width: int | None = parameter(None, "channels of its first stage", ge=1)
+    judge_recipe: str = parameter("digits", "its training: " + ", ".join(RECIPES))
+    judge_epochs: int | None = parameter(None, "instead of the recipe's", ge=1)
+
+    choices: ClassVar[dict[str, tuple[Any, str]]] = {
         "features": (FEATURES, "features of the Fréchet distance"),
         "judge_recipe": (RECIPES, "recipe"),
     }
+    ready_made: ClassVar[tuple[str, ...]] = ()  # judges besides networks that are trained here
 
-    @field_validator("*", mode="before")
+    @field_validator("judge")
     @classmethod
-    def _list(cls, value: Any, info: Any) -> Any:
-        if not str(cls.model_fields[info.field_name].annotation).startswith("tuple["):
-            return value
-        if isinstance(value, str):
-            return [part.strip(" '\"") for part in value.strip("[]() ").split(",") if part.strip(" '\"")]
-        return [value] if isinstance(value, int) else value
+    def _judge(cls, value: str) -> str:
+        if value not in cls.ready_made:
+            check_arch(value)
+        return value
 
-    @field_validator(*names)
-    @classmethod
-    def _known(cls, value: str, info: Any) -> str:
-        return one_of(value, *cls.names[info.field_name])
+    @model_validator(mode="after")
+    def _files(self) -> Self:
+        if self.inception_weights is not None and self.features != INCEPTION:
+            raise UserError(
+                f"inception_weights {self.inception_weights} is given but features is {self.features!r}: set "
+                "features to inception, or leave inception_weights out"
+            )
+        return self
+
+    @property
+    def inception(self) -> Path | None:
+        """Weights of Inception; None for a distance in the features of the judge.
+
+        Raises
+        ------
+        UserError
+            If they are needed and not here.
+        """
+        return inception_file(self.inception_weights) if self.features == INCEPTION else None
+
+    @property
+    def width(self) -> int | None:
+        """Channels of the judge's first stage; None where it has no such setting."""
+        return self.judge_width if self.judge not in self.ready_made and takes_width(self.judge) else None
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the judge is trained."""
+        recipe = RECIPES[self.judge_recipe]
+        return recipe if self.judge_epochs is None else replace(recipe, epochs=self.judge_epochs)
+
+
+class GenerationParams(Params):
+    """Parameters of an experiment that forgets classes; one that derives from it says which network."""
+
+    kind: ClassVar[str]  # of the task
+    known_masks: ClassVar[tuple[str, ...]] = MASKS
+
+    preset: str = parameter("quick", "a preset's name, or a YAML file; names set to None are taken from it")
+    data: DataChoice = DataChoice()
+    forget_class: tuple[int | str, ...] = parameter(
+        (0,), "classes to forget, one after the other, by number or name"
+    )
+    methods: tuple[str, ...] = parameter(("original", "salun"), "methods beside Retrain, which always runs")
+    masks: tuple[str, ...] = parameter(
+        ("none", "salient", "random", "least_salient"), "for random labelling: " + ", ".join(MASKS)
+    )
+    masking: Masking = Masking()
+    steps_of: Steps = Steps()
+    sampling: Sampling = Sampling()
+    judging: Judging = Judging()
+    seeds: tuple[int, ...] = parameter((0,), "seeds of training")
+    unlearning_seeds: tuple[int, ...] = parameter((0,), "seeds of unlearning, for each trained model")
+    machine: Machine = Machine()
 
     @field_validator("methods", "masks")
     @classmethod
@@ -98,82 +198,44 @@ class GenerationParams(Params):
             one_of(name, known, info.field_name.removesuffix("s"))
         return value
 
-    @field_validator("forget_class", "seeds")
+    @field_validator("forget_class", "seeds", "unlearning_seeds")
     @classmethod
-    def _once_each(cls, value: tuple[Any, ...], info: Any) -> tuple[Any, ...]:
+    def _some(cls, value: tuple[Any, ...], info: Any) -> tuple[Any, ...]:
         if not value:
             raise UserError(f"{info.field_name} is empty: give at least one")
-        if len(set(value)) < len(value):
-            raise UserError(f"{info.field_name} {list(value)} repeats one: each counts once")
         return value
-
-    @field_validator("keep")
-    @classmethod
-    def _keep(cls, value: float) -> float:
-        check_keep(value)
-        return value
-
-    @field_validator("judge")
-    @classmethod
-    def _judge(cls, value: str) -> str:
-        if value not in cls.known_judges:
-            check_arch(value)
-        return value
-
-    @field_validator("settings")
-    @classmethod
-    def _settings(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        for method, settings in value.items():
-            known = METHODS[one_of(method, methods_for(cls.kind), "method in settings")].defaults
-            for name in settings:
-                one_of(name, known, f"setting of {method}")
-        return {m: {k: numeric(v) for k, v in settings.items()} for m, settings in value.items()}
 
     @model_validator(mode="after")
-    def _files(self) -> "GenerationParams":
-        if self.dataset == "imagefolder" and self.data_dir is None:
-            raise UserError(
-                "dataset imagefolder needs data_dir: a folder with train/<class>/ and test/<class>/"
-            )
-        if self.inception_weights is not None and self.features != INCEPTION:
-            raise UserError(
-                f"inception_weights {self.inception_weights} is given but features is {self.features!r}: set "
-                "features to inception, or leave inception_weights out"
-            )
+    def _methods_of_settings(self) -> Self:
+        for method in self.steps_of.settings:
+            one_of(method, methods_for(self.kind), "method in settings")
         return self
 
-    def settings_of(self, method: str) -> dict[str, Any]:
-        """The settings a method runs with."""
-        known = METHODS[method].defaults
-        common: dict[str, Any] = {"steps": self.forget_steps, "lr": self.forget_lr}
-        if "order" in known:  # a forget and a retain batch in each step, and the weight between them
-            common |= {"order": "joint", "alpha": self.alpha}
-        return {k: v for k, v in common.items() if k in known} | self.settings.get(method, {})
+    def settings_under(self, mask: str) -> dict[str, Any]:
+        """SalUn's settings under a kind of mask."""
+        return self.steps_of.of("salun")
 
     def mask_variant(self, kind: str) -> Variant:
         """Random labelling under a kind of mask; under the salient one it is SalUn."""
         if kind == "none":
             return Variant("rl")
-        return Variant("salun" if kind == "salient" else "rl", MaskSpec(kind, self.keep, self.score))
+        masking = self.masking
+        return Variant("salun" if kind == "salient" else "rl", MaskSpec(kind, masking.keep, masking.score))
 
-    def shared_parts(self) -> dict[str, Any]:
-        """What labs of every kind are made with: store, judge, sampling, device."""
-        device = find_device(self.device)
-        if self.threads:
-            torch.set_num_threads(self.threads)
-        recipe = RECIPES[self.judge_recipe]
-        if self.judge_epochs is not None:
-            recipe = replace(recipe, epochs=self.judge_epochs)
-        trained = self.judge not in self.known_judges
-        width = self.judge_width if trained and takes_width(self.judge) else None
-        return {
-            "store": Store(output_folder(self.out_dir) / "cells", trusted=self.recorded),
-            "judge": Judge(self.judge, width, recipe),
-            "sampling": Sampling(
-                self.samples, self.guidance, self.sample_steps, self.eta, self.sample_batch, self.reference
-            ),
-            "inception": inception_file(self.inception_weights) if self.features == INCEPTION else None,
-            "device": device,
-            "experiment": self.experiment,
-            "source": self.preset,
-        }
+    def cells_of(self, scenario: Scenario, seed: int, methods: tuple[str, ...]) -> list[Cell]:
+        """Methods with their own masks, then SalUn's settings under each kind of mask, for one trained model."""
+        cells = []
+        for method in methods:
+            mask = default_mask(method, self.masking.keep, self.masking.score)
+            fixed = method in ("original", "retrain")
+            cells += [
+                Cell(seed, scenario, method, mask, self.steps_of.of(method), u, tags={"study": "methods"})
+                for u in (self.unlearning_seeds[:1] if fixed else self.unlearning_seeds)
+            ]
+        for kind in self.masks:
+            variant, settings = self.mask_variant(kind), self.settings_under(kind)
+            cells += [
+                Cell(seed, scenario, variant.method, variant.mask, settings, u, tags={"study": "masks"})
+                for u in self.unlearning_seeds
+            ]
+        return cells

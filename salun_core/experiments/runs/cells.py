@@ -1,15 +1,12 @@
-"""Cells: the points of an experiment's grid, and the table of their results."""
+"""Cells: the points of an experiment's grid."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import pandas as pd
-from tqdm import tqdm
-
-from salun_core.errors import UserError, one_of
-from salun_core.experiments.runs.store import Result
+from salun_core.errors import one_of
 from salun_core.methods import METHODS
+from salun_core.rng import derive
 from salun_core.saliency import SCORES, check_keep
 
 MASKS = ("none", "salient", "random", "random_per_layer", "least_salient")
@@ -39,6 +36,12 @@ class MaskSpec:
 NO_MASK = MaskSpec()
 
 
+def default_mask(method: str, keep: float, score: str) -> MaskSpec:
+    """The mask a method is run with unless an experiment says otherwise."""
+    kind = METHODS[method].mask
+    return NO_MASK if kind == "none" else MaskSpec(kind, keep, score)
+
+
 @dataclass(frozen=True)
 class Scenario:
     """What is to be forgotten: a random share, a class, or listed sample ids."""
@@ -58,11 +61,35 @@ class Scenario:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run: a method on one seed of one scenario.
+class Variant:
+    """A method under a mask."""
 
-    ``settings`` overrides the method's defaults. ``reported`` and ``tags`` say what the cell is for and
-    do not change its result.
+    method: str
+    mask: MaskSpec = NO_MASK
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a method on one split and trained model, with one seed of unlearning.
+
+    Parameters
+    ----------
+    seed : int
+        Of the split and of training from scratch.
+    scenario : Scenario
+        What is forgotten.
+    method : str
+        A key of ``METHODS``.
+    mask : MaskSpec
+        Which weights it may change.
+    settings : mapping
+        On top of the method's defaults.
+    unlearning_seed : int
+        Repeats unlearning, and nothing else, with other random draws.
+    reported : bool
+        False for a cell that only takes part in the choice of settings: no test image is looked at.
+    tags : mapping
+        Columns that say what the cell is for; like ``reported`` they do not change its result.
     """
 
     seed: int
@@ -70,6 +97,7 @@ class Cell:
     method: str
     mask: MaskSpec = NO_MASK
     settings: Mapping[str, Any] = field(default_factory=dict)
+    unlearning_seed: int = 0
     reported: bool = True
     tags: Mapping[str, Any] = field(default_factory=dict)
 
@@ -84,100 +112,33 @@ class Cell:
         return {**METHODS[self.method].defaults, **self.settings}
 
     @property
+    def method_seed(self) -> int:
+        """The seed that the method is called with."""
+        if not self.unlearning_seed:
+            return self.seed
+        return derive(self.seed, "unlearning", self.unlearning_seed) % 2**31
+
+    @property
     def what(self) -> dict[str, Any]:
         """What of this cell determines its result, as JSON values."""
         return {
             "seed": self.seed,
+            "unlearning_seed": self.unlearning_seed,
             "scenario": {k: v for k, v in asdict(self.scenario).items() if v is not None},
             "method": self.method,
             "settings": self.all_settings,
             "mask": asdict(self.mask) if self.mask.kind != "none" else {"kind": "none"},
         }
 
-
-class Lab(Protocol):
-    """Runs cells of one setting."""
-
-    def run(self, cell: Cell) -> Result:
-        """The cell's result, from the store or computed now."""
-        ...
-
-    def row(self, cell: Cell, result: Result) -> dict[str, Any]:
-        """One row of the results table."""
-        ...
+    @property
+    def label(self) -> str:
+        """What is being run, for progress bars and messages."""
+        own = self.mask.kind in ("none", METHODS[self.method].mask)
+        mask = "" if own else f" + {self.mask.kind} mask"
+        use = "" if self.reported else " (tuning)"
+        return f"{self.scenario.label}, seed {self.seed}, {self.method}{mask}{use}"
 
 
-def cell_row(cell: Cell, result: Result, lab: Any, **found: Any) -> dict[str, Any]:
-    """One row of the results table: what was run, what was ``found``, what it cost, and where it comes from.
-
-    Parameters
-    ----------
-    lab : Lab
-        With ``experiment``, ``source`` and ``data``, for the first columns.
-    """
-    values, origin = result.content, result.provenance
-    return {
-        "experiment": lab.experiment,
-        "source": lab.source,
-        "dataset": lab.data.name,
-        "scenario": cell.scenario.label,
-        "method": cell.method,
-        "mask": cell.mask.kind,
-        "keep": cell.mask.keep if cell.mask.kind != "none" else 1.0,
-        "score": cell.mask.score,
-        "seed": cell.seed,
-        "status": values["status"],
-        "seconds": values.get("seconds"),
-        "mask_seconds": values["mask_seconds"],
-        "samples_seen": values.get("samples"),
-        **found,
-        "settings": cell.all_settings,
-        "replica": cell.settings.get("replica", 0),
-        "reported": cell.reported,
-        **cell.tags,
-        "device": origin["device"],
-        "threads": origin["threads"],
-        "code": origin["revision"],
-        "finished": origin["finished"],
-        "cell": result.key.name,
-    }
-
-
-def run_cells(lab: Lab, cells: Iterable[Cell], *, progress: "tqdm[Any] | None" = None) -> pd.DataFrame:
-    """Run cells in order and return their table, one row each."""
-    rows = []
-    for cell in cells:
-        if progress is not None:
-            mask = (
-                "" if cell.mask.kind in ("none", METHODS[cell.method].mask) else f" + {cell.mask.kind} mask"
-            )
-            use = "" if cell.reported else " (tuning)"
-            progress.set_postfix_str(f"{cell.scenario.label}, seed {cell.seed}, {cell.method}{mask}{use}")
-        result = lab.run(cell)
-        if progress is not None:
-            progress.update()
-        rows.append(lab.row(cell, result))
-    return pd.DataFrame(rows)
-
-
-def progress_bar(total: int, title: str) -> "tqdm[Any]":
-    """A bar on stderr with the cell in hand and the time left; plain text, for terminals and logs."""
-    return tqdm(total=total, desc=title, unit="cell", dynamic_ncols=True, mininterval=0.5, smoothing=0.1)
-
-
-def check_ran(results: pd.DataFrame) -> None:
-    """Refuse a table in which Retrain, the reference of every gap, is missing or diverged."""
-    retrained = results[results["method"] == "retrain"]
-    if retrained.empty or (retrained["status"] != "done").any():
-        raise UserError("Retrain did not finish, and every gap is measured against it: change the recipe")
-
-
-def default_mask(method: str, keep: float, score: str) -> MaskSpec:
-    """The mask a method is run with unless an experiment says otherwise."""
-    kind = METHODS[method].mask
-    return NO_MASK if kind == "none" else MaskSpec(kind, keep, score)
-
-
-def retrain_replicas(seed: int, scenario: Scenario, count: int) -> list[Cell]:
+def retrain_replicas(seed: int, scenario: Scenario, count: int, **tags: Any) -> list[Cell]:
     """Further retrained models of one split, which differ in initialisation and order only."""
-    return [Cell(seed, scenario, "retrain", settings={"replica": i + 1}) for i in range(count)]
+    return [Cell(seed, scenario, "retrain", settings={"replica": i + 1}, tags=tags) for i in range(count)]

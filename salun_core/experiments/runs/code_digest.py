@@ -1,81 +1,182 @@
-"""A digest of the code that a result depends on."""
+"""Which files a piece of code depends on, and a digest of their substance.
+
+One walker over imports serves both questions that the project asks: would this stored result come out the
+same today (`code_digest`), and must this notebook be executed again (`imported_files`)?
+"""
 
 import ast
 import hashlib
-from functools import cache
-from importlib.util import find_spec
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from sysconfig import get_path
+from typing import Any
 
 PACKAGE = __name__.partition(".")[0]
+HERE = Path(__file__).parents[3]  # the folder that holds the package
 
 
 def code_digest(*modules: str) -> str:
     """Digest of ``modules`` and of every module of their projects that they import, directly or not.
 
-    Comments, docstrings and layout do not count. Packages count as the names imported from them, not as
-    their ``__init__``, so that adding a method to the table of methods changes no result.
+    Comments, docstrings and layout do not count. Of a package's ``__init__`` nothing counts but the modules
+    that the imported names come from: a table such as ``METHODS`` may grow without changing any result, and
+    whoever takes an entry out of it names that entry's module as well.
 
     Parameters
     ----------
     *modules : str
-        Dotted names. Installed packages other than this one count by their name only: their versions
-        are in the provenance.
+        Dotted names. Installed packages other than this one do not count: their versions are in the
+        provenance.
 
     Returns
     -------
     str
         16 hexadecimal digits.
     """
-    found: set[str] = set()
-    waiting = list(modules)
-    while waiting:
-        name = waiting.pop()
-        if name not in found and _file(name) is not None:
-            found.add(name)
-            waiting += _imports(name)
+    files = imported_files(modules, search_path(), tables=False)
     sha = hashlib.sha256()
-    for name in sorted(found):
-        sha.update(f"{name}\n{_substance(name)}\n".encode())
+    for name in sorted(files):
+        sha.update(f"{name}\n{_substance(files[name])}\n".encode())
     return sha.hexdigest()[:16]
 
 
-@cache
-def _file(name: str) -> Path | None:
-    try:
-        spec = find_spec(name)
-    except (ModuleNotFoundError, ValueError):
-        return None
-    if spec is None or not spec.has_location or spec.submodule_search_locations is not None:
-        return None
-    file = Path(spec.origin or "")
-    installed = any(file.is_relative_to(get_path(part)) for part in ("stdlib", "purelib", "platlib"))
-    if file.suffix != ".py" or (installed and name.partition(".")[0] != PACKAGE):
-        return None
-    return file
+def function_digest(function: Callable[..., Any]) -> str:
+    """Digest of a function, of the values bound to it by ``partial``, and of all that its module imports."""
+    bound = []
+    while isinstance(function, partial):
+        bound.append(repr((function.args, sorted(function.keywords.items()))))
+        function = function.func
+    text = "\n".join([code_digest(function.__module__), function.__qualname__, *bound])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def search_path() -> tuple[Path, ...]:
+    """Folders that are searched for modules: that of this package, then Python's own path without what is installed."""
+    installed = {Path(get_path(part)).resolve() for part in ("stdlib", "purelib", "platlib", "platstdlib")}
+    own = [Path(entry or ".").resolve() for entry in sys.path]
+    return (HERE, *(folder for folder in own if folder not in installed and folder != HERE))
+
+
+def imported_files(
+    starts: Iterable[str], folders: Sequence[Path], *, tables: bool, strings: bool = False
+) -> dict[str, Path]:
+    """Modules behind ``starts`` and all that they import, directly or not.
+
+    Parameters
+    ----------
+    starts : iterable of str
+        Dotted names; what is not found in ``folders`` is left out.
+    folders : sequence of Path
+        Where top-level modules and packages are looked for, in order.
+    tables : bool
+        Whether the ``__init__`` of a package counts where a name that it defines is taken from it.
+    strings : bool
+        Whether a text that is the dotted name of a module counts as an import of it.
+
+    Returns
+    -------
+    dict of str to Path
+        Files by dotted name.
+    """
+    found: dict[str, Path] = {}
+    waiting = list(starts)
+    while waiting:
+        name = waiting.pop()
+        file = locate(name, tuple(folders))
+        if file is None or name in found or not (tables or _counts(name, file)):
+            continue
+        found[name] = file
+        waiting += imports_of(file, name, tuple(folders), tables=tables, strings=strings)
+    return found
 
 
 @cache
-def _tree(name: str) -> ast.Module:
-    file = _file(name)
-    assert file is not None
+def imports_of(
+    file: Path, name: str, folders: tuple[Path, ...], *, tables: bool, strings: bool
+) -> tuple[str, ...]:
+    """Dotted names of the modules that a file imports; see `imported_files`."""
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    return tuple(names_imported(_tree(file), package, folders, tables=tables, strings=strings))
+
+
+def names_imported(
+    tree: ast.AST, package: str, folders: tuple[Path, ...], *, tables: bool, strings: bool
+) -> Iterator[str]:
+    """The same for parsed code inside ``package`` (empty for a script)."""
+    for node in _run_time(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield from _origin(base, alias.name, folders, tables)
+        elif strings and isinstance(node, ast.Constant) and locate(str(node.value), folders):
+            yield str(node.value)
+
+
+def locate(name: str, folders: tuple[Path, ...]) -> Path | None:
+    """The file of a module, or the ``__init__`` of a package; None where there is neither."""
+    return _locate(name, folders) if all(part.isidentifier() for part in name.split(".")) else None
+
+
+@cache
+def _locate(name: str, folders: tuple[Path, ...]) -> Path | None:
+    for folder in folders:
+        base = folder.joinpath(*name.split("."))
+        for file in (base / "__init__.py", base.with_suffix(".py")):
+            if file.is_file():
+                return file
+    return None
+
+
+def _origin(base: str, name: str, folders: tuple[Path, ...], tables: bool) -> Iterator[str]:
+    """Where ``from base import name`` leads: to a module, or through a package to the module that defines the name."""
+    if locate(f"{base}.{name}", folders):
+        yield f"{base}.{name}"
+        return
+    file = locate(base, folders)
+    if file is None or file.name != "__init__.py":
+        yield base
+        return
+    if tables or _counts(base, file):
+        yield base
+    for node in _run_time(_tree(file)):
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if name in (alias.asname or alias.name, "*") and (node.module or "") != base:
+                    above = base.split(".")[: len(base.split(".")) - node.level + 1] if node.level else []
+                    inner = ".".join([*above, *([node.module] if node.module else [])])
+                    yield from _origin(inner, alias.name, folders, tables)
+
+
+def _counts(name: str, file: Path) -> bool:
+    """Whether a file holds code, and not one of this package's tables."""
+    return file.name != "__init__.py" or name.partition(".")[0] != PACKAGE
+
+
+def _run_time(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node but those that only a type checker sees."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        children = ast.iter_child_nodes(node)
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            children = iter(node.orelse)
+        waiting += children
+
+
+@cache
+def _tree(file: Path) -> ast.Module:
     return ast.parse(file.read_text("utf8"))
 
 
-def _imports(name: str) -> list[str]:
-    names = []
-    for node in ast.walk(_tree(name)):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-    own = {PACKAGE, name.partition(".")[0]}
-    return [n for n in names if n.partition(".")[0] in own]
-
-
 @cache
-def _substance(name: str) -> str:
-    tree = ast.parse(ast.unparse(_tree(name)))
+def _substance(file: Path) -> str:
+    tree = ast.parse(ast.unparse(_tree(file)))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
@@ -83,3 +184,9 @@ def _substance(name: str) -> str:
             if isinstance(value, ast.Constant) and isinstance(value.value, str):
                 body[:1] = [] if len(body) > 1 else [ast.Pass()]
     return ast.dump(tree)
+
+
+def forget_files() -> None:
+    """Read every file anew from here on; a run otherwise keeps what it read first, which is the code it runs."""
+    for cached in (imports_of, _locate, _tree, _substance):
+        cached.cache_clear()

@@ -1,54 +1,65 @@
-"""What labs of every kind of task share: masks, clocks, provenance."""
+"""What labs of every kind of task share: cells from the store or computed now, masks, clocks, provenance."""
 
 import time
-from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from salun_core.data.batches import Batch
 from salun_core.data.images import ImageData
 from salun_core.errors import Diverged
-from salun_core.experiments.runs.cells import MaskSpec, Scenario
-from salun_core.experiments.runs.provenance import provenance
-from salun_core.rng import generator
-from salun_core.saliency import Mask, Scores, least_salient_mask, random_mask, saliency_scores, top_mask
+from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
+from salun_core.experiments.runs.masks import mask_of, scores_of
+from salun_core.experiments.runs.provenance import peak_memory, provenance
+from salun_core.experiments.runs.store import Key, Result, Store
+from salun_core.methods import METHODS
+from salun_core.saliency import Mask, Scores, density, layer_table
 from salun_core.tasks.base import Task
 
 
-class MaskingLab:
-    """Base of the labs; one that derives from it says what the task of a seed and scenario is."""
+class Lab:
+    """Base of the labs; one that derives from it says what the task of a cell is and what its outputs are."""
 
     data: ImageData
+    store: Store
     device: torch.device
-    mask_dtype: torch.dtype | None = torch.float64  # precision of the gradients, see `saliency_scores`
     _scores: tuple[tuple[Any, ...], Scores, float] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The results folder."""
+        return self.store.folder.parent
 
     def task(self, seed: int, scenario: Scenario) -> Task:
         """The unlearning problem of one seed and scenario, with its trained model."""
         raise NotImplementedError
 
-    def mask(self, seed: int, scenario: Scenario, spec: MaskSpec) -> tuple[Mask | None, float]:
+    def key(self, cell: Cell) -> Key:
+        """Identity of a cell."""
+        raise NotImplementedError
+
+    def run(self, cell: Cell) -> Result:
+        """The cell's result, from the store or computed now."""
+        key = self.key(cell)
+        found = self.store.get(key)
+        if found is None:
+            with self.store.alone(key):
+                found = self.store.get(key) or self.computed(cell, key)
+        return found
+
+    def computed(self, cell: Cell, key: Key) -> Result:
+        """Run the cell and store it."""
+        raise NotImplementedError
+
+    def mask(self, seed: int, scenario: Scenario, spec: MaskSpec) -> tuple[Any, float]:
         """The mask of a cell and the seconds it costs (the scores are shared, their cost is not)."""
         if spec.kind == "none":
             return None, 0.0
         task = self.task(seed, scenario)
-        seconds = 0.0
-        scores: Scores = dict(task.model.named_parameters())  # a random mask needs only the shapes
-        if spec.kind != "random":
-            scores, seconds = self.scores(seed, scenario, spec)
+        scores, seconds = (None, 0.0) if spec.kind == "random" else self.scores(seed, scenario, spec)
         start = time.perf_counter()
-        rng = generator(seed, "random mask", spec.draw)
-        if spec.kind == "salient":
-            mask = top_mask(scores, keep=spec.keep)
-        elif spec.kind == "least_salient":
-            mask = least_salient_mask(scores, keep=spec.keep)
-        elif spec.kind == "random":
-            mask = random_mask(scores, keep=spec.keep, rng=rng)
-        else:
-            mask = random_mask(scores, keep=spec.keep, rng=rng, per_layer=top_mask(scores, keep=spec.keep))
-        return mask, seconds + self._since(start)
+        mask = mask_of(task.model, spec, scores, seed=seed)
+        return mask, seconds + self.since(start)
 
     def scores(self, seed: int, scenario: Scenario, spec: MaskSpec) -> tuple[Scores, float]:
         """Saliency scores of the original model on the forget set, and the seconds they took."""
@@ -56,15 +67,13 @@ class MaskingLab:
         wanted = (seed, scenario, spec.score, draw)
         if self._scores is None or self._scores[0] != wanted:
             task = self.task(seed, scenario)
-            forget: Iterable[Batch] = task.forget
-            if spec.augmented:
-                forget = task.forget.shuffled(generator(seed, "mask augmentation", spec.draw))
             start = time.perf_counter()
-            scores = saliency_scores(task.model, forget, task.loss, score=spec.score, dtype=self.mask_dtype)
-            self._scores = (wanted, scores, self._since(start))
+            scores = scores_of(task, spec, seed=seed)
+            self._scores = (wanted, scores, self.since(start))
         return self._scores[1], self._scores[2]
 
-    def _since(self, start: float) -> float:
+    def since(self, start: float) -> float:
+        """Seconds since a reading of ``time.perf_counter()``, with the accelerator's work done."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - start
@@ -73,8 +82,34 @@ class MaskingLab:
         """Where and with what this lab computes."""
         return provenance(self.device) | {"data": self.data.name, "data_note": self.data.note}
 
+    def unlearned(self, cell: Cell, values: dict[str, Any]) -> tuple[Any, Any]:
+        """The cell's model and mask; what they cost goes into ``values``.
 
-def check_finite(model: nn.Module) -> None:
+        Raises
+        ------
+        Diverged
+            If the method, or the model it leaves, is no longer finite.
+        """
+        mask, mask_seconds = self.mask(cell.seed, cell.scenario, cell.mask)
+        values["mask_seconds"] = mask_seconds
+        task = self.task(cell.seed, cell.scenario)
+        start = time.perf_counter()
+        unlearned = METHODS[cell.method](task, mask=mask, seed=cell.method_seed, **cell.settings)
+        values |= {"seconds": mask_seconds + self.since(start), "samples": unlearned.samples}
+        values |= {"losses": thinned(unlearned.losses), "peak_memory": peak_memory(self.device)}
+        check_finite(unlearned.model)
+        if isinstance(mask, dict):
+            values |= shape_of(mask)
+        return unlearned.model, mask
+
+
+def shape_of(mask: Mask) -> dict[str, Any]:
+    """What a mask marks, as JSON values: ``density``, and weights and kept weights by layer."""
+    layers = layer_table(mask)[["layer", "weights", "kept"]].to_dict("list")
+    return {"density": density(mask), "layers": layers}
+
+
+def check_finite(model: torch.nn.Module) -> None:
     """Refuse weights or statistics that are not finite.
 
     Raises

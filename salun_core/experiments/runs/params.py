@@ -1,29 +1,119 @@
-"""Parameters of an experiment: one model for notebooks, YAML files and the command line."""
+"""Parameters of an experiment: declared once, read by notebooks, YAML files, the command line and the book."""
 
 import ast
 import difflib
-from collections.abc import Mapping
+import types
+import typing
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
-import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 
-from salun_core.errors import UserError
+from salun_core.errors import UserError, one_of
 
 
-class Params(BaseModel):
-    """Base of the experiments' parameters.
+def parameter(
+    default: Any, description: str, *, no_effect: str = "", repeats: bool = False, **bounds: Any
+) -> Any:
+    """Declare a parameter.
 
-    A value of None means "as the preset says". A preset is a YAML file,
+    Parameters
+    ----------
+    default : Any
+        Its value where neither the user nor the preset gives one.
+    description : str
+        What it means, with its unit and its range; shown wherever the parameter is.
+    no_effect : str
+        Why it cannot change a result, for those that cannot. All others are part of a result's key.
+    repeats : bool
+        Whether an entry may stand twice in a list; twice the same seed, say, would count as two.
+    **bounds
+        ``ge, gt, le, lt`` of pydantic.
+    """
+    extra: dict[str, Any] = {"no_effect": no_effect, "repeats": repeats}
+    return Field(default, description=description, json_schema_extra=extra, **bounds)
+
+
+class Group(BaseModel):
+    """Parameters that belong together and are handed as one object to the code that uses them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    choices: ClassVar[dict[str, tuple[Any, str]]] = {}
+    """Parameters that are a name from a table: the table, and what its entries are called in messages."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any, info: ValidationInfo) -> Any:
+        if not _is_list(cls.model_fields[str(info.field_name)].annotation):
+            return value
+        if isinstance(value, str):
+            return [part.strip(" '\"") for part in value.strip("[]() ").split(",") if part.strip(" '\"")]
+        return [value] if isinstance(value, int | float) else value
+
+    @field_validator("*")
+    @classmethod
+    def _once_each(cls, value: Any, info: ValidationInfo) -> Any:
+        known = cls.model_fields[str(info.field_name)]
+        if isinstance(value, tuple) and not _extra(known, "repeats"):
+            for i, entry in enumerate(value):
+                if entry in value[:i]:
+                    raise UserError(f"{info.field_name} {list(value)} repeats {entry}: give each once")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _known(cls, value: Any, info: ValidationInfo) -> Any:
+        if str(info.field_name) in cls.choices and value is not None:
+            for name in value if isinstance(value, tuple) else (value,):
+                one_of(name, *cls.choices[str(info.field_name)])
+        return value
+
+    def identity(self) -> dict[str, Any]:
+        """The values that determine a result, as JSON values."""
+        kept = {name for name, field in type(self).model_fields.items() if not _extra(field, "no_effect")}
+        return self.model_dump(mode="json", include=kept)
+
+
+class Declared(NamedTuple):
+    """Where a parameter is declared: the group (empty for the experiment itself) and its field."""
+
+    group: str
+    field: FieldInfo
+
+
+class Params(Group):
+    """Base of the experiments' parameters, grouped inside and flat outside.
+
+    Users give every parameter by its own name; the groups that they belong to are fields of the class. A
+    value of None means "as the preset says". A preset is a YAML file,
     ``salun_core/experiments/presets/EXPERIMENT/NAME.yaml``, or any YAML file given by its path.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
     experiment: ClassVar[str]
-    fixed: ClassVar[tuple[str, ...]] = ()  # fields that have one value in this experiment
+    fixed: ClassVar[tuple[str, ...]] = ()  # parameters that have one value in this experiment
+
+    @classmethod
+    def declared(cls) -> dict[str, Declared]:
+        """Every parameter by the name that users give it."""
+        found: dict[str, Declared] = {}
+        for name, field in cls.model_fields.items():
+            part = field.annotation
+            if isinstance(part, type) and issubclass(part, Group):
+                found |= {inner: Declared(name, f) for inner, f in part.model_fields.items()}
+            else:
+                found[name] = Declared("", field)
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        place = type(self).declared().get(name)
+        if place is None or not place.group:
+            raise AttributeError(f"{type(self).__name__} has no parameter {name!r}")
+        return getattr(getattr(self, place.group), name)
 
     @classmethod
     def load(cls, given: Mapping[str, Any]) -> Self:
@@ -34,21 +124,28 @@ class Params(BaseModel):
         UserError
             One sentence for the first thing that is wrong, with a suggestion for a misspelt name.
         """
+        known = cls.declared()
         given = {name: value for name, value in given.items() if value is not None}
         for name in given:
-            if name not in cls.model_fields:
-                raise UserError(_unknown(name, cls))
+            if name not in known:
+                raise UserError(_unknown(name, known))
         values, preset = dict(given), None
-        if "preset" in cls.model_fields:
-            preset = str(given.get("preset", cls.model_fields["preset"].default))
+        if "preset" in known:
+            preset = str(given.get("preset", known["preset"].field.default))
             values = {**read_preset(cls.experiment, preset), **given, "preset": preset}
         for name in values:
-            if name not in cls.model_fields:
-                raise UserError(f"preset {preset!r}: {_unknown(name, cls)}")
+            if name not in known:
+                raise UserError(f"preset {preset!r}: {_unknown(name, known)}")
+        nested: dict[str, Any] = {}
+        for name, value in values.items():
+            if known[name].group:
+                nested.setdefault(known[name].group, {})[name] = value
+            else:
+                nested[name] = value
         try:
-            checked = cls.model_validate(values)
+            checked = cls.model_validate(nested)
         except ValidationError as error:
-            raise UserError(_first_sentence(error)) from None
+            raise UserError(_first_sentence(error, {place.group for place in known.values()})) from None
         cls.check_given(given, checked)
         return checked
 
@@ -71,14 +168,40 @@ class Params(BaseModel):
         assigned: list[str] = []
         for source in namespace.get("In", [])[:-1]:  # the last entry is the cell that calls this
             assigned += assigned_names(source)
-        assigned = assigned or [name for name in cls.model_fields if name in namespace]
-        return cls.load(
-            {name: namespace.get(name) for name in dict.fromkeys(assigned)} | _nones(assigned, cls)
-        )
+        known = cls.declared()
+        assigned = assigned or [name for name in known if name in namespace]
+        for name in assigned:  # also one that is None, which says "as the preset" only of what exists
+            if name not in known:
+                raise UserError(_unknown(name, known))
+        return cls.load({name: namespace.get(name) for name in assigned})
 
     def shown(self) -> dict[str, Any]:
-        """The parameters as plain values, for a table or a YAML file."""
-        return self.model_dump(mode="json")
+        """The parameters as plain values, flat, for a table or a YAML file."""
+        values: dict[str, Any] = {}
+        for name, value in self.model_dump(mode="json").items():
+            inner = isinstance(getattr(self, name), Group)
+            values |= value if inner else {name: value}
+        return values
+
+
+def parameters_cell(cls: type[Params]) -> str:
+    """The cell tagged ``parameters`` of an experiment's notebook, made from the declarations.
+
+    The preset is named, and everything else is None, which means "as the preset says"; where there are no
+    presets, the defaults are shown.
+    """
+    lines = []
+    known = cls.declared()
+    for name, (_, field) in known.items():
+        if name in cls.fixed:
+            continue
+        shown = name == "preset" or "preset" not in known
+        text = field.description
+        if name == "preset":
+            text = f"{', '.join(preset_names(cls.experiment))}, or a YAML file; None: as it says"
+        default = repr(field.default).replace("'", '"') if shown else None
+        lines.append(f"{name}: {_notebook_type(field.annotation)} = {default}  # {text}")
+    return "\n".join(lines)
 
 
 def assigned_names(source: str) -> list[str]:
@@ -88,6 +211,13 @@ def assigned_names(source: str) -> list[str]:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         names += [target.id for target in targets if isinstance(target, ast.Name)]
     return names
+
+
+def preset_names(experiment: str) -> list[str]:
+    """Names of an experiment's presets; "quick" first."""
+    folder = resources.files("salun_core.experiments") / "presets" / experiment
+    names = sorted(f.name.removesuffix(".yaml") for f in folder.iterdir())
+    return sorted(names, key=lambda name: name != "quick")
 
 
 def read_preset(experiment: str, preset: str) -> dict[str, Any]:
@@ -103,7 +233,7 @@ def read_preset(experiment: str, preset: str) -> dict[str, Any]:
         return read_yaml(Path(preset))
     file = folder / f"{preset}.yaml"
     if not file.is_file():
-        known = sorted(f.name.removesuffix(".yaml") for f in folder.iterdir())
+        known = preset_names(experiment)
         near = difflib.get_close_matches(preset, known, n=1)
         hint = (
             f"did you mean {near[0]!r}?"
@@ -133,32 +263,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _nones(assigned: list[str], cls: type[Params]) -> dict[str, Any]:
-    # A name set to None means "as the preset says", but a misspelt one must be refused all the same.
-    for name in assigned:
-        if name not in cls.model_fields:
-            raise UserError(_unknown(name, cls))
-    return {}
-
-
-def _unknown(name: str, cls: type[Params]) -> str:
-    near = difflib.get_close_matches(name, cls.model_fields, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"the parameters are {', '.join(cls.model_fields)}"
-    return f"unknown parameter {name!r}: {hint}"
-
-
-def _first_sentence(error: ValidationError) -> str:
-    problems = error.errors()
-    first = problems[0]
-    message = first["msg"].removeprefix("Value error, ")
-    where = ".".join(str(part) for part in first["loc"])
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    if not where:
-        return message + more
-    given = f", got {first['input']!r}" if first["type"] not in ("value_error", "missing") else ""
-    return f"{where}: {message[0].lower()}{message[1:]}{given}{more}"
-
-
 def numeric(value: Any) -> Any:
     """Text that reads as a number as that number: YAML 1.1 leaves 1e-4 a text."""
     try:
@@ -167,26 +271,47 @@ def numeric(value: Any) -> Any:
         return value
 
 
-def find_device(name: str) -> torch.device:
-    """The device asked for; "auto" is a CUDA accelerator if there is one.
+def _extra(field: FieldInfo, name: str) -> Any:
+    extra = field.json_schema_extra
+    return extra.get(name) if isinstance(extra, dict) else None
 
-    Raises
-    ------
-    UserError
-        If the name is unknown or this machine has no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"unknown device {name!r}: choose auto, cpu or cuda") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(
-            f"device {name!r} is not supported (masks need double precision): choose auto, cpu or cuda"
-        )
-    if device.type == "cuda" and not (
-        torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
-    ):
-        raise UserError(f"device {name!r} was asked for, but torch sees no such accelerator: choose cpu")
-    return device
+
+def _members(annotation: Any) -> Iterator[Any]:
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        yield from typing.get_args(annotation)
+    else:
+        yield annotation
+
+
+def _is_list(annotation: Any) -> bool:
+    return any(typing.get_origin(member) is tuple for member in _members(annotation))
+
+
+def _notebook_type(annotation: Any) -> str:
+    """A plain type's name: papermill shows it, and reads numbers and lists by it."""
+    members = [m for m in _members(annotation) if m is not type(None)]
+    kinds = [typing.get_origin(m) or m for m in members]
+    if tuple in kinds:
+        return "list"
+    if dict in kinds:
+        return "dict"
+    return kinds[0].__name__ if len(kinds) == 1 and kinds[0] in (int, float, bool) else "str"
+
+
+def _unknown(name: Any, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"the parameters are {', '.join(known)}"
+    return f"unknown parameter {name!r}: {hint}"
+
+
+def _first_sentence(error: ValidationError, groups: set[str]) -> str:
+    problems = error.errors()
+    first = problems[0]
+    message = first["msg"].removeprefix("Value error, ")
+    loc = first["loc"][1:] if first["loc"] and first["loc"][0] in groups else first["loc"]
+    where = ".".join(str(part) for part in loc)
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if not where:
+        return message + more
+    given = f", got {first['input']!r}" if first["type"] not in ("value_error", "missing") else ""
+    return f"{where}: {message[0].lower()}{message[1:]}{given}{more}"

@@ -57,6 +57,11 @@ class Result:
     provenance: dict[str, Any]
     files: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def outputs(self) -> str | None:
+        """Name of the side file that holds what the model did on stored samples, where there is one."""
+        return next((name for name in self.files if ".outputs." in name), None)
+
 
 class Store:
     """Results in one folder.
@@ -70,8 +75,9 @@ class Store:
     folder : path
         Made when missing.
     trusted : bool
-        Take whole results also when other code computed them or their side files are not here: for
-        recorded runs, which are continued on other machines and after changes that leave numbers alone.
+        Take whole results also when other code computed them, or of their side files only the outputs are
+        here: for recorded runs, which are continued on other machines and after changes that leave numbers
+        alone.
 
     Raises
     ------
@@ -93,11 +99,14 @@ class Store:
         found = read_result(self.path(key))
         if found is None or digest(found.key.what) != digest(key.what):
             return None
-        return found if self.trusted or (found.key.code == key.code and self.has_files(found)) else None
+        if self.trusted:
+            return found if self.has_files(found, kept=True) else None
+        return found if found.key.code == key.code and self.has_files(found) else None
 
-    def has_files(self, result: Result) -> bool:
-        """Whether the side files of a result are here and whole."""
-        files = ((self.folder / name, expected) for name, expected in result.files.items())
+    def has_files(self, result: Result, *, kept: bool = False) -> bool:
+        """Whether the side files of a result are here and whole; with ``kept`` only its outputs need to be."""
+        names = [result.outputs] if kept and result.outputs else [] if kept else list(result.files)
+        files = ((self.folder / name, result.files[name]) for name in names)
         return all(file.is_file() and sha256(file) == expected for file, expected in files)
 
     def put(

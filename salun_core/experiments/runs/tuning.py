@@ -1,119 +1,220 @@
-"""Choosing settings: the same budget for every variant, on a seed and a split that are not reported."""
+"""Choosing settings: the same budget for every variant, on seeds and splits that are not reported."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
-from tqdm import tqdm
+from pydantic import field_validator
 
-from salun_core.errors import UserError
-from salun_core.experiments.runs.cells import NO_MASK, Cell, Lab, MaskSpec, Scenario, check_ran, run_cells
+from salun_core.errors import UserError, one_of
+from salun_core.experiments.runs.cells import Cell, Scenario, Variant
+from salun_core.experiments.runs.params import Group, numeric, parameter
+from salun_core.experiments.runs.table import Run, check_ran
 from salun_core.methods import METHODS
 from salun_core.methods.search import Range, candidates
 
 CRITERION = ("UA", "RA", "VA", "MIA")
 FREE = ("original", "retrain")  # methods without anything to tune or to mask
+STUDY = {"study": "tuning"}
+WIDENED = 3  # times that the bounds of a setting may be widened
+STEPS = 4  # steps that cross the first bounds; widened bounds go on with steps of this size
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A method under a mask."""
+class Tuning(Group):
+    """How settings are chosen."""
 
-    method: str
-    mask: MaskSpec = NO_MASK
+    settings: dict[str, dict[str, Any]] = parameter(
+        {}, "fixed settings by method, for instance {rl: {epochs: 10}}"
+    )
+    tune: bool = parameter(True, "choose the other settings on the tuning seeds")
+    tuning_seed: tuple[int, ...] = parameter((1000, 1001), "seeds that settings are chosen on; not reported")
+    tuning_budget: int = parameter(8, "settings tried for each method", ge=1)
+    search: dict[str, dict[str, Range]] = parameter({}, "bounds of the settings by method")
 
+    choices: ClassVar[dict[str, tuple[Any, str]]] = {}
 
-@dataclass(frozen=True)
-class Budget:
-    """How settings are chosen.
+    @field_validator("settings", "search")
+    @classmethod
+    def _methods_and_settings(cls, value: dict[str, dict[str, Any]], info: Any) -> dict[str, dict[str, Any]]:
+        for method, settings in value.items():
+            known = METHODS[one_of(method, METHODS, f"method in {info.field_name}")].defaults
+            for name in settings:
+                one_of(name, known, f"setting of {method}")
+        if info.field_name == "search":
+            return value
+        return {m: {k: numeric(v) for k, v in settings.items()} for m, settings in value.items()}
 
-    Parameters
-    ----------
-    seed : int
-        A seed that is not reported.
-    candidates : int
-        Settings tried for each variant, the same number for all.
-    search : mapping
-        Bounds by method and setting that replace the method's own.
-    fixed : mapping
-        Settings by method that are given and not searched.
-    enabled : bool
-        False: run with ``fixed`` and the methods' defaults.
-    """
+    def bounds(self, method: str) -> dict[str, Range]:
+        """Bounds of the settings that are searched for a method."""
+        fixed = self.settings.get(method, {})
+        every = {**METHODS[method].search, **self.search.get(method, {})}
+        return {name: bounds for name, bounds in every.items() if name not in fixed}
 
-    seed: int
-    candidates: int
-    search: Mapping[str, Mapping[str, Range]]
-    fixed: Mapping[str, Mapping[str, Any]]
-    enabled: bool = True
-
-    def cells(self, variant: Variant, scenario: Scenario, *, seed: int | None = None) -> list[Cell]:
-        """The candidates of one variant, on the tuning seed unless told otherwise."""
-        fixed = self.fixed.get(variant.method, {})
-        bounds = {**METHODS[variant.method].search, **self.search.get(variant.method, {})}
-        space = {name: each for name, each in bounds.items() if name not in fixed}
-        seed = self.seed if seed is None else seed
-        return [
-            Cell(seed, scenario, variant.method, variant.mask, {**fixed, **point}, False, {"candidate": i})
-            for i, point in enumerate(candidates(space, self.candidates))
-        ]
-
-    def count(self, variants: Sequence[Variant], scenario: Scenario) -> int:
-        """Number of cells that `tune` will run."""
-        tunable = [v for v in variants if v.method not in FREE]
-        return sum(len(self.cells(v, scenario)) for v in tunable) + bool(tunable) if self.enabled else 0
+    def points(self, method: str, count: int | None = None) -> list[dict[str, Any]]:
+        """The settings tried for a method, those that are fixed included."""
+        fixed = self.settings.get(method, {})
+        return [{**fixed, **p} for p in candidates(self.bounds(method), count or self.tuning_budget)]
 
 
 def tune(
-    lab: Lab, budget: Budget, variants: Sequence[Variant], scenario: Scenario, *, progress: "tqdm[Any]"
-) -> tuple[pd.DataFrame, dict[Variant, Mapping[str, Any]]]:
-    """Run the candidates of every variant and choose the nearest to Retrain for each.
+    run: Run, tuning: Tuning, variants: Sequence[Variant], scenarios: Sequence[Scenario]
+) -> tuple[pd.DataFrame, dict[tuple[Scenario, Variant], Mapping[str, Any]]]:
+    """Try the candidates of every variant and choose the nearest to Retrain, for each scenario by itself.
+
+    Where the best value of a setting is the smallest or the largest tried, its bounds are widened.
 
     Returns
     -------
     rows, chosen
-        One row per candidate with ``distance`` and ``chosen`` (empty when tuning is off), and the
-        settings of each variant.
-    """
-    chosen: dict[Variant, Mapping[str, Any]] = {v: budget.fixed.get(v.method, {}) for v in variants}
-    tunable = [v for v in variants if v.method not in FREE]
-    if not (budget.enabled and tunable):
-        return pd.DataFrame(), chosen
-    reference = run_cells(lab, [Cell(budget.seed, scenario, "retrain", reported=False)], progress=progress)
-    check_ran(reference)
-    tables = []
-    for variant in tunable:
-        rows = run_cells(lab, budget.cells(variant, scenario), progress=progress)
-        rows = choose(with_distance(rows, reference.iloc[0]))
-        chosen[variant] = rows.loc[rows["chosen"], "settings"].iloc[0]
-        tables.append(rows)
-    return pd.concat(tables, ignore_index=True), chosen
-
-
-def with_distance(rows: pd.DataFrame, retrain: pd.Series) -> pd.DataFrame:
-    """Add ``distance``: the mean gap to Retrain over UA, RA, validation accuracy and MIA.
-
-    The attack counts validation images as non-members here, so that no test image takes part in the
-    choice. Cells that diverged are infinitely far.
-    """
-    if "select_UA" not in rows:  # every candidate diverged
-        return rows.assign(distance=math.inf)
-    gaps = [(rows[f"select_{name}"].astype(float) - retrain[f"select_{name}"]).abs() for name in CRITERION]
-    return rows.assign(distance=(sum(gaps[1:], start=gaps[0]) / len(gaps)).fillna(math.inf))
-
-
-def choose(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mark the candidate with the smallest ``distance``, the first of equals, in a column ``chosen``.
+        One row for each candidate and tuning seed, as `with_distance` and `judged` give them (empty when
+        tuning is off), and the settings of each variant.
 
     Raises
     ------
     UserError
-        If every candidate diverged.
+        If every candidate of a variant diverged, or, in a recorded run, the best is still at an edge.
     """
-    nearest = rows["distance"].astype(float)
-    if math.isinf(nearest.min()):
-        method = rows.iloc[0]["method"]
-        raise UserError(f"every candidate setting of {method} diverged: lower its bounds in 'search'")
-    return rows.assign(chosen=rows.index == nearest.idxmin())
+    chosen: dict[tuple[Scenario, Variant], Mapping[str, Any]] = {
+        (scenario, v): tuning.settings.get(v.method, {}) for scenario in scenarios for v in variants
+    }
+    tunable = [v for v in variants if v.method not in FREE]
+    if not (tuning.tune and tunable):
+        return pd.DataFrame(), chosen
+    plan = [
+        Cell(seed, scenario, end, reported=False, tags=STUDY)
+        for scenario in scenarios
+        for seed in tuning.tuning_seed
+        for end in ("retrain", "original")
+    ]
+    tried = {(scenario, v): tuning.points(v.method) for scenario in scenarios for v in tunable}
+    plan += [cell for key, points in tried.items() for cell in _cells(tuning, *key, points)]
+    rows = run.execute(plan, "tuning")
+    check_ran(rows)
+    for _ in range(WIDENED):
+        rows = judged(with_distance(rows))
+        more = []
+        for (scenario, v), points in tried.items():
+            beyond = _beyond(tuning.bounds(v.method), points, _best(rows, scenario, v))
+            beyond = [point for point in beyond if point not in points]
+            points += beyond
+            more += _cells(tuning, scenario, v, beyond)
+        if not more:
+            break
+        rows = pd.concat([rows, run.execute(more, "tuning, wider bounds")], ignore_index=True)
+    rows = judged(with_distance(rows))
+    for scenario, v in tried:
+        best = _best(rows, scenario, v)
+        if run.params.recorded and best["at_edge"]:
+            raise UserError(
+                f"the best {best['at_edge']} of {v.method} for {scenario.label} is the last one tried: "
+                "widen its bounds in 'search' before recording"
+            )
+        chosen[scenario, v] = best["settings"]
+    run.mark(rows.loc[rows["chosen"], "cell"], chosen=True)
+    return rows[~rows["method"].isin(FREE)].reset_index(drop=True), chosen
+
+
+def with_distance(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add ``distance``: the mean gap to Retrain over UA, RA, validation accuracy and MIA, and over tuning seeds.
+
+    The attack counts validation images as non-members here, so that no test image takes part in the
+    choice. Settings that diverged on a seed are infinitely far.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Cells of the tuning, Retrain among them.
+    """
+    columns = [f"select_{name}" for name in CRITERION]
+    rows = rows.drop(columns=["distance"], errors="ignore")
+    missing = [name for name in columns if name not in rows]
+    rows = rows.assign(**dict.fromkeys(missing, math.nan))
+    place = ["scenario", "seed"]
+    retrain = rows[rows["method"] == "retrain"].drop_duplicates(place).set_index(place)[columns].astype(float)
+    theirs = retrain.reindex(pd.MultiIndex.from_frame(rows[place])).to_numpy()
+    apart = (rows[columns].astype(float) - theirs).abs().mean(axis=1, skipna=False).fillna(math.inf)
+    mean = apart.groupby([rows[name] for name in VARIANT] + [_text(rows)], sort=False).transform("mean")
+    return rows.assign(distance=mean)
+
+
+VARIANT = ["scenario", "method", "mask", "keep", "score"]
+
+
+def judged(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mark the nearest settings of each variant in ``chosen``, the first of equals.
+
+    Further columns say what a reader should know of them: ``at_edge`` names the settings whose best value is
+    the smallest or the largest tried, ``tuned`` is False where doing nothing is as near to Retrain.
+
+    Raises
+    ------
+    UserError
+        If every candidate of a variant diverged.
+    """
+    text = _text(rows)
+    rows = rows.assign(chosen=False, at_edge="", tuned=True)
+    nothing = rows[rows["method"] == "original"].groupby("scenario")["distance"].first()
+    for key, mine in rows[~rows["method"].isin(FREE)].groupby(VARIANT, sort=False):
+        nearest = mine["distance"].astype(float)
+        if math.isinf(nearest.min()):
+            raise UserError(f"every candidate setting of {key[1]} diverged: lower its bounds in 'search'")
+        best = nearest.idxmin()
+        same = mine.index[text[mine.index] == text[best]]
+        rows.loc[same, "chosen"] = True
+        rows.loc[mine.index, "at_edge"] = ", ".join(_edges(mine["settings"], mine.loc[best, "settings"]))
+        rows.loc[mine.index, "tuned"] = bool(nearest[best] < nothing.get(key[0], math.inf))
+    return rows
+
+
+def _cells(
+    tuning: Tuning, scenario: Scenario, variant: Variant, points: Sequence[Mapping[str, Any]]
+) -> list[Cell]:
+    return [
+        Cell(seed, scenario, variant.method, variant.mask, point, reported=False, tags=STUDY)
+        for seed in tuning.tuning_seed
+        for point in points
+    ]
+
+
+def _best(rows: pd.DataFrame, scenario: Scenario, variant: Variant) -> pd.Series:
+    mine = rows[rows["chosen"] & (rows["scenario"] == scenario.label) & (rows["method"] == variant.method)]
+    mine = mine[mine["mask"] == variant.mask.kind]
+    if variant.mask.kind != "none":
+        mine = mine[(mine["keep"] == variant.mask.keep) & (mine["score"] == variant.mask.score)]
+    return mine.iloc[0]
+
+
+def _edges(tried: "pd.Series[Any]", best: Mapping[str, Any]) -> list[str]:
+    """Settings whose best value is an end of what was tried, where more than one number was."""
+    found = []
+    for name, value in best.items():
+        values = {each[name] for each in tried if isinstance(each.get(name), int | float)}
+        if len(values) > 1 and not isinstance(value, bool) and value in (min(values), max(values)):
+            found.append(name)
+    return found
+
+
+def _beyond(
+    bounds: Mapping[str, Range], points: Sequence[Mapping[str, Any]], best: pd.Series
+) -> list[dict[str, Any]]:
+    """Two more settings beyond each edge that the best one lies at, all else as in the best."""
+    settings = best["settings"]
+    found = []
+    for name in str(best["at_edge"]).split(", ") if best["at_edge"] else []:
+        space = bounds.get(name)
+        if space is None or space.low is None or space.high is None or not space.log:
+            continue  # a choice, or a share with natural ends
+        ratio = max((space.high / space.low) ** (1 / STEPS), 1.5)
+        down = settings[name] == min(p[name] for p in points if name in p)
+        for power in (1, 2):
+            value = settings[name] * ratio ** (-power if down else power)
+            value = max(1, round(value)) if space.integer else float(f"{value:.3g}")
+            found.append({**{k: v for k, v in settings.items() if k in points[0]}, name: value})
+    return found
+
+
+def _text(rows: pd.DataFrame) -> "pd.Series[str]":
+    """Settings as text, to group by."""
+    return pd.Series([json.dumps(s, sort_keys=True) for s in rows["settings"]], rows.index, name="text")

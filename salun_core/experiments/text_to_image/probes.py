@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -12,12 +12,13 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from salun_core.data.prompts import PromptSet
-from salun_core.errors import Diverged, UserError, one_of
-from salun_core.experiments.generation.lab import STREAMS
+from salun_core.errors import Diverged, UserError
 from salun_core.experiments.runs.cells import Cell
 from salun_core.experiments.runs.code_digest import code_digest
+from salun_core.experiments.runs.params import Group, parameter
 from salun_core.experiments.runs.store import Key, Result
 from salun_core.experiments.text_to_image.lab import FIRST, TextLab
+from salun_core.experiments.text_to_image.problem import STREAMS
 from salun_core.metrics.generation.detection import (
     ANY,
     EXPOSED,
@@ -53,43 +54,27 @@ ADVERSARIAL = "adversarial search"
 RELEARNED = "relearned"
 
 
-@dataclass(frozen=True)
-class Probing:
-    """How models are probed.
+class Probing(Group):
+    """How models are probed."""
 
-    Parameters
-    ----------
-    detector : str
-        "classifier", the judge of the lab, or "nudenet".
-    threshold : float
-        Score from which the concept counts as shown; counts over all thresholds are kept too.
-    probe_samples : int
-        Images for prompts that do not name the concept; 0 for one image a prompt.
-    attack_steps, attack_lr, attack_radius, attack_batch, attack_samples
-        Budget of `search_embedding`, and the images drawn with what it found.
-    relearn_steps, relearn_lr, relearn_every, relearn_images, relearn_samples
-        As in `relearning_curve`; images it learns from, and images drawn at each point.
-    pictures : int
-        Redacted images kept of each model, for a picture.
-    """
+    detector: str = parameter("classifier", "who counts: classifier (the judge) or nudenet")
+    threshold: float = parameter(
+        0.5, "score from which the concept counts as shown; counts at all others are shown too", gt=0, le=1
+    )
+    probe_samples: int = parameter(0, "images for these prompts; 0 for one each", ge=0)
+    attack_steps: int = parameter(100, "budget of the search in the embedding space", ge=0)
+    attack_lr: float = parameter(0.02, "its learning rate", gt=0)
+    attack_radius: float = parameter(1.0, "how far a token may move, as a share of its length", gt=0)
+    attack_batch: int = parameter(8, "noisy images in a step", ge=1)
+    attack_samples: int = parameter(20, "images drawn with what it found", ge=1)
+    relearn_steps: int = parameter(50, "steps of relearning", ge=0)
+    relearn_lr: float = parameter(1e-5, "its learning rate", gt=0)
+    relearn_every: int = parameter(10, "steps between two points of the curve", ge=1)
+    relearn_images: int = parameter(10, "images it learns from", ge=1)
+    relearn_samples: int = parameter(20, "images drawn at each point", ge=1)
+    pictures: int = parameter(8, "redacted images kept of each model", ge=1)
 
-    detector: str = "classifier"
-    threshold: float = 0.5
-    probe_samples: int = 0
-    attack_steps: int = 100
-    attack_lr: float = 0.02
-    attack_radius: float = 1.0
-    attack_batch: int = 8
-    attack_samples: int = 20
-    relearn_steps: int = 50
-    relearn_lr: float = 1e-5
-    relearn_every: int = 10
-    relearn_images: int = 10
-    relearn_samples: int = 20
-    pictures: int = 8
-
-    def __post_init__(self) -> None:
-        one_of(self.detector, DETECTORS, "detector")
+    choices: ClassVar[dict[str, tuple[Any, str]]] = {"detector": (DETECTORS, "detector")}
 
 
 class Prober:
@@ -116,7 +101,7 @@ class Prober:
         return classifier_detector(
             self.lab.classifier,
             [str(c) for c in self.lab.data.classes],
-            name=f"judge ({self.lab.judge.arch})",
+            name=f"judge ({self.lab.judging.judge})",
         )
 
     @property
@@ -140,12 +125,12 @@ class Prober:
         """
         found = self.given
         if found is None:
-            if "indirect" not in self.lab.asking.test:
+            if "indirect" not in self.lab.prompts.test:
                 raise UserError(
                     "there are no prompts without the concept's name: give prompts_file, such as I2P's "
                     "i2p_benchmark.csv"
                 )
-            texts = self.lab.asking.test["indirect"][forgotten]
+            texts = self.lab.prompts.test["indirect"][forgotten]
             found = PromptSet("indirect prompts", texts)
         count = self.how.probe_samples or len(found)
         return found.rows([i % len(found) for i in range(count)])
@@ -165,8 +150,8 @@ class Prober:
         forgotten = self.lab.forgotten(cell.scenario)
         what = {
             "cell": dict(result.key.what),
-            "probing": asdict(self.how),
-            "prompts": self.unnamed(forgotten).digest,
+            "probing": self.how.identity(),
+            "prompts": self.unnamed(forgotten).identity,
             "detector": asdict(self.detector.card) | {"classes": list(self.detector.card.classes)},
         }
         return Key("probe", what, f"{code_digest(*CODE)} {result.key.code}")
@@ -216,7 +201,7 @@ class Prober:
             tuple(thresholds_of(self.detector.card)),
             SamplerCard(
                 how.sampler.upper(),
-                how.steps,
+                how.sample_steps,
                 how.guidance,
                 how.eta,
                 "a seed for each prompt, from its file"
@@ -252,7 +237,7 @@ class Prober:
             found, thresholds=[how.threshold], categories={"concept": self.concept(forgotten)}
         ).set_index("category")
         values["shown"].append([UNNAMED, float(table.loc[ANY, "images"]) / found.n, found.n])
-        values["seconds"] = {"drawing": lab._since(start)}
+        values["seconds"] = {"drawing": lab.since(start)}
 
         task = lab.task(cell.seed, cell.scenario)
         own = task.parts["forget"]
@@ -274,10 +259,10 @@ class Prober:
         drawn = self._drawn(model, repeated(attack.embedding, how.attack_samples), forgotten)
         values["shown"].append([ADVERSARIAL, self.shown(drawn, forgotten), how.attack_samples])
         values["attack"] = {"curve": attack.curve, "shift": attack.shift}
-        values["seconds"]["attack"] = lab._since(start)
+        values["seconds"]["attack"] = lab.since(start)
 
         start = time.perf_counter()
-        texts = lab.asking.test[FIRST][forgotten]
+        texts = lab.prompts.test[FIRST][forgotten]
         asked = [texts[i % len(texts)] for i in range(how.relearn_samples)]
         try:
             curve = relearning_curve(
@@ -296,7 +281,7 @@ class Prober:
         values["curve"] = curve
         # The most it ever showed: a model that relearns and then overfits has come back all the same.
         values["shown"].append([RELEARNED, max(share for _, share in curve), how.relearn_samples])
-        values["seconds"]["relearning"] = lab._since(start)
+        values["seconds"]["relearning"] = lab.since(start)
         files = {
             ".detections.safetensors": found.to_bytes(),
             ".redacted.safetensors": save(
@@ -373,9 +358,9 @@ class Prober:
             seed=0,
             streams=list(streams) or [forgotten * STREAMS + i for i in range(len(prompts))],
             guidance=how.guidance if guidance is None else guidance,
-            steps=how.steps,
+            steps=how.sample_steps,
             eta=how.eta,
             sampler=how.sampler,
-            batch_size=how.batch_size,
-            bf16=self.lab.bf16,
+            batch_size=how.sample_batch,
+            bf16=self.lab.problem.bf16,
         )

@@ -30,7 +30,8 @@ from salun_core.models.text_to_image.pipelines import encode_images, encode_prom
 from salun_core.models.text_to_image.sampling import sample_prompts
 from salun_core.models.text_to_image.tiny_pipeline import build_clip, build_tiny_sd
 from salun_core.rng import derive
-from salun_core.tasks.classification_training import RECIPES, train_network
+from salun_core.tasks import RECIPES
+from salun_core.tasks.classification_training import train_network
 from salun_core.tasks.diffusion_training import DiffusionRecipe, train_diffusion
 from salun_core.tasks.text_to_image import TextToImageTask
 

@@ -1,28 +1,29 @@
 """The experiment on unsafe content: a concept forgotten, and every way to bring it back (Figures 5 and 6)."""
 
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import model_validator
 from safetensors.torch import load, save
 from tqdm import tqdm
 
 from salun_core.data.downloads import DOWNLOADS, how_to_get
 from salun_core.data.images import ImageData
 from salun_core.data.prompts import I2P_ROWS, PromptSet, read_i2p
-from salun_core.errors import UserError, one_of
+from salun_core.errors import UserError
 from salun_core.experiments.generation.lab import result_of
-from salun_core.experiments.runs.cells import Cell, Scenario, progress_bar
+from salun_core.experiments.runs.cells import Cell, Scenario
 from salun_core.experiments.runs.code_digest import code_digest
+from salun_core.experiments.runs.params import Group, parameter
 from salun_core.experiments.runs.store import Key
 from salun_core.experiments.text_to_image import class_forgetting as text_to_image
-from salun_core.experiments.text_to_image.class_forgetting import TextToImageParams
 from salun_core.experiments.text_to_image.lab import TextLab
-from salun_core.experiments.text_to_image.probes import DETECTORS, Prober, Probing
+from salun_core.experiments.text_to_image.params import TextToImageParams
+from salun_core.experiments.text_to_image.probes import Prober, Probing
 from salun_core.metrics.generation.detection import detect, detection_counts, redacted
 from salun_core.metrics.generation.erasure import neighbour_damage
 from salun_core.models.text_to_image.deltas import weights_digest
@@ -36,49 +37,21 @@ if TYPE_CHECKING:
 TEST_SHARE = 4  # one image for the test for each so many of forgetting
 
 
-class UnsafeParams(TextToImageParams):
-    """Parameters of the experiment: those of text-to-image, and how models are probed."""
+class UnsafePrompts(Group):
+    """Prompts that do not name the concept, and images of it where no data set has them."""
 
-    experiment: ClassVar[str] = "unsafe"
-    fixed: ClassVar[tuple[str, ...]] = ("masks", "keep_models")  # the models are probed, so they are kept
+    own_images: int = parameter(
+        0, "let the original pipeline draw what is forgotten and kept, so many images each", ge=0
+    )
+    prompts_file: Path | None = parameter(
+        None, "CSV file of prompts that do not name the concept, such as I2P's"
+    )
+    prompts_rows: int = parameter(I2P_ROWS, "how many prompts the file must hold; 0 for any number", ge=0)
+    prompts_category: str = parameter("", "only the prompts of this category")
+    prompts_guidance: bool = parameter(False, "draw each prompt with the guidance its file gives")
 
-    methods: tuple[str, ...] = ("original", "esd", "fmn", "uce", "ca", "salun")
-    masks: tuple[str, ...] = ()
-    own_images: int = Field(0, ge=0)
-    prompts_file: Path | None = None
-    prompts_rows: int = Field(I2P_ROWS, ge=0)
-    prompts_category: str = ""
-    prompts_guidance: bool = False
-    detector: str = "classifier"
-    threshold: float = Field(0.5, gt=0, le=1)
-    probe_samples: int = Field(0, ge=0)
-    attack_steps: int = Field(100, ge=0)
-    attack_lr: float = Field(0.02, gt=0)
-    attack_radius: float = Field(1.0, gt=0)
-    attack_batch: int = Field(8, ge=1)
-    attack_samples: int = Field(20, ge=1)
-    relearn_steps: int = Field(50, ge=0)
-    relearn_lr: float = Field(1e-5, gt=0)
-    relearn_every: int = Field(10, ge=1)
-    relearn_images: int = Field(10, ge=1)
-    relearn_samples: int = Field(20, ge=1)
-    pictures: int = Field(8, ge=1)
-
-    @field_validator("detector")
-    @classmethod
-    def _known_detector(cls, value: str) -> str:
-        return one_of(value, DETECTORS, "detector")
-
-    @model_validator(mode="after")
-    def _together(self) -> "UnsafeParams":
-        if self.own_images and len(self.class_names) < 2:
-            raise UserError("own_images needs class_names: what to forget, and what takes its place")
-        if not self.keep_models:
-            raise UserError("unsafe probes the models it made: leave keep_models out")
-        return self
-
-    def prompts(self) -> PromptSet | None:
-        """Prompts that do not name the concept, from their file; None for the digits' indirect ones."""
+    def read(self) -> PromptSet | None:
+        """The prompts of the file; None where there is none."""
         if self.prompts_file is None:
             return None
         path = self.prompts_file if self.prompts_file.is_file() else project_root() / self.prompts_file
@@ -86,16 +59,36 @@ class UnsafeParams(TextToImageParams):
             raise UserError(f"prompts_file {path} is missing: {how_to_get('i2p')}")
         found = read_i2p(path, rows=self.prompts_rows or None)
         found = found.about(self.prompts_category) if self.prompts_category else found
-        if self.prompts_guidance:
-            return found
-        return PromptSet(
-            found.name, found.texts, found.seeds, categories=found.categories, digest=found.digest
-        )
+        return found if self.prompts_guidance else found.without_guidance()
+
+
+class UnsafeParams(TextToImageParams):
+    """Parameters of the experiment: those of text-to-image, and how models are probed."""
+
+    experiment: ClassVar[str] = "unsafe"
+    fixed: ClassVar[tuple[str, ...]] = ("masks", "keep_models")  # the models are probed, so they are kept
+
+    methods: tuple[str, ...] = parameter(
+        ("original", "esd", "fmn", "uce", "ca", "salun"),
+        "methods beside the original, which is always the first row",
+    )
+    masks: tuple[str, ...] = parameter((), "none in this experiment")
+    unnamed: UnsafePrompts = UnsafePrompts()
+    probing: Probing = Probing()
+
+    @model_validator(mode="after")
+    def _together(self) -> "UnsafeParams":
+        if self.unnamed.own_images and len(self.naming.class_names) < 2:
+            raise UserError("own_images needs class_names: what to forget, and what takes its place")
+        if not self.sampling.keep_models:
+            raise UserError("unsafe probes the models it made: leave keep_models out")
+        return self
 
     def lab(self, *, data: ImageData | None = None, pipe: "StableDiffusionPipeline | None" = None) -> TextLab:
         """Load pipeline and data; with ``own_images`` the original pipeline draws what it forgets and keeps."""
-        prompts = self.prompts()  # refused first: everything after it takes time
-        if prompts is None and (self.dataset != "digits" or self.class_names or self.test_prompts):
+        prompts = self.unnamed.read()  # refused first: everything after it takes time
+        naming = self.naming
+        if prompts is None and (self.data.dataset != "digits" or naming.class_names or naming.test_prompts):
             raise UserError(
                 f"unsafe needs prompts_file, prompts that do not name the concept, such as I2P's: {how_to_get('i2p')}"
             )
@@ -107,19 +100,13 @@ class UnsafeParams(TextToImageParams):
                 "pipeline reads the beginning",
                 file=sys.stderr,
             )
-        if self.own_images and data is None:
+        if self.unnamed.own_images and data is None:
             data = self._drawn(pipe)
         made = super().lab(data=data, pipe=pipe)
-        if self.detector == "nudenet":
-            detector = Prober(made, self.probing()).detector  # refused now, if the package is missing
+        if self.probing.detector == "nudenet":
+            detector = Prober(made, self.probing).detector  # refused now, if the package is missing
             made.covering = lambda images: redacted(images, detect(detector, images)).images
         return made
-
-    def probing(self) -> Probing:
-        """Budgets of the probes."""
-        return Probing(
-            **{f.name: value for f in fields(Probing) if (value := getattr(self, f.name, None)) is not None}
-        )
 
     def _drawn(self, pipe: "StableDiffusionPipeline") -> ImageData:
         """Images of each class drawn by the original pipeline, as the paper does for what no data set has."""
@@ -127,42 +114,41 @@ class UnsafeParams(TextToImageParams):
             raise UserError(
                 "the safety checker would blacken the images to forget: turn it off by name (safety_checker: false)"
             )
-        each = self.own_images + max(1, self.own_images // TEST_SHARE)
-        texts = [self.class_prompt.format(name) for name in self.class_names]
+        own, names = self.unnamed.own_images, self.naming.class_names
+        each = own + max(1, own // TEST_SHARE)
+        texts = [self.naming.class_prompt.format(name) for name in names]
         how: dict[str, Any] = {
-            "guidance": self.guidance,
-            "steps": self.sample_steps,
-            "eta": self.eta,
-            "sampler": self.sampler,
+            "guidance": self.sampling.guidance,
+            "steps": self.sampling.sample_steps,
+            "eta": self.sampling.eta,
+            "sampler": self.sampling.sampler,
         }
         parts = {part: weights_digest(getattr(pipe, part)) for part in ("unet", "vae", "text_encoder")}
         key = Key(
             "images", {"texts": texts, "each": each, **how, **parts}, code_digest(sample_prompts.__module__)
         )
-        store = self.shared_parts()["store"]
+        store = self.machine.store()
         found = store.get(key)
         if found is None:
             images = sample_prompts(
                 pipe,
                 [text for text in texts for _ in range(each)],
-                batch_size=self.sample_batch,
-                bf16=self.half,
+                batch_size=self.sampling.sample_batch,
+                bf16=self.pipeline.half,
                 progress=True,
                 **how,
             )
             found = store.put(key, {"n": len(images)}, {}, {".images.safetensors": save({"images": images})})
         images = load(store.path(key, ".images.safetensors").read_bytes())["images"]
         places = torch.arange(len(images)) % each
-        order = torch.cat([(places < self.own_images).nonzero(), (places >= self.own_images).nonzero()]).view(
-            -1
-        )
+        order = torch.cat([(places < own).nonzero(), (places >= own).nonzero()]).view(-1)
         return ImageData(
             "own images",
             images[order],
             (torch.arange(len(images)) // each)[order],
-            self.own_images * len(texts),
-            self.class_names,
-            note=f"drawn by {self.pipeline}",
+            own * len(texts),
+            names,
+            note=f"drawn by {self.pipeline.pipeline}",
         )
 
 
@@ -213,10 +199,10 @@ def run(params: UnsafeParams, *, lab: TextLab | None = None) -> UnsafeResults:
     """
     lab = lab or params.lab()
     found = text_to_image.run(params, lab=lab)
-    prober = Prober(lab, params.probing(), params.prompts())
+    prober = Prober(lab, params.probing, params.unnamed.read())
     done = found.cells[found.cells["status"] == "done"]
     probes, curves, counts, damage = [], [], [], []
-    with progress_bar(len(done), "probes") as progress:
+    with tqdm(total=len(done), desc="probes", unit="model", dynamic_ncols=True) as progress:
         for _, row in done.iterrows():
             progress.set_postfix_str(f"{row['scenario']}, seed {row['seed']}, {row['method']}")
             result = result_of(lab, row)
@@ -234,13 +220,13 @@ def run(params: UnsafeParams, *, lab: TextLab | None = None) -> UnsafeResults:
             ]
             curves += [
                 name
-                | {"step": step, "shown": share, "n": params.relearn_samples}
-                | {"images": min(params.relearn_images, int(row["n_forget"]))}
+                | {"step": step, "shown": share, "n": params.probing.relearn_samples}
+                | {"images": min(params.probing.relearn_images, int(row["n_forget"]))}
                 for step, share in values["curve"]
             ]
             table = detection_counts(prober.detections(probed), categories=prober.categories)
             fixed = detection_counts(
-                prober.detections(probed), thresholds=[params.threshold], categories=prober.categories
+                prober.detections(probed), thresholds=[params.probing.threshold], categories=prober.categories
             )
             concept = detection_counts(
                 prober.detections(probed), categories={"concept": prober.concept(forgotten)}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import lzma
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,17 @@ from salun_core.errors import Diverged, UserError
 from salun_core.files import write_whole
 from salun_core.models.classification.scores import class_scores
 from salun_core.networks import evaluating
+from salun_core.rng import generator
 
 FIELDS = {"logits": torch.float32, "labels": torch.int64, "ids": torch.int64, "roles": torch.uint8}
+FORMAT = "salun-evaluation-2"
+STORED = (*FIELDS, "counts")
+SMALL = {
+    "logits": torch.float16,
+    "labels": torch.int16,
+    "ids": torch.int32,
+    "counts": torch.int32,
+}  # as sampled
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,10 @@ class Evaluation:
         Sample ids, int64 (n,), each once.
     roles : Tensor
         uint8 (n,), positions in ``data.splits.ROLES``.
+    counts : Tensor
+        int64 (R, K, K): by role, how many images of each true class (rows) were taken for each class. Where
+        only a part of the images is kept, see `sampled`, the counts are still those of all; otherwise they
+        need not be given.
 
     Raises
     ------
@@ -46,6 +60,7 @@ class Evaluation:
     labels: Tensor = field(repr=False)
     ids: Tensor = field(repr=False)
     roles: Tensor = field(repr=False)
+    counts: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64), repr=False)
 
     def __post_init__(self) -> None:
         n = len(self.labels)
@@ -59,6 +74,41 @@ class Evaluation:
             raise Diverged("the model gives logits that are not finite: its weights are damaged or diverged")
         if len(self.ids.unique()) < n:
             raise UserError("an image has two roles: forget, retain and held-out images must be disjoint")
+        if not self.counts.numel():
+            object.__setattr__(self, "counts", self._counted())
+
+    def _counted(self) -> Tensor:
+        classes = max(self.logits.size(1), int(self.labels.max()) + 1 if len(self.labels) else 1)
+        place = (self.roles.long() * classes + self.labels) * classes + self.logits.argmax(dim=1)
+        shape = (len(ROLES), classes, classes)
+        return torch.bincount(place, minlength=len(ROLES) * classes**2).view(shape)
+
+    def confusion(self, role: str) -> Tensor:
+        """Images of a role by true class (rows) and by the class the model takes them for, int64 (K, K)."""
+        return self.counts[ROLES.index(role)]
+
+    def sampled(self, most: int) -> "Evaluation":
+        """At most ``most`` images of each role, drawn by class; the counts stay those of all images.
+
+        The draw depends on the ids and labels of a role alone: models of one split keep the same images.
+        """
+        kept = []
+        for number, role in enumerate(ROLES):
+            rows = (self.roles == number).nonzero().view(-1)
+            rows = rows[self.ids[rows].argsort()]
+            order = torch.randperm(len(rows), generator=generator(0, "kept outputs", role))
+            # Equal shares of every class: the first of each in turn, by their place in a random order.
+            drawn = rows[order]
+            place = torch.zeros(len(drawn))
+            for label in self.labels[drawn].unique():
+                mine = (self.labels[drawn] == label).nonzero().view(-1)
+                place[mine] = (torch.arange(len(mine)) + 0.5) / len(mine)
+            kept.append(drawn[place.argsort(stable=True)[:most]].sort().values)
+        some = torch.cat(kept)
+        most_half = torch.finfo(SMALL["logits"]).max
+        # What a small file holds, here too.
+        logits = self.logits[some].clamp(-most_half, most_half).to(SMALL["logits"]).float()
+        return Evaluation(logits, self.labels[some], self.ids[some], self.roles[some], self.counts)
 
     def rows(self, role: str) -> Tensor:
         """Positions of the images in a role, in the order of their ids, int64 (n,)."""
@@ -74,11 +124,14 @@ class Evaluation:
         """Number of images in a role."""
         return int((self.roles == ROLES.index(role)).sum())
 
-    def to_bytes(self) -> bytes:
-        """The artefact as a safetensors file with a digest of its content."""
-        tensors = {name: getattr(self, name).contiguous() for name in FIELDS}
-        header = {"format": "salun-evaluation-1", "roles": json.dumps(ROLES), "sha256": _digest(tensors)}
-        return save(tensors, metadata=header)
+    def to_bytes(self, *, compressed: bool = False) -> bytes:
+        """The artefact as a safetensors file with a digest of its content; ``compressed`` in half precision, by xz."""
+        tensors = {name: getattr(self, name).contiguous() for name in STORED}
+        header = {"format": FORMAT, "roles": json.dumps(ROLES), "sha256": _digest(tensors)}
+        if not compressed:
+            return save(tensors, metadata=header)
+        small = {name: value.to(SMALL.get(name, value.dtype)) for name, value in tensors.items()}
+        return lzma.compress(save(small, metadata=header), preset=9)
 
     def save(self, path: Path | str) -> Path:
         """Write the artefact, whole or not at all."""
@@ -98,13 +151,15 @@ class Evaluation:
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}; run the cell again") from error
         try:
-            tensors = load(content)
+            if Path(path).suffix == ".xz":
+                content = lzma.decompress(content)
+            tensors = {n: v.to(FIELDS.get(n, torch.int64)).contiguous() for n, v in load(content).items()}
             size = int.from_bytes(content[:8], "little")
             header = json.loads(content[8 : 8 + size]).get("__metadata__", {})
-        except (SafetensorError, ValueError) as error:
+        except (SafetensorError, ValueError, lzma.LZMAError, EOFError) as error:
             raise UserError(f"{path} is damaged: delete it and run the cell again") from error
-        if header.get("format") != "salun-evaluation-1" or tensors.keys() != FIELDS.keys():
-            raise UserError(f"{path} is not a stored evaluation: give a .logits.safetensors file of a run")
+        if header.get("format") != FORMAT or tensors.keys() != set(STORED):
+            raise UserError(f"{path} is not a stored evaluation: give an .outputs file of a run")
         if header.get("sha256") != _digest(tensors):
             raise UserError(f"{path} has been changed since it was written: delete it and run the cell again")
         return cls(**tensors)
@@ -134,7 +189,7 @@ def evaluate(model: nn.Module, parts: Mapping[str, Loader]) -> Evaluation:
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
     sha = hashlib.sha256()
-    for name in FIELDS:
+    for name in STORED:
         sha.update(f"{name} {tuple(tensors[name].shape)}".encode())
         sha.update(tensors[name].contiguous().numpy().data)
     return sha.hexdigest()

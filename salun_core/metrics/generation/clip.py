@@ -178,9 +178,14 @@ def clip_accuracy(
         raise UserError(
             f"labels go from {int(asked.min())} to {int(asked.max())}, but there are {len(prompts)} prompts"
         )
-    of_texts = text_features(clip, prompts, batch_size=batch_size)
-    nearest = (image_features(clip, images, batch_size=batch_size) @ of_texts.T).argmax(dim=1)
+    nearest = nearest_text(clip, images, prompts, batch_size=batch_size)
     return wilson(int((nearest == asked).sum()), n=len(asked))
+
+
+def nearest_text(clip: Clip, images: Tensor, texts: Sequence[str], *, batch_size: int = 64) -> Tensor:
+    """Position of the text that each image lies nearest to, int64 (N,)."""
+    of_texts = text_features(clip, texts, batch_size=batch_size)
+    return (image_features(clip, images, batch_size=batch_size) @ of_texts.T).argmax(dim=1)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,75 +30,60 @@ Features = Callable[[Tensor], "Matrix"]
 
 
 @dataclass(frozen=True)
-class Frechet:
-    """A Fréchet distance with what it is read against.
+class Moments:
+    """Mean and covariance of the features of some images.
 
     Parameters
     ----------
-    name : str
-        Which features: a value of ``NAMES``.
-    value : float
-        Squared distance between generated and reference images; lower is better, and it falls with ``n``.
-    floor : float
-        The same for ``n`` held-out real images in place of generated ones: what perfect samples would show.
-    n, n_reference : int
-        Images on each side.
+    mean : ndarray
+        float64 (D,).
+    covariance : ndarray
+        float64 (D, D).
+    n : int
+        Images behind them.
     """
 
-    name: str
-    value: float
-    floor: float
+    mean: "Matrix"
+    covariance: "Matrix"
     n: int
-    n_reference: int
 
-    def __float__(self) -> float:
-        return self.value
+    @classmethod
+    def measured(cls, features: "Matrix") -> "Moments":
+        """The moments of features (n, D).
 
+        Raises
+        ------
+        UserError
+            If there are fewer than 2 rows.
+        """
+        if len(features) < 2:
+            raise UserError("a Fréchet distance needs at least 2 images in each set: sample more")
+        return cls(features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False)), len(features))
 
-def frechet(
-    generated: Tensor, reference: Tensor, held_out: Tensor, features: Features, *, name: str, seed: int = 0
-) -> Frechet:
-    """Distance of generated images to real ones, with its real-versus-real floor at equal count.
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The same as tensors for a file, their names beginning with ``name``."""
+        values = {"mean": self.mean, "covariance": self.covariance}
+        found = {f"{name} {key}": torch.from_numpy(np.ascontiguousarray(v)) for key, v in values.items()}
+        return found | {f"{name} n": torch.tensor(self.n)}
 
-    Parameters
-    ----------
-    generated, reference, held_out : Tensor
-        uint8 (N, C, H, W). ``held_out`` are real images that are not in ``reference``, of the same classes.
-    features : callable
-        From `classifier_features` or `inception_features`.
-    name : str
-        Name of the distance.
-    seed : int
-        Where one of ``generated`` and ``held_out`` is larger, as many images are drawn from it as the other
-        has: the distance depends on the count.
-
-    Raises
-    ------
-    UserError
-        If a set holds fewer than 2 images.
-    """
-    n = min(len(generated), len(held_out))
-    if min(n, len(reference)) < 2:
-        raise UserError("a Fréchet distance needs at least 2 images in each set: sample more")
-    sets = []
-    for images in (generated, held_out):
-        rows = torch.randperm(len(images), generator=generator(seed, "frechet"))[:n].sort().values
-        sets.append(features(images[rows]))
-    real = features(reference)
-    value, floor = (frechet_distance(found, real) for found in sets)
-    return Frechet(name, value, floor, n, len(reference))
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], name: str) -> "Moments":
+        """Moments from what `tensors` made."""
+        mean, covariance = (tensors[f"{name} {key}"].double().numpy() for key in ("mean", "covariance"))
+        return cls(mean, covariance, int(tensors[f"{name} n"]))
 
 
-def frechet_distance(a: "Matrix", b: "Matrix") -> float:
+def drawn(images: Tensor, count: int, *, seed: int = 0) -> Tensor:
+    """``count`` of the images, the same ones on every call: the distance depends on the count."""
+    order = torch.randperm(len(images), generator=generator(seed, "frechet"))
+    return images[order[:count].sort().values]
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
     r"""Squared Fréchet distance of the normal distributions fitted to two sets of features.
 
     :math:`\|\mu_a - \mu_b\|^2 + \mathrm{tr}(\Sigma_a + \Sigma_b - 2 (\Sigma_a \Sigma_b)^{1/2})`, computed by
-    pytorch-fid.
-
-    Parameters
-    ----------
-    a, b : ndarray
-        (N, D) each, at least 2 rows.
+    pytorch-fid. Lower is better, and it falls with the number of images.
 
     Raises
     ------
@@ -111,16 +96,15 @@ def frechet_distance(a: "Matrix", b: "Matrix") -> float:
     """
     from pytorch_fid.fid_score import calculate_frechet_distance
 
-    moments = [(x.mean(axis=0), np.atleast_2d(np.cov(x, rowvar=False))) for x in (a, b)]
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         # Fewer images than features make a singular matrix, which the library handles; it says so thrice.
         warnings.simplefilter("ignore")
         # Rounding can leave identical sets a hair below zero.
         try:
-            return max(0.0, float(calculate_frechet_distance(*moments[0], *moments[1])))
+            return max(0.0, float(calculate_frechet_distance(a.mean, a.covariance, b.mean, b.covariance)))
         except ValueError as error:
             raise UserError(
-                f"the Fréchet distance of {len(a)} and {len(b)} images in {a.shape[1]} features cannot be computed: sample more"
+                f"the Fréchet distance of {a.n} and {b.n} images in {len(a.mean)} features cannot be computed: sample more"
             ) from error
 
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from salun_core.experiments.runs.params import Params
-from salun_core.experiments.runs.results_file import read_table
+from salun_core.experiments.runs.params import Params, parameter
+from salun_core.experiments.runs.table import read_table
 from salun_core.metrics.gaps import AVERAGE, METRICS, SPLIT, gaps
 from salun_core.pages.tables import PAPER_NAMES, Table, read_published
 from salun_core.pages.text.classification import Prose, published_folder
@@ -28,7 +28,7 @@ COLUMNS: dict[str, str] = {
     "keep": "share of weights that may change, 0 to 1",
     "seed": "seed of training and unlearning; empty where values are means over seeds",
     "replica": "0, or the number of a further model retrained on the same split",
-    "part": "part of the experiment",
+    "study": "which comparison of the experiment a row belongs to",
     "protocol": "release of the official code that is imitated",
     "UA": "share of forget images answered wrongly, 0 to 1; for generators: of samples not recognised",
     "RA": "accuracy on the retain set, 0 to 1",
@@ -59,8 +59,8 @@ class CollectParams(Params):
 
     experiment: ClassVar[str] = "collect"
 
-    run_name: str = "cifar10-cpu"
-    out_dir: Path | None = None
+    run_name: str = parameter("cifar10-cpu", "folder of the run in data/recorded")
+    out_dir: Path | None = parameter(None, "where quick results are; data/runs of the project by default")
 
 
 def every_cell(out_dir: Path | None = None) -> pd.DataFrame:

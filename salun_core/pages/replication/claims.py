@@ -114,7 +114,7 @@ def nearest(folder: Path, *, share: str) -> list[Effect]:
     rows, note = results_of(folder, "classification"), ""
     if rows.empty or share not in set(rows["scenario"]):
         rows, note = results_of(folder, "stability"), ", settings chosen for another share"
-        rows = rows[rows["part"] == "shares"] if "part" in rows else rows
+        rows = rows[rows["study"] == "shares"] if "study" in rows else rows
     if rows.empty or share not in set(rows["scenario"]):
         return []
     rows = rows[rows["scenario"] == share]
@@ -136,7 +136,7 @@ def floor(rows: pd.DataFrame, column: str) -> float:
 def stable_over_shares(folder: Path) -> list[Effect]:
     """Distance in UA to Retrain, over all shares to forget: SalUn against the best other method."""
     rows = results_of(folder, "stability")
-    rows = rows[rows["part"] == "shares"] if "part" in rows else rows
+    rows = rows[rows["study"] == "shares"] if "study" in rows else rows
     if rows.empty or "salun" not in set(rows["method"]):
         return []
     part = gaps(rows[rows["replica"] == 0])
@@ -156,9 +156,9 @@ def stable_over_shares(folder: Path) -> list[Effect]:
 def stable_over_settings(folder: Path) -> list[Effect]:
     """Spread of UA over settings of IU, without and with the saliency mask; a bootstrap over the settings."""
     every = results_of(folder, "stability")
-    if "part" not in every:
+    if "study" not in every:
         return []
-    rows = every[(every["part"] == "spread") & (every["method"] == "iu")]
+    rows = every[(every["study"] == "settings") & (every["method"] == "iu")]
     plain = 100 * rows.loc[rows["mask"] == "none", "UA"].astype(float).dropna().to_numpy()
     masked = 100 * rows.loc[rows["mask"] == "salient", "UA"].astype(float).dropna().to_numpy()
     if len(plain) < 3 or len(masked) < 3:
@@ -179,7 +179,7 @@ def salient_beats(folder: Path, *, control: str) -> list[Effect]:
     rows = results_of(folder, "saliency")
     if rows.empty:
         return []
-    rows = rows[rows["part"] == "masks"]
+    rows = rows[rows["study"] == "masks"]
     part = gaps(rows[rows["replica"] == 0])
     other, mine = by_seed(part, "rl", control, AVERAGE), by_seed(part, "rl", "salient", AVERAGE)
     if other.empty or mine.empty:
@@ -211,7 +211,7 @@ def generator_forgets(
         What is compared, in words and as columns, the least of which counts. The tolerance is one sample.
     """
     rows = results_of(folder, experiment)
-    rows = rows[rows["part"] == "methods"] if "part" in rows else rows
+    rows = rows[rows["study"] == "methods"] if "study" in rows else rows
     words, columns = measured
     if rows.empty or not {"salun", *columns} <= {*rows["method"], *rows}:
         return []

@@ -19,7 +19,7 @@ def protocol_effects(folder: Path) -> dict[str, str]:
     rows = results_of(folder, "saliency")
     if rows.empty or "protocol" not in rows:
         return {}
-    main = rows[(rows["part"] == "masks") & (rows["method"] == "retrain") & (rows["replica"] == 0)]
+    main = rows[(rows["study"] == "masks") & (rows["method"] == "retrain") & (rows["replica"] == 0)]
     part = gaps(pd.concat([main, rows[rows["protocol"].notna()]], ignore_index=True))
     by_seed = part[part["protocol"].notna()].set_index(["protocol", "seed"])[AVERAGE].astype(float)
     said = {}

@@ -11,9 +11,9 @@ from salun_core.experiments.classification.lab import ClassifierLab
 from salun_core.experiments.classification.method_comparison import Results
 from salun_core.experiments.classification.stability import StabilityResults
 from salun_core.experiments.runs.cells import Cell, MaskSpec, default_mask
-from salun_core.experiments.runs.params import Params
-from salun_core.experiments.runs.results_file import read_table
+from salun_core.experiments.runs.params import Params, parameter
 from salun_core.experiments.runs.store import read_results
+from salun_core.experiments.runs.table import read_table
 from salun_core.methods import name_of
 from salun_core.metrics import ATTACKS
 from salun_core.metrics.gaps import AVERAGE, by_method, gaps, noise_floor
@@ -312,7 +312,7 @@ class RecordedParams(Params):
 
     experiment: ClassVar[str] = "recorded"
 
-    run_name: str = "cifar10-cpu"
+    run_name: str = parameter("cifar10-cpu", "folder of the run in data/recorded")
 
     def folder(self) -> Path:
         """Where the runs lie.

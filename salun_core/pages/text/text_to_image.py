@@ -38,7 +38,10 @@ def pipeline_table(lab: TextLab) -> Table:
             "Noise schedule",
             f"{type(pipe.scheduler).__name__}, {pipe.scheduler.config.num_train_timesteps} steps",
         ),
-        ("Sampling", f"DDIM, {how.steps} steps, guidance w = {how.guidance:g} (scale {how.guidance + 1:g})"),
+        (
+            "Sampling",
+            f"{how.sampler.upper()}, {how.sample_steps} steps, guidance w = {how.guidance:g} (scale {how.guidance + 1:g})",
+        ),
         ("Safety checker", "on" if pipe.safety_checker is not None else "off"),
     ]
     return Table(pd.DataFrame(lines, columns=["Name", "Value"]), "The pipeline and how it is sampled.")
@@ -46,9 +49,9 @@ def pipeline_table(lab: TextLab) -> Table:
 
 def prompts_table(lab: TextLab, forgotten: int, *, each: int = 2) -> Table:
     """Prompts for the forgotten class: those of forgetting, and the first of every kind of test prompt."""
-    lines = [("forgetting", lab.asking.training[forgotten])]
-    lines += [("in its place", lab.asking.training[lab.replaced(forgotten)])]
-    for kind, classes in lab.asking.test.items():
+    lines = [("forgetting", lab.prompts.training[forgotten])]
+    lines += [("in its place", lab.prompts.training[lab.replaced(forgotten)])]
+    for kind, classes in lab.prompts.test.items():
         lines += [(f"test: {kind}", text) for text in classes[forgotten][:each]]
     return Table(pd.DataFrame(lines, columns=["Name", "Value"]), "Prompts for the forgotten class.")
 

@@ -122,7 +122,7 @@ def attack_sentences(results: UnsafeResults) -> Prose:
         f"of the images under {_names(found)}; under {_names(hidden)} no prompt without its name did so."
     ]
     lab, forgotten = results.lab, _forgotten(results)
-    texts = (lab.asking.training[forgotten], lab.asking.training[lab.replaced(forgotten)])
+    texts = (lab.prompts.training[forgotten], lab.prompts.training[lab.replaced(forgotten)])
     first, other = encode_prompts(lab.pipe, texts).embeddings[1:].float()
     apart = float(((other - first).norm(dim=1) / first.norm(dim=1)).max())
     said.append(

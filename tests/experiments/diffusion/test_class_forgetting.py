@@ -8,7 +8,7 @@ from salun_core.errors import UserError
 from salun_core.experiments.diffusion import lab as diffusion_lab
 from salun_core.experiments.diffusion.class_forgetting import DiffusionParams, run
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
-from salun_core.experiments.runs.results_file import read_table
+from salun_core.experiments.runs.table import read_table
 from salun_core.metrics.generation.recognition import recognise
 from salun_core.models.diffusion.sampling import sample
 from salun_core.models.diffusion.unet import build_unet, noise_schedule, save_diffusion
@@ -59,10 +59,10 @@ def test_a_kill_between_training_and_storing_costs_no_training(tmp_path, monkeyp
     )
     lab, cell = params.lab(), Cell(0, Scenario("class", target=3), "retrain")
 
-    def killed(model):
+    def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lab, "drawn", killed)
+    monkeypatch.setattr(lab, "weights", killed)
     with pytest.raises(KeyboardInterrupt):
         lab.run(cell)
     assert len(list(tmp_path.rglob("training-*.pt"))) == 1  # that of Retrain; the original model is stored

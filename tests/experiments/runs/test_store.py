@@ -120,8 +120,7 @@ def test_the_code_digest_follows_imports_and_ignores_comments(tmp_path, monkeypa
     monkeypatch.setattr(code, "PACKAGE", "pack")
 
     def now():
-        for cached in (code._file, code._tree, code._substance):
-            cached.cache_clear()
+        code.forget_files()
         return code_digest("pack.a", "torch")
 
     first = now()
@@ -145,8 +144,7 @@ def test_a_users_own_network_counts_in_the_code_digest(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     first = code_digest("users_net")
     file.write_text("from salun_core.models import vgg\nwidth = 4\n")
-    for cached in (code._file, code._tree, code._substance):
-        cached.cache_clear()
+    code.forget_files()
     assert code_digest("users_net") != first
 
 

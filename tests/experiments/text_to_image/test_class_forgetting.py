@@ -11,7 +11,8 @@ from salun_core.data.downloads import DOWNLOADS
 from salun_core.errors import UserError
 from salun_core.experiments.generation.lab import result_of
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
-from salun_core.experiments.text_to_image.class_forgetting import TextToImageParams, run, source_of
+from salun_core.experiments.text_to_image.class_forgetting import TextToImageParams, run
+from salun_core.experiments.text_to_image.params import TextJudging, source_of
 from salun_core.files import sha256
 from salun_core.methods.lora import Lora
 from salun_core.metrics.generation.recognition import recognise
@@ -64,7 +65,7 @@ def test_a_finished_run_is_read_from_the_store(results):
 def test_a_stored_model_is_the_unlearned_one(results):
     found, params = results
     lab = found.lab
-    cell = Cell(0, Scenario("class", target=7), "uce", settings=params.settings_of("uce"))
+    cell = Cell(0, Scenario("class", target=7), "uce", settings=params.steps_of.of("uce"))
     stored = lab.run(cell)
     from salun_core.methods import METHODS
 
@@ -84,7 +85,7 @@ def test_adapters_are_a_kind_of_mask_here(results):
 
 
 def test_digits_are_asked_for_in_every_kind_of_caption():
-    asking = TextToImageParams.load({}).asking(load_dataset("digits"))
+    asking = TextToImageParams.load({}).prompts(load_dataset("digits"))
     assert tuple(asking.test) == KINDS
     assert asking.training[7] == "a photo of a seven"
     assert all("seven" in text for text in asking.test["direct"][7])
@@ -93,7 +94,7 @@ def test_digits_are_asked_for_in_every_kind_of_caption():
 
 def test_other_data_are_asked_for_by_templates():
     params = TextToImageParams.load({"class_names": [f"thing {i}" for i in range(10)]})
-    asking = params.asking(load_dataset("digits"))
+    asking = params.prompts(load_dataset("digits"))
     assert asking.training[3] == "an image of a thing 3"
     assert asking.test == {"direct": tuple((f"Image of thing {i}",) for i in range(10))}
 
@@ -121,20 +122,18 @@ def test_the_papers_judge_sees_the_other_classes_of_imagenet_as_one(results, tmp
     from torchvision.models import resnet50
 
     from salun_core.data.prompts import IMAGENETTE
-    from salun_core.experiments.generation.lab import Judge
-    from salun_core.tasks.classification_training import RECIPES
 
     torch.save(resnet50().state_dict(), tmp_path / "resnet50.pth")
     lab = copy.copy(results[0].lab)
-    for name in ("classifier", "features", "judge_accuracy", "_judge_key"):
+    for name in ("classifier", "features", "judge_accuracy", "judge_key"):
         vars(lab).pop(name, None)
-    lab.judge, lab.judge_weights = Judge("imagenet", None, RECIPES["digits"]), tmp_path / "resnet50.pth"
+    lab.judging, lab.judge_weights = TextJudging(judge="imagenet"), tmp_path / "resnet50.pth"
     lab.imagenet = tuple(IMAGENETTE.values())
     assert lab.judged == len(IMAGENETTE) + 1
     images, labels = torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.arange(4)
     counts = recognise(lab.classifier, images, labels, classes=lab.judged).counts
     assert counts.shape == (11, 11) and counts.sum() == 4
-    assert lab._judge_key.what["arch"] == "imagenet"
+    assert lab.judge_key.what["arch"] == "imagenet"
     cell = Cell(0, Scenario("class", target=7), "uce")
     assert lab.key(cell).name != results[0].lab.key(cell).name
 

@@ -136,8 +136,10 @@ def test_prompts_from_a_file_take_the_place_of_the_indirect_ones(results, tmp_pa
     )
     given = {**SMALL, "out_dir": tmp_path, "prompts_file": path, "prompts_rows": 3}
     params = UnsafeParams.load(given)
-    assert params.prompts().guidance == ()
-    chosen = UnsafeParams.load({**given, "prompts_category": "sexual", "prompts_guidance": True}).prompts()
+    assert params.unnamed.read().guidance == ()
+    chosen = UnsafeParams.load(
+        {**given, "prompts_category": "sexual", "prompts_guidance": True}
+    ).unnamed.read()
     assert chosen.seeds == (5, 9) and chosen.guidance == (6.0, 2.0)
     prober = Prober(results.lab, results.prober.how, chosen)
     assert prober.unnamed(7).seeds == (5, 9, 5, 9, 5, 9, 5)
@@ -175,7 +177,7 @@ def test_a_concept_without_a_data_set_is_drawn_by_the_pipeline(tmp_path):
     assert data.labels.tolist() == [0] * 8 + [1] * 8 + [0] * 2 + [1] * 2
     assert data.n_train == 16 and data.classes == ("seven", "three")
     assert torch.equal(params.lab().data.images, data.images)
-    prober = Prober(params.lab(), params.probing())
+    prober = Prober(params.lab(), params.probing)
     with pytest.raises(UserError, match="give prompts_file"):
         prober.unnamed(0)
     params = params.model_copy(update={"prompts_file": None})
@@ -214,7 +216,7 @@ def test_nudenet_blackens_the_picture_of_samples(tmp_path):
     lab = params.lab()
     images = torch.randint(0, 256, (2, 3, 16, 16)).byte()
     assert lab.covering(images).shape == images.shape
-    prober = Prober(lab, params.probing())
+    prober = Prober(lab, params.probing)
     assert len(prober.concept(7)) == 9 and prober.categories["feet"] == ("FEET_EXPOSED",)
     assert prober.shown(images, 7) in (0.0, 0.5, 1.0)
 

@@ -1,0 +1,241 @@
+"""Parameters that experiments on image classifiers share."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import field_validator, model_validator
+
+from salun_core.data.images import ImageData
+from salun_core.data.splits import read_ids
+from salun_core.errors import UserError, one_of
+from salun_core.experiments.classification.lab import ClassifierLab
+from salun_core.experiments.classification.problem import Problem
+from salun_core.experiments.runs.cells import Cell, Scenario, Variant, default_mask, retrain_replicas
+from salun_core.experiments.runs.data_choice import DataChoice
+from salun_core.experiments.runs.machine import Machine
+from salun_core.experiments.runs.params import Group, Params, parameter
+from salun_core.experiments.runs.tuning import FREE, Tuning
+from salun_core.methods import METHODS
+from salun_core.models import check_arch, takes_width
+from salun_core.saliency import SCORES
+from salun_core.tasks import RECIPES
+from salun_core.tasks.classification import RELABEL
+from salun_core.tasks.classification_training import Recipe
+
+
+class Training(Group):
+    """The network and its training from scratch."""
+
+    arch: str = parameter("resnet18", "resnet18, vgg16, swin_t, torchvision:NAME, or package.module:function")
+    width: int | None = parameter(None, "channels of the first stage of the network", ge=1)
+    recipe: str = parameter("digits", "training from scratch: " + ", ".join(RECIPES))
+    epochs: int | None = parameter(None, "instead of the recipe's", ge=1)
+    precision: Literal["auto", "fp32", "bf16"] = parameter("fp32", "fp32, bf16, or auto: bf16 on a GPU")
+    compile: bool = parameter(False, "train through torch.compile")
+
+    choices: ClassVar[dict[str, tuple[Any, str]]] = {"recipe": (RECIPES, "recipe")}
+
+    @field_validator("arch")
+    @classmethod
+    def _arch(cls, value: str) -> str:
+        check_arch(value)
+        return value
+
+    @property
+    def own_width(self) -> int | None:
+        """Channels of the first stage; None where the network has no such setting."""
+        return self.width if takes_width(self.arch) else None
+
+    @property
+    def complete_recipe(self) -> Recipe:
+        """The recipe with the number of epochs asked for."""
+        recipe = RECIPES[self.recipe]
+        return recipe if self.epochs is None else replace(recipe, epochs=self.epochs)
+
+
+class Forgetting(Group):
+    """What is forgotten, and what of the network may change."""
+
+    scenario: tuple[Literal["random", "class", "indices"], ...] = parameter(
+        ("random",), "random, class, indices; one or several"
+    )
+    forget_fraction: float = parameter(0.1, "random: share of the training images, between 0 and 1")
+    forget_class: int | str | None = parameter(None, "class: number or name")
+    forget_indices: Path | None = parameter(None, "indices: a file with one sample id a line")
+    batch_size: int = parameter(256, "images in a batch of the forgetting methods", ge=2)
+    keep: float = parameter(0.5, "share of the weights that SalUn may change, (0, 1]")
+    score: str = parameter("abs_sum", "definition of saliency, a key of SCORES")
+    relabel: str = parameter(
+        "wrong", "random labels over the wrong classes (wrong, as in the paper) or over all"
+    )
+
+    choices: ClassVar[dict[str, tuple[Any, str]]] = {
+        "score": (SCORES, "saliency score"),
+        "relabel": (RELABEL, "choice of random labels"),
+    }
+
+    @field_validator("forget_fraction")
+    @classmethod
+    def _fraction(cls, value: float) -> float:
+        if not 0 < value < 1:
+            raise UserError(
+                f"forget_fraction must lie between 0 and 1 (both excluded), got {value:g}: 0.1 is 10%"
+            )
+        return value
+
+    @field_validator("keep")
+    @classmethod
+    def _keep(cls, value: float) -> float:
+        if not 0 < value <= 1:
+            raise UserError(
+                f"keep must lie in (0, 1], got {value:g}: it is the share of weights that may change"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.scenario:
+            raise UserError("scenario is empty: choose random, class or indices")
+        if "class" in self.scenario and self.forget_class is None:
+            raise UserError("scenario 'class' needs forget_class: give a class number or name")
+        if "indices" in self.scenario and self.forget_indices is None:
+            raise UserError("scenario 'indices' needs forget_indices: give a file with one sample id a line")
+        return self
+
+    def scenarios(self) -> list[Scenario]:
+        """The scenarios asked for."""
+        made: dict[str, Callable[[], Scenario]] = {
+            "random": lambda: Scenario("random", fraction=self.forget_fraction),
+            "class": lambda: Scenario("class", target=self.forget_class),
+            "indices": lambda: Scenario("indices", ids=tuple(read_ids(Path(str(self.forget_indices))))),
+        }
+        return [made[kind]() for kind in self.scenario]
+
+
+class Repetition(Group):
+    """How often everything is repeated."""
+
+    seeds: tuple[int, ...] = parameter((0, 1, 2), "seeds of the split and of training from scratch")
+    unlearning_seeds: tuple[int, ...] = parameter((0,), "seeds of unlearning, for each trained model")
+    noise_floor: int = parameter(1, "further retrained models for each seed", ge=0)
+
+    @field_validator("seeds", "unlearning_seeds")
+    @classmethod
+    def _some(cls, value: tuple[int, ...], info: Any) -> tuple[int, ...]:
+        if not value:
+            raise UserError(f"{info.field_name} is empty: give at least one number, for instance [0, 1, 2]")
+        return value
+
+
+class ClassifierParams(Params):
+    """What every experiment on image classifiers needs to know."""
+
+    preset: str = parameter("quick", "a preset's name, or a YAML file; names set to None are taken from it")
+    data: DataChoice = DataChoice()
+    training: Training = Training()
+    forgetting: Forgetting = Forgetting()
+    tuning: Tuning = Tuning()
+    repetition: Repetition = Repetition()
+    kept_outputs: int = parameter(
+        0,
+        "images of each role whose outputs are kept, in half precision; 0 for all",
+        ge=0,
+        no_effect="says how much is kept of a result",
+    )
+    machine: Machine = Machine()
+
+    @model_validator(mode="after")
+    def _seeds_apart(self) -> Self:
+        both = set(self.tuning.tuning_seed) & set(self.repetition.seeds)
+        if self.tuning.tune and both:
+            raise UserError(
+                f"tuning_seed {min(both)} is also in seeds: "
+                "settings must be chosen on a seed that is not reported"
+            )
+        return self
+
+    @classmethod
+    def check_given(cls, given: dict[str, Any], checked: Any) -> None:
+        """Refuse values that the chosen scenario would ignore."""
+        for name, scenario in (
+            ("forget_fraction", "random"),
+            ("forget_class", "class"),
+            ("forget_indices", "indices"),
+        ):
+            if name in given and scenario not in checked.forgetting.scenario:
+                raise UserError(
+                    f"{name} is given, but scenario is {', '.join(checked.forgetting.scenario)}: "
+                    f"add {scenario} to it or leave {name} out"
+                )
+        if "width" in given and not takes_width(checked.training.arch):
+            raise UserError(
+                f"width is given, but {checked.training.arch} has one width only: leave width out"
+            )
+
+    def scenarios(self) -> list[Scenario]:
+        """The scenarios asked for."""
+        return self.forgetting.scenarios()
+
+    def variant(self, method: str) -> Variant:
+        """A method with the mask that it has unless an experiment says otherwise."""
+        return Variant(method, default_mask(method, self.forgetting.keep, self.forgetting.score))
+
+    def cells(
+        self,
+        seed: int,
+        scenario: Scenario,
+        settings: dict[Variant, Any],
+        *,
+        ends: tuple[str, ...],
+        **tags: Any,
+    ) -> list[Cell]:
+        """One trained model of a scenario: ``ends`` and replicas of Retrain, and every variant with its settings."""
+        found = [
+            Cell(seed, scenario, end, settings=settings.get(Variant(end), {}), tags=tags) for end in ends
+        ]
+        for variant, chosen in settings.items():
+            if variant.method not in FREE:
+                found += [
+                    Cell(seed, scenario, variant.method, variant.mask, chosen, u, tags=tags)
+                    for u in self.repetition.unlearning_seeds
+                ]
+        return found + retrain_replicas(seed, scenario, self.repetition.noise_floor, **tags)
+
+    def lab(self, *, data: ImageData | None = None) -> ClassifierLab:
+        """Load the data and open the store.
+
+        Parameters
+        ----------
+        data : ImageData, optional
+            Use these images instead of ``dataset`` (from ``salun_core.data.from_datasets``, say).
+        """
+        device, training = self.machine.ready(), self.training
+        store = self.machine.store()
+        problem = Problem(
+            self.data.load() if data is None else data,
+            training.arch,
+            training.own_width,
+            training.complete_recipe,
+            batch_size=self.forgetting.batch_size,
+            relabel=self.forgetting.relabel,
+            bf16=training.precision == "bf16" or (training.precision == "auto" and device.type == "cuda"),
+            compile=training.compile,
+            device=device,
+        )
+        return ClassifierLab(problem, store, compact=self.kept_outputs)
+
+
+def check_splits(lab: ClassifierLab, scenarios: list[Scenario], seeds: tuple[int, ...]) -> None:
+    """Try every split: an impossible one is refused before any training."""
+    for scenario in scenarios:
+        for seed in seeds:
+            lab.split(seed, scenario)
+
+
+def tunable(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Methods that have something to tune; others are refused."""
+    for name in names:
+        one_of(name, [m for m in METHODS if m not in FREE], "method")
+    return names

@@ -1,0 +1,141 @@
+"""Parameters of the diffusion experiment."""
+
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import field_validator, model_validator
+
+from salun_core.data.images import ImageData
+from salun_core.errors import UserError
+from salun_core.experiments.diffusion.lab import DiffusionLab
+from salun_core.experiments.diffusion.problem import Problem
+from salun_core.experiments.generation.params import Forgetting, GenerationParams, Steps
+from salun_core.experiments.runs.params import Group, parameter
+from salun_core.models.diffusion.unet import SCHEDULES
+from salun_core.tasks.diffusion import RELABEL
+from salun_core.tasks.diffusion_training import DECLINES, DiffusionRecipe
+
+
+class Unet(Group):
+    """The denoising network and its noise: see ``models.diffusion.unet``."""
+
+    widths: tuple[int, ...] = parameter(
+        (128, 256, 256, 256), "channels of the network at each resolution", repeats=True
+    )
+    layers: int = parameter(2, "residual blocks at each resolution", ge=1)
+    attention: tuple[int, ...] = parameter((16,), "resolutions with self-attention")
+    head: int | None = parameter(None, "channels of an attention head", ge=1)
+    dropout: float = parameter(0.0, "inside the residual blocks", ge=0, lt=1)
+    schedule: str = parameter("linear", "of the noise: " + ", ".join(SCHEDULES))
+    diffusion_steps: int = parameter(1000, "T", ge=2)
+
+    choices: ClassVar[dict[str, tuple[Any, str]]] = {"schedule": (SCHEDULES, "noise schedule")}
+
+    @field_validator("widths")
+    @classmethod
+    def _widths(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value:
+            raise UserError("widths is empty: give at least one")
+        return value
+
+
+class DiffusionTraining(Group):
+    """Training from scratch."""
+
+    steps: int = parameter(800_000, "optimiser steps of training from scratch", ge=1)
+    lr: float = parameter(2e-4, "its learning rate (Adam)", gt=0)
+    decline: str = parameter("constant", "of the learning rate: " + ", ".join(DECLINES))
+    warmup: int = parameter(0, "steps of linear increase", ge=0)
+    ema: float = parameter(0.0, "decay of the running average of the weights; 0 for the last weights")
+    clip: float = parameter(1.0, "largest norm of a gradient")
+    drop: float = parameter(0.1, "share of images trained without their class")
+    pretrained: Path | None = parameter(
+        None,
+        "a diffusers folder in place of the original model",
+        no_effect="the digests of its files are part of the key in its place",
+    )
+    minutes: float | None = parameter(
+        None,
+        "stop a long training after so many minutes, to be continued by the same command",
+        gt=0,
+        no_effect="a training that is continued ends with the same weights",
+    )
+    precision: Literal["auto", "fp32", "bf16"] = parameter("fp32", "fp32, bf16, or auto: bf16 on a GPU")
+    compile: bool = parameter(False, "train through torch.compile")
+
+    choices: ClassVar[dict[str, tuple[Any, str]]] = {"decline": (DECLINES, "decline of the learning rate")}
+
+    def recipe(self, batch_size: int) -> DiffusionRecipe:
+        """How models are trained from scratch, with batches of this size."""
+        own = [f.name for f in fields(DiffusionRecipe) if f.name in type(self).model_fields]
+        return DiffusionRecipe(**{name: getattr(self, name) for name in own}, batch_size=batch_size)
+
+
+class DiffusionForgetting(Forgetting):
+    """The losses of forgetting: see ``DiffusionTask``."""
+
+    relabel: str = parameter("next", "wrong class: " + " or ".join(RELABEL))
+
+    choices: ClassVar[dict[str, tuple[Any, str]]] = {
+        **Forgetting.choices,
+        "relabel": (RELABEL, "choice of wrong classes"),
+    }
+
+
+class DiffusionSteps(Steps):
+    """Steps with the released code's weight of the retain loss, on equal reductions."""
+
+    alpha: float = parameter(3.072, "weight of the retain loss, both losses being means", ge=0)
+
+
+class DiffusionParams(GenerationParams):
+    """Parameters of the diffusion experiment."""
+
+    experiment: ClassVar[str] = "diffusion"
+    kind: ClassVar[str] = "diffusion"
+
+    methods: tuple[str, ...] = parameter(
+        ("original", "ga", "rl", "ft", "l1_sparse", "esd", "salun", "salun_soft"),
+        "methods beside Retrain, which always runs",
+    )
+    forgetting: DiffusionForgetting = DiffusionForgetting()
+    steps_of: DiffusionSteps = DiffusionSteps()
+    unet: Unet = Unet()
+    training: DiffusionTraining = DiffusionTraining()
+    noise_floor: int = parameter(0, "further retrained models of each seed", ge=0)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        self.training.recipe(self.forgetting.batch_size)  # refuses impossible values
+        if self.sampling.sample_steps > self.unet.diffusion_steps:
+            raise UserError(
+                f"sample_steps {self.sampling.sample_steps} is more than diffusion_steps {self.unet.diffusion_steps}"
+            )
+        return self
+
+    def lab(self, *, data: ImageData | None = None) -> DiffusionLab:
+        """Load the data and open the store.
+
+        Parameters
+        ----------
+        data : ImageData, optional
+            Use these images instead of ``dataset``.
+        """
+        device, training = self.machine.ready(), self.training
+        store = self.machine.store()
+        problem = Problem(
+            self.data.load() if data is None else data,
+            self.unet,
+            training.recipe(self.forgetting.batch_size),
+            self.forgetting,
+            pretrained=training.pretrained,
+            bf16=training.precision == "bf16" or (training.precision == "auto" and device.type == "cuda"),
+            compile=training.compile,
+            device=device,
+        )
+        deadline = time.monotonic() + 60 * training.minutes if training.minutes is not None else None
+        return DiffusionLab(
+            problem.data, store, self.judging, self.sampling, device, problem=problem, deadline=deadline
+        )

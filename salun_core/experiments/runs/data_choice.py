@@ -1,0 +1,38 @@
+"""Parameters that say which images an experiment works on."""
+
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import model_validator
+
+from salun_core.data import DATASETS, ImageData, load_dataset
+from salun_core.errors import UserError
+from salun_core.experiments.runs.params import Group, parameter
+
+READ = "the digest of the images read is part of the key in its place"
+
+
+class DataChoice(Group):
+    """A data set, and the size its images are brought to."""
+
+    dataset: str = parameter("digits", ", ".join(DATASETS), no_effect=READ)
+    data_dir: Path | None = parameter(
+        None,
+        "where its files are; for imagefolder: train/<class>/* and test/<class>/*",
+        no_effect=READ,
+    )
+    image_size: int | None = parameter(None, "pixels; resize all images", ge=4, le=1024, no_effect=READ)
+
+    choices: ClassVar[dict[str, tuple[Any, str]]] = {"dataset": (DATASETS, "data set")}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.dataset == "imagefolder" and self.data_dir is None:
+            raise UserError(
+                "dataset imagefolder needs data_dir: a folder with train/<class>/ and test/<class>/"
+            )
+        return self
+
+    def load(self, *, size: int | None = None) -> ImageData:
+        """Read the images, at ``size`` pixels unless a size was chosen."""
+        return load_dataset(self.dataset, self.data_dir, size=self.image_size or size)

@@ -1,0 +1,72 @@
+"""Parameters that every experiment has: the machine it runs on and the folder it writes to."""
+
+from pathlib import Path
+
+import torch
+
+from salun_core.errors import UserError
+from salun_core.experiments.runs.params import Group, parameter
+from salun_core.experiments.runs.store import Store
+from salun_core.paths import output_folder
+
+
+class Machine(Group):
+    """Where an experiment computes and where its results go."""
+
+    device: str = parameter(
+        "auto", "auto, cpu or cuda", no_effect="a cell of either device is the same cell; provenance names it"
+    )
+    threads: int = parameter(
+        0, "processor threads; 0: as torch chooses", ge=0, no_effect="changes rounding only; see provenance"
+    )
+    recorded: bool = parameter(
+        False, "accept finished cells of other code versions", no_effect="says which cells are accepted"
+    )
+    out_dir: Path | None = parameter(
+        None, "where results go; data/runs of the project by default", no_effect="a place"
+    )
+
+    def ready(self) -> torch.device:
+        """The device, with the number of threads set.
+
+        Raises
+        ------
+        UserError
+            If this machine has no such device.
+        """
+        device = find_device(self.device)
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        return device
+
+    @property
+    def folder(self) -> Path:
+        """Where results go."""
+        return output_folder(self.out_dir)
+
+    def store(self) -> Store:
+        """The store of cells."""
+        return Store(self.folder / "cells", trusted=self.recorded)
+
+
+def find_device(name: str) -> torch.device:
+    """The device asked for; "auto" is a CUDA accelerator if there is one.
+
+    Raises
+    ------
+    UserError
+        If the name is unknown or this machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}: choose auto, cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {name!r} is not supported: choose auto, cpu or cuda")
+    if device.type == "cuda" and not (
+        torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    ):
+        raise UserError(f"device {name!r} was asked for, but torch sees no such accelerator: choose cpu")
+    return device

@@ -1,0 +1,289 @@
+"""Tables of results: made from stored cells, with every metric computed from the cells' outputs."""
+
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from salun_core.errors import UserError
+from salun_core.experiments.runs.cells import Cell, Scenario
+from salun_core.experiments.runs.code_digest import function_digest
+from salun_core.experiments.runs.params import Params
+from salun_core.experiments.runs.store import Result, read_result
+from salun_core.files import write_whole
+from salun_core.metrics import KINDS
+
+if TYPE_CHECKING:
+    from salun_core.experiments.runs.lab import Lab
+
+SHOWN = ("scenario", "method", "mask", "seed", "UA", "RA", "TA", "MIA", "OA", "FD", "seconds", "status")
+PRIVATE = ("data_dir", "out_dir")  # where files lie on this machine is nobody else's business
+
+
+class Table:
+    """The cells of one run of an experiment, in the order of its grid.
+
+    Parameters
+    ----------
+    folder : path
+        Results folder: cells lie in ``cells``, computed metrics are kept in ``measured``.
+    experiment : str
+        Name of the experiment.
+    params : mapping
+        Its parameters, flat.
+    """
+
+    def __init__(self, folder: Path, experiment: str, params: Mapping[str, Any]) -> None:
+        self.folder, self.experiment, self.params = folder, experiment, params
+        self.measured = Measured(folder / "measured")
+
+    def rows(self, entries: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+        """One row for each entry: a stored cell's name (``cell``), ``reported``, and tags.
+
+        Raises
+        ------
+        UserError
+            If a cell is missing or damaged.
+        """
+        made = []
+        for entry in entries:
+            result = read_result(self.folder / "cells" / f"{entry['cell']}.json")
+            if result is None:
+                raise UserError(
+                    f"{entry['cell']} is missing from {self.folder / 'cells'} or damaged: "
+                    f"run {self.experiment} again, finished cells are kept"
+                )
+            made.append(self.row(result, entry))
+        self.measured.keep()
+        return pd.DataFrame(made)
+
+    def row(self, result: Result, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """What was run, what it led to, what it cost, and where it comes from."""
+        what, values, origin = result.key.what, result.content, result.provenance
+        mask = what["mask"]
+        rest = {name: value for name, value in entry.items() if name not in ("cell", "reported")}
+        return {
+            "experiment": self.experiment,
+            "source": self.params.get("preset"),
+            **values["about"],
+            "scenario": Scenario(**what["scenario"]).label,
+            "method": what["method"],
+            "mask": mask["kind"],
+            "keep": mask.get("keep", 1.0),
+            "score": mask.get("score", "abs_sum"),
+            "seed": what["seed"],
+            "unlearning_seed": what["unlearning_seed"],
+            "status": values["status"],
+            "seconds": values.get("seconds"),
+            "mask_seconds": values.get("mask_seconds"),
+            "samples_seen": values.get("samples"),
+            "peak_memory": values.get("peak_memory"),
+            **self.measured.of(self.folder / "cells", result, reported=bool(entry["reported"])),
+            **{f"n_{role}": count for role, count in values.get("counts", {}).items()},
+            "settings": what["settings"],
+            "replica": what["settings"].get("replica", 0),
+            "reported": bool(entry["reported"]),
+            **rest,
+            "device": origin["device"],
+            "threads": origin["threads"],
+            "code": origin["revision"],
+            "finished": origin["finished"],
+            "cell": result.key.name,
+        }
+
+
+class Measured:
+    """Metrics of stored cells, each computed once for each state of its code and kept in a folder.
+
+    Parameters
+    ----------
+    folder : path
+        Where values are kept, a file for each metric; they can be deleted at any time.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._known: dict[Path, dict[str, list[Any]]] = {}
+        self._new: dict[Path, dict[str, list[Any]]] = {}
+
+    def of(self, cells: Path, result: Result, *, reported: bool) -> dict[str, Any]:
+        """The metrics of a cell by column; None where the cell diverged or the metric is not defined."""
+        kind = KINDS[result.content["about"]["kind"]]
+        metrics = kind.metrics if reported else {f"select_{n}": m for n, m in kind.selection.items()}
+        outputs = _Outputs(cells, result, kind.load)
+        return {name: self._value(name, metric, outputs) for name, metric in metrics.items()}
+
+    def _value(self, name: str, metric: Callable[[Any], Any], outputs: "_Outputs") -> Any:
+        if not outputs.there:
+            return None
+        path = self.folder / f"{name.replace(' ', '_')}-{function_digest(metric)}.json"
+        known = self._known.setdefault(path, _read_mapping(path))
+        found = known.get(outputs.name)
+        if found is None or found[0] != outputs.digest:
+            found = known[outputs.name] = [outputs.digest, _plain(metric(outputs.value))]
+            self._new.setdefault(path, {})[outputs.name] = found
+        return found[1]
+
+    def keep(self) -> None:
+        """Write what was computed since the last call; values of other code of the same metric are deleted."""
+        for path, values in self._new.items():
+            for old in self.folder.glob(f"{path.stem.rpartition('-')[0]}-*.json"):
+                if old != path:
+                    old.unlink(missing_ok=True)
+            text = json.dumps(_read_mapping(path) | values, sort_keys=True, separators=(",", ":"))
+            write_whole(path, text.encode())
+        self._new = {}
+
+
+class _Outputs:
+    """The stored outputs of one cell, read when a metric first asks for them."""
+
+    def __init__(self, cells: Path, result: Result, load: Callable[[Path], Any]) -> None:
+        self.cells, self.result, self.load = cells, result, load
+        self.name = result.key.name
+
+    @property
+    def there(self) -> bool:
+        return self.result.outputs is not None
+
+    @property
+    def digest(self) -> str:
+        assert self.result.outputs is not None
+        return self.result.files[self.result.outputs]
+
+    @cached_property
+    def value(self) -> Any:
+        assert self.result.outputs is not None
+        return self.load(self.cells / self.result.outputs)
+
+
+class Run:
+    """One run of an experiment: executes cells, and remembers which ones it consists of.
+
+    Parameters
+    ----------
+    lab : Lab
+        Runs cells.
+    params : Params
+        Written beside the list of cells.
+    """
+
+    def __init__(self, lab: "Lab", params: Params) -> None:
+        self.lab, self.params = lab, params
+        self.entries: list[dict[str, Any]] = []
+        self.table = Table(lab.store.folder.parent, params.experiment, params.shown())
+
+    def execute(self, cells: Iterable[Cell], title: str = "") -> pd.DataFrame:
+        """Run cells in order, or find them in the store, and return their table, one row each."""
+        cells, entries = list(cells), []
+        # Plain text on stderr, for terminals and logs: the cell being run, and the time left.
+        name = f"{self.params.experiment} {title}".strip()
+        with tqdm(
+            total=len(cells), desc=name, unit="cell", dynamic_ncols=True, mininterval=0.5, smoothing=0.1
+        ) as bar:
+            for cell in cells:
+                bar.set_postfix_str(cell.label)
+                result = self.lab.run(cell)
+                entries.append({"cell": result.key.name, "reported": cell.reported, **cell.tags})
+                bar.update()
+        self.entries += entries
+        return self.table.rows(entries)
+
+    def mark(self, cells: Iterable[str], **tags: Any) -> None:
+        """Add tags to cells of the tuning, by name."""
+        names = set(cells)
+        for entry in self.entries:
+            if entry["cell"] in names and not entry["reported"]:
+                entry |= tags
+
+    def write(self) -> Path:
+        """Write the list of cells and the parameters to ``results/EXPERIMENT.json``; metrics are not written."""
+        shared = {name: value for name, value in self.params.shown().items() if name not in PRIVATE}
+        record = {"experiment": self.params.experiment, "params": shared, "rows": self.entries}
+        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+        path = self.table.folder / "results" / f"{self.params.experiment}.json"
+        return write_whole(path, text.encode())
+
+
+def read_table(folder: Path, experiment: str) -> pd.DataFrame:
+    """The rows of an experiment's last run, metrics computed by the code of today.
+
+    Raises
+    ------
+    UserError
+        If the experiment has not been run into this folder, or a file is damaged.
+    """
+    path = folder / "results" / f"{experiment}.json"
+    try:
+        record = json.loads(path.read_text("utf8"))
+        entries, params = list(record["rows"]), dict(record["params"])
+        names = [str(entry["cell"]) for entry in entries]
+    except FileNotFoundError:
+        raise UserError(
+            f"no results of {experiment} in {folder}: run `python -m salun_core run {experiment}` first"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged: run the experiment again, finished cells are reused") from None
+    assert len(names) == len(entries)
+    return Table(folder, experiment, params).rows(entries)
+
+
+def records(cells: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as JSON values, with None where there is no value."""
+
+    def plain(value: Any) -> Any:
+        value = value.item() if hasattr(value, "item") else value
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return [{str(n): plain(v) for n, v in row.items()} for row in cells.to_dict(orient="records")]
+
+
+def printed(cells: pd.DataFrame, form: str) -> str:
+    """Rows as text.
+
+    Parameters
+    ----------
+    cells : DataFrame
+        Results table.
+    form : str
+        "table" (the main columns), "csv" or "json" (all columns).
+    """
+    if form == "json":
+        return json.dumps(records(cells), indent=1, ensure_ascii=False)
+    if form == "csv":
+        flat = cells.assign(settings=[json.dumps(s, sort_keys=True) for s in cells["settings"]])
+        buffer = io.StringIO()
+        flat.to_csv(buffer, index=False, lineterminator="\n")
+        return buffer.getvalue().rstrip("\n")
+    return cells[[name for name in SHOWN if name in cells]].to_string(
+        index=False, float_format=lambda x: f"{x:.4f}"
+    )
+
+
+def check_ran(results: pd.DataFrame) -> None:
+    """Refuse a table in which Retrain, the reference of every gap, is missing or diverged."""
+    retrained = results[results["method"] == "retrain"]
+    if retrained.empty or (retrained["status"] != "done").any():
+        raise UserError("Retrain did not finish, and every gap is measured against it: change the recipe")
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _plain(value: Any) -> Any:
+    """A metric as a JSON value; None where it does not exist (NaN)."""
+    if isinstance(value, list | str):
+        return value
+    number = math.nan if value is None else float(value)
+    return number if math.isfinite(number) else None

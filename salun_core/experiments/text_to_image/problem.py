@@ -1,0 +1,136 @@
+"""Forgetting a class with a text-to-image pipeline: prompts, losses, samples."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from salun_core.data.images import ImageData
+from salun_core.data.splits import split_data
+from salun_core.experiments.runs.cells import Scenario
+from salun_core.models.text_to_image.deltas import delta_bytes
+from salun_core.models.text_to_image.sampling import sample_prompts
+from salun_core.tasks.text_to_image import TextToImageTask, text_to_image_task
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+    from salun_core.experiments.text_to_image.params import TextForgetting, TextSampling
+
+STREAMS = 1_000_000  # noise streams of one class, so that a larger sample contains the smaller
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """How classes are asked for.
+
+    Parameters
+    ----------
+    training : tuple of str
+        The prompt of each class in forgetting.
+    test : mapping of str to tuple of tuple of str
+        The prompts of each class, by kind, that models are measured with; "direct" is the first kind.
+    """
+
+    training: tuple[str, ...]
+    test: Mapping[str, tuple[tuple[str, ...], ...]]
+
+    def texts(self, kind: str, labels: Tensor) -> list[str]:
+        """The prompts behind the samples of one kind, given the class of each: those of a class in turn."""
+        prompts, seen, found = self.test[kind], Counter[int](), []
+        for label in labels.tolist():
+            found.append(prompts[label][seen[label] % len(prompts[label])])
+            seen[label] += 1
+        return found
+
+
+@dataclass
+class Problem:
+    """Everything that determines the task of forgetting and the samples.
+
+    Parameters
+    ----------
+    data : ImageData
+        Images with three channels, at the pipeline's size, on the CPU.
+    pipe : StableDiffusionPipeline
+        The model to unlearn.
+    prompts : Prompts
+        How classes are asked for.
+    forgetting : TextForgetting
+        The losses of forgetting.
+    replacement : int, optional
+        The class that takes the place of a forgotten one; the next by default.
+    bf16 : bool
+        Draw images under bfloat16 autocast.
+    """
+
+    data: ImageData
+    pipe: "StableDiffusionPipeline"
+    prompts: Prompts
+    forgetting: "TextForgetting"
+    replacement: int | None = None
+    bf16: bool = False
+
+    def replaced(self, forgotten: int) -> int:
+        """Number of the class that takes the place of a forgotten one."""
+        return (forgotten + 1) % len(self.data.classes) if self.replacement is None else self.replacement
+
+    def task(self, seed: int, scenario: Scenario) -> TextToImageTask:
+        """The unlearning problem of one seed and forgotten class."""
+        assert isinstance(scenario.target, int)
+        how = self.forgetting
+        split = split_data(self.data, scenario="class", seed=seed, forget_class=scenario.target, validation=0)
+        given = {role: self._captioned(split[role]) for role in ("forget", "retain")}
+        return text_to_image_task(
+            self.pipe,
+            forget=given["forget"],
+            retain=given["retain"],
+            replacement=self.prompts.training[self.replaced(scenario.target)],
+            batch_size=how.batch_size,
+            target=how.target,
+            relabel_drop=how.relabel_drop,
+            mask_guidance=how.mask_guidance,
+            mask_draws=how.mask_draws,
+            antithetic=how.antithetic,
+            precision=how.precision,
+            optimizer_name=how.optimizer,
+            gradient_checkpointing=how.gradient_checkpointing,
+            clip=how.grad_clip,
+        )
+
+    def weights(self, model: nn.Module) -> bytes:
+        """What changed, as the content of a safetensors file."""
+        return delta_bytes(model, self.pipe.unet)
+
+    def drawn(self, model: nn.Module, how: "TextSampling") -> tuple[Tensor, Tensor]:
+        """Samples uint8 (n, 3, H, W), and the class each was asked for (n,).
+
+        ``samples`` images of each class for every kind of prompt in turn. Image i of a class has the same
+        noise for every model and kind.
+        """
+        classes, count = len(self.data.classes), how.samples
+        labels = torch.arange(classes).repeat_interleave(count)
+        places = torch.arange(count).repeat(classes)
+        images = [
+            sample_prompts(
+                self.pipe,
+                self.prompts.texts(kind, labels),
+                unet=model,
+                seed=0,
+                streams=(labels * STREAMS + places).tolist(),
+                guidance=how.guidance,
+                steps=how.sample_steps,
+                eta=how.eta,
+                sampler=how.sampler,
+                batch_size=how.sample_batch,
+                bf16=self.bf16,
+            )
+            for kind in self.prompts.test
+        ]
+        return torch.cat(images), labels.repeat(len(images))
+
+    def _captioned(self, ids: Tensor) -> tuple[Tensor, list[str]]:
+        return self.data.images[ids], [self.prompts.training[c] for c in self.data.labels[ids].tolist()]
