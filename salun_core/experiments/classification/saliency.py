@@ -1,17 +1,13 @@
 """The saliency experiment, which asks whether it matters which weights the mask keeps."""
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, ClassVar
 
 import pandas as pd
-import torch
 from pydantic import field_validator
 
-from salun_core.data.batches import Batches
-from salun_core.errors import Diverged, UserError, one_of
+from salun_core.errors import UserError, one_of
 from salun_core.experiments.classification.lab import ClassifierLab
 from salun_core.experiments.classification.mask_agreement import mask_agreement
 from salun_core.experiments.classification.method_comparison import Results
@@ -20,15 +16,12 @@ from salun_core.experiments.runs.cells import (
     MASKS,
     Cell,
     MaskSpec,
-    Scenario,
     Variant,
 )
 from salun_core.experiments.runs.params import parameter
-from salun_core.experiments.runs.store import Key
 from salun_core.experiments.runs.table import Run, check_ran
 from salun_core.experiments.runs.tuning import FREE, tune
 from salun_core.methods import METHODS
-from salun_core.saliency import SCORES, Mask, expected_iou, mask_iou, saliency_mask
 
 PROTOCOLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     # What each revision of the released code did to mask and update: mask settings, method settings.
