@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -183,11 +184,11 @@ def test_features_are_those_that_are_asked_for(tmp_path, monkeypatch):
     weights.parent.mkdir()
     weights.write_bytes(b"weights that are here but not asked for")
     lab = TextToImageParams.load({**SMALL, "out_dir": tmp_path}).lab()
-    assert lab.inception is None
+    assert lab.judging.inception is None
     cell = Cell(0, Scenario("class", target=7), "uce")
     assert lab.key(cell).what["features"] == "judge"
     asked = TextToImageParams.load({**SMALL, "features": "inception", "out_dir": tmp_path}).lab()
-    assert asked.inception == weights
+    assert asked.judging.inception == weights
     assert asked.key(cell).what["features"] == sha256(weights)
 
 
@@ -212,7 +213,8 @@ def test_outside_a_checkout_the_small_pipeline_is_refused_in_one_sentence(tmp_pa
 
 def test_weights_are_measured_and_stored_in_the_precision_of_the_pipeline(results, tmp_path):
     lab = copy.copy(results[0].lab)
-    lab.pipe = with_network(lab.pipe, copy.deepcopy(lab.pipe.unet).to(torch.bfloat16))
+    half = with_network(lab.pipe, copy.deepcopy(lab.pipe.unet).to(torch.bfloat16))
+    lab.problem = replace(lab.problem, pipe=half)
     trained = copy.deepcopy(lab.pipe.unet).float()
     with torch.no_grad():
         next(trained.parameters()).add_(1e-2)
@@ -238,8 +240,8 @@ def test_weights_need_not_be_kept(tmp_path):
     }
     found = run(TextToImageParams.load(given))
     assert (found.cells["status"] == "done").all()
-    assert not list(tmp_path.rglob("cell*.model.safetensors"))
-    with pytest.raises(UserError, match="kept no weights"):
+    assert not list(tmp_path.rglob("unlearned*.model.safetensors"))
+    with pytest.raises(UserError, match="keep no weights"):
         found.lab.model(result_of(found.lab, found.cells.iloc[1]))
 
 

@@ -180,7 +180,7 @@ def test_a_concept_without_a_data_set_is_drawn_by_the_pipeline(tmp_path):
     prober = Prober(params.lab(), params.probing)
     with pytest.raises(UserError, match="give prompts_file"):
         prober.unnamed(0)
-    params = params.model_copy(update={"prompts_file": None})
+    params = params.model_copy(update={"unnamed": params.unnamed.model_copy(update={"prompts_file": None})})
     with pytest.raises(UserError, match="unsafe needs prompts_file"):
         params.lab()
 
@@ -206,7 +206,7 @@ def test_prompts_that_are_cut_off_are_counted(tmp_path, capsys):
     params = UnsafeParams.load(given)
     lab = params.lab()
     assert "1 of 3 prompts of prompts have more than 24 tokens" in capsys.readouterr().err
-    drawn = Prober(lab, params.probing(), params.prompts())._unnamed(lab.pipe.unet, 7)[0]
+    drawn = Prober(lab, params.probing, params.unnamed.read())._unnamed(lab.pipe.unet, 7)[0]
     assert drawn.n == 7
 
 
