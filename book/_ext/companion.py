@@ -4,6 +4,7 @@ The table of contents names the notebooks' templates, so that links to sources h
 builds. While a page is read, the copy that papermill executed takes the template's place.
 """
 
+import ast
 import contextlib
 import importlib
 import json
@@ -206,14 +207,26 @@ def show_modules(app: Sphinx, docname: str, source: list[str]) -> None:
 
     def reference(found: re.Match[str]) -> str:
         sections = []
-        load([name for _, name in modules(Path(app.srcdir), found[1])])
-        for folder, name in modules(Path(app.srcdir), found[1]):
+        top = Path(app.srcdir)
+        load([name for _, name in modules(top, found[1])])
+        for folder, name in modules(top, found[1]):
             app.env.note_dependency(str(folder))  # a new file is a new section
             automodule = f".. automodule:: {name}\n   :members:\n   :ignore-module-all:\n   :no-value:"
-            sections.append(f"### `{name}`\n\n```{{eval-rst}}\n{automodule}\n```\n")
+            # Folded, or the page of a large room would be as long as a corridor.
+            sections.append(
+                f"## `{name}`\n\n````{{dropdown}} {purpose(top, name)}\n```{{eval-rst}}\n{automodule}\n```\n````\n"
+            )
         return "\n".join(sections)
 
     source[0] = MODULES.sub(reference, source[0])
+
+
+def purpose(top: Path, name: str) -> str:
+    """First line of a module's docstring, or its name where it has none."""
+    base = top.joinpath(*name.split("."))
+    file = next(f for f in (base.with_suffix(".py"), base / "__init__.py") if f.is_file())
+    said = ast.get_docstring(ast.parse(file.read_text("utf8"))) or name.rpartition(".")[2]
+    return said.partition("\n\n")[0].replace("\n", " ").replace("``", "`").rstrip(".")
 
 
 def keep_bars(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -329,6 +342,7 @@ def copy(source: Path, target: Path) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register everything with Sphinx."""
     app.setup_extension("sphinx.ext.autodoc")
+    app.setup_extension("sphinx_design")
     sys.path.insert(0, str(app.srcdir))  # docstrings come from this tree, whatever is installed
     app.add_config_value("companion_runs", os.environ.get("COMPANION_RUNS", "data/runs"), "env", [str])
     app.add_role("res", Result())

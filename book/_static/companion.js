@@ -55,3 +55,14 @@ document.addEventListener("focusin", (event) => { const spot = spotOf(event); sp
 document.addEventListener("focusout", hide);
 document.addEventListener("scroll", hide, { capture: true, passive: true });
 document.addEventListener("keydown", move);
+
+// A link into something folded opens it, in browsers that do not do so themselves.
+const unfold = () => {
+  const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const folded = target && target.closest("details:not([open])");
+  if (!folded) return;
+  folded.open = true;
+  target.scrollIntoView();
+};
+addEventListener("hashchange", unfold);
+addEventListener("load", unfold);

@@ -40,6 +40,32 @@ const range = (values, write) => {
   return low === high ? low : `${low.replace(" %", "")} to ${high}`;
 };
 
+// Paths to walk along: radio buttons choose one, a slider moves on it. `draw(path, at)` shows a place and returns
+// its name; each path remembers how far the reader was, and paths of one kind share it.
+const walk = (legend, paths, draw) => {
+  const places = {};
+  let path = paths[0];
+  const control = slider("", 0, 0, (value) => show(value));
+  const buttons = choice(legend, paths.map((p) => p.label), (i) => {
+    path = paths[i];
+    show(Math.min(places[path.scrub] ?? 0, path.frames.length - 1));
+  });
+  const show = (at) => {
+    places[path.scrub] = at;
+    control.input.max = path.frames.length - 1;
+    control.input.value = at;
+    const where = draw(path, at);
+    control.name.textContent = `${path.scrub}: ${where}`;
+    control.input.setAttribute("aria-valuetext", `${path.scrub} ${where}`);
+  };
+  const go = (i, at) => {
+    path = paths[i];
+    buttons.querySelectorAll("input")[i].checked = true;
+    show(at);
+  };
+  return { box: make("div", { class: "controls" }, buttons, control.box), go };
+};
+
 // --- the plane: decision areas and points, step by step --------------------------------------------------
 
 const plane = (data) => {
@@ -57,11 +83,10 @@ const plane = (data) => {
   image.append(make("g", { opacity: 0.28 }, ground, ...areas), points, crosses);
 
   const said = make("output");
-  let path = data.paths[0], at = 0, step = 0;
   const retrained = data.paths[0].frames;
   const wrongOf = (frame) => Math.round(frame.UA * data.forget);
 
-  const draw = () => {
+  const { box, go } = walk("Model", data.paths, (path, at) => {
     const frame = path.frames[at], last = path.frames.length - 1;
     areas.forEach((area, i) => area.setAttribute("d", frame.areas[i]));
     crosses.setAttribute("d", frame.wrong.map((i) => {
@@ -69,30 +94,85 @@ const plane = (data) => {
       return `M${x - 4} ${y - 4}l8 8m0-8l-8 8`;
     }).join(""));
     const retrain = path === data.paths[0];
-    const where = retrain ? `model ${at + 1} of ${last + 1}` : `step ${at} of ${last}`;
-    control.name.textContent = `${path.scrub}: ${retrain ? at + 1 : at}`;
-    control.input.setAttribute("aria-valuetext", where);
-    said.textContent = `${path.label}, ${where}: ${wrongOf(frame)} of ${data.forget} forget points wrong`
+    const where = retrain ? `${at + 1} of ${last + 1}` : `${at} of ${last}`;
+    said.textContent = `${path.label}, ${retrain ? "model" : "step"} ${where}: ${wrongOf(frame)} of ${data.forget} forget points wrong`
       + (retrain ? "" : ` (Retrain: ${range(retrained.map(wrongOf), String)})`)
       + `; ${percent(frame.RA)} of retain and ${percent(frame.TA)} of test points right`
       + (retrain ? "." : ` (Retrain: ${range(retrained.map((f) => f.TA), percent)} of test points).`);
+    return where;
+  });
+  go(0, 0);
+  return [box, image, said];
+};
+
+// --- trajectories in the plane of UA and TA, and the answers that changed on the way -----------------------
+
+const trajectories = (data) => {
+  const [width, height, left, bottom] = [420, 300, 46, 40];
+  const scale = (axis, from, to) => (value) => from + (value - axis.low) / (axis.high - axis.low) * (to - from);
+  const x = scale(data.x, left, width - 10), y = scale(data.y, height - bottom, 10);
+  const image = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Paths in the plane of UA and TA", class: "chart" });
+  for (const tick of data.x.ticks) {
+    image.append(make("line", { x1: x(tick), x2: x(tick), y1: height - bottom, y2: 10 }),
+      make("text", { x: x(tick), y: height - bottom + 16, "text-anchor": "middle" }, String(tick)));
+  }
+  for (const tick of data.y.ticks) {
+    image.append(make("line", { x1: left, x2: width - 10, y1: y(tick), y2: y(tick) }),
+      make("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, String(tick)));
+  }
+  image.append(make("text", { x: (left + width) / 2, y: height - 6, "text-anchor": "middle" }, data.x.label),
+    make("text", { x: 12, y: (height - bottom) / 2, "text-anchor": "middle", transform: `rotate(-90 12 ${(height - bottom) / 2})` }, data.y.label));
+
+  const here = make("circle", { r: 7, class: "here" });
+  data.paths.forEach((path, i) => {
+    const at = path.frames.map((frame) => [x(frame.UA), y(frame.TA)]);
+    if (i) image.append(make("polyline", { points: at.map((p) => p.join()).join(" "), stroke: path.colour }));
+    at.forEach(([cx, cy], j) => {
+      image.append(i ? make("circle", { cx, cy, r: 2.6, fill: path.colour }) : make("path", { d: `M${cx - 4} ${cy}h8m-4-4v8`, class: "cross" }));
+      const target = make("circle", { cx, cy, r: 9, class: "target" });
+      target.addEventListener("click", () => go(i, j));
+      image.append(target);
+    });
+  });
+  image.append(here);
+
+  const said = make("output"), tiles = make("ul", { class: "tiles" });
+  const { tile, columns } = data.sprite;
+  const picture = (i) => {
+    const shown = make("span", { class: "tile" });
+    const factor = 40 / tile;
+    shown.style.backgroundImage = `url(${data.sprite.uri})`;
+    shown.style.backgroundSize = `${columns * 40}px`;
+    shown.style.backgroundPosition = `-${(i % columns) * 40}px -${Math.floor(i / columns) * tile * factor}px`;
+    return shown;
   };
-  const control = slider("", 0, 0, (value) => { at = value; if (path !== data.paths[0]) step = value; draw(); });
-  const choose = (i) => {
-    path = data.paths[i];
-    const last = path.frames.length - 1;
-    at = i === 0 ? 0 : Math.min(step, last);
-    control.input.max = last;
-    control.input.value = at;
-    draw();
-  };
-  choose(0);
-  return [make("div", { class: "controls" }, choice("Model", data.paths.map((p) => p.label), choose), control.box), image, said];
+
+  const { box, go } = walk("Path", data.paths, (path, at) => {
+    const frame = path.frames[at], retrain = path === data.paths[0];
+    here.setAttribute("cx", x(frame.UA));
+    here.setAttribute("cy", y(frame.TA));
+    const before = retrain ? data.original : path.frames[Math.max(at - 1, 0)].answers;
+    const changed = data.images.map((_, i) => i).filter((i) => frame.answers[i] !== before[i]);
+    const first = changed.slice(0, 12);
+    tiles.replaceChildren(...first.map((i) => {
+      const { label, role } = data.images[i], name = data.classes;
+      const right = frame.answers[i] === label ? "right" : "wrong";
+      return make("li", {}, picture(i), make("span", {}, `${role}: ${name[before[i]]} → ${name[frame.answers[i]]}, ${right}`));
+    }));
+    const where = retrain ? `${at + 1} of ${path.frames.length}` : `${frame.step} of ${path.frames.at(-1).step}`;
+    const since = retrain ? "from the original model's" : at ? "since the last look" : "so far";
+    const more = changed.length > first.length ? `, ${first.length} of them below` : "";
+    said.textContent = `${path.label}, ${retrain ? "model" : "step"} ${where}: UA ${frame.UA.toFixed(1)} %, TA ${frame.TA.toFixed(1)} %. `
+      + `${changed.length} of ${data.images.length} answers ${retrain ? "differ" : "changed"} ${since}${more}.`;
+    return where;
+  });
+  go(data.paths.length > 1 ? 1 : 0, 0);
+  return [box, image, said, tiles];
 };
 
 // -----------------------------------------------------------------------------------------------------------
 
-const PIECES = { plane };
+const PIECES = { plane, trajectories };
 
 for (const figure of document.querySelectorAll("figure[data-piece]")) {
   const data = JSON.parse(figure.querySelector("script").textContent);

@@ -1,9 +1,7 @@
 """Forgetting in two dimensions: a network small enough that its whole decision can be drawn."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -12,11 +10,12 @@ from torch import Tensor, nn
 
 from salun_core.data.batches import Batches
 from salun_core.experiments.runs.params import Params, parameter
+from salun_core.experiments.classification.trajectories import follow
 from salun_core.methods import METHODS
 from salun_core.metrics import METRICS, evaluate
 from salun_core.metrics.classification.outputs import Evaluation
 from salun_core.rng import derive, generator, isolated
-from salun_core.saliency import Mask, check_keep, random_mask, saliency_scores, top_mask
+from salun_core.saliency import check_keep, random_mask, saliency_scores, top_mask
 from salun_core.tasks.classification import ClassificationTask
 from salun_core.tasks.classification_training import Recipe
 
@@ -154,12 +153,12 @@ def grid(side: int = 41) -> Tensor:
     return torch.stack([x, y], dim=-1)
 
 
-def snapshot(model: nn.Module, task: ClassificationTask) -> Snapshot:
+def snapshot(model: nn.Module, points: dict[str, Batches]) -> Snapshot:
     """The logits of a model on the plane and on the data."""
     places = grid()
     with torch.no_grad():
         logits = model(places.reshape(-1, 2, 1, 1)).view(*places.shape[:2], CLASSES)
-    return Snapshot(logits, evaluate(model, task.parts))
+    return Snapshot(logits, evaluate(model, points))
 
 
 def run(params: ToyParams) -> Toy:
@@ -169,17 +168,17 @@ def run(params: ToyParams) -> Toy:
     scores = saliency_scores(task.model, task.forget, task.loss)
     drawn = random_mask(scores, keep=params.keep, rng=generator(params.seed, "toy random mask"))
     masks = {"none": None, "salient": top_mask(scores, keep=params.keep), "random": drawn}
-    unlearn = partial(METHODS["rl"], task, lr=params.lr, order="interleaved", seed=params.seed)
-
-    def path(mask: Mask | None) -> Iterator[Snapshot]:
-        yield snapshot(task.model, task)
-        for steps in range(1, params.steps + 1):  # a run of s steps is the beginning of every longer one
-            yield snapshot(unlearn(mask=mask, steps=steps).model, task)
-
+    settings = {"lr": params.lr, "order": "interleaved", "seed": params.seed}
+    paths = {
+        kind: follow(
+            "rl", task, range(params.steps + 1), lambda model: snapshot(model, points), mask=mask, **settings
+        )
+        for kind, mask in masks.items()
+    }
     retrained = [
-        snapshot(METHODS["retrain"](task, replica=replica, seed=params.seed).model, task)
+        snapshot(METHODS["retrain"](task, replica=replica, seed=params.seed).model, points)
         for replica in range(params.retrained)
     ]
     flat = torch.cat([values.flatten() for values in scores.values()])
     silent = (flat == 0).double().mean().item()
-    return Toy(points, task, retrained, {kind: list(path(mask)) for kind, mask in masks.items()}, silent)
+    return Toy(points, task, retrained, paths, silent)

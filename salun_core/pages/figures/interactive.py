@@ -3,17 +3,27 @@
 The data lie in the page; ``book/_static/pieces.js`` draws them. Nothing is asked of a server.
 """
 
+import base64
 import html
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from salun_core.experiments.classification.toy import CLASSES, REACH, Snapshot, Toy
-from salun_core.pages.figures.charts import Chart, panels, style
+from salun_core.experiments.classification.trajectories import Trajectories
+from salun_core.methods import name_of
+from salun_core.metrics import METRICS
+from salun_core.metrics.classification.outputs import Evaluation
+from salun_core.pages.figures.charts import LOOK, Chart, panels, style
+from salun_core.rng import generator
 
 CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73")
 SIDE = 200  # units of a drawn plane
@@ -161,4 +171,125 @@ def planes_chart(toy: Toy, states: Mapping[str, Snapshot], finding: str) -> Char
                     )  # as vectors, the points would be most of the file
             axis.set(xticks=[], yticks=[], xlim=edge, ylim=edge, aspect="equal")
             axis.set_title(name.partition(" (")[0], fontsize=9)
+    return Chart(fig, finding)
+
+
+# --- trajectories -------------------------------------------------------------------------------------
+
+
+def trajectories(found: Trajectories, *, images: int = 160) -> Piece:
+    """Paths of methods in the plane of UA and TA into the cloud of retrained models.
+
+    Parameters
+    ----------
+    found : Trajectories
+        Outputs along the paths.
+    images : int
+        Pictures whose answers can be looked at: all of the forget set that fit, the rest from the test set.
+    """
+    shown = pictures(found, images)
+    measured = {name: [at(seen, shown) for seen in path] for name, path in found.paths.items()}
+    retrained = [at(seen, shown) for seen in found.retrained]
+    paths = [
+        {"label": "Retrain", "colour": LOOK["retrain"][0], "scrub": "Retrained model", "frames": retrained}
+    ]
+    for name, frames in measured.items():
+        stepped = [{"step": step, **frame} for step, frame in zip(found.steps, frames, strict=True)]
+        paths.append({"label": name_of(name), "colour": LOOK[name][0], "scrub": "Step", "frames": stepped})
+    every = [*retrained, *(frame for frames in measured.values() for frame in frames)]
+    data = {
+        "x": axis_of([frame["UA"] for frame in every], "UA (%)"),
+        "y": axis_of([frame["TA"] for frame in every], "TA (%)"),
+        "sprite": sprite(found, [i for _, i in shown]),
+        "classes": [str(name) for name in found.data.classes],
+        "images": [{"role": role, "label": int(found.data.labels[i])} for role, i in shown],
+        "original": next(iter(measured.values()))[0]["answers"],
+        "paths": paths,
+    }
+    ends = {name: frames[-1] for name, frames in measured.items()}
+    finding = (
+        f"{len(retrained)} retrained models lie at UA {spread_of(retrained, 'UA')} and TA {spread_of(retrained, 'TA')}; after "
+        f"{found.steps[-1]} steps "
+        + ", ".join(f"{name_of(n)} is at UA {e['UA']:.1f}% and TA {e['TA']:.1f}%" for n, e in ends.items())
+        + "."
+    )
+    n_forget, n_test = found.task.forget.n, found.task.parts["test"].n
+    caption = (
+        f"{finding} {found.data.name}, {n_forget} forget and {n_test} test images, one split; crosses are retrained models. Every "
+        "path starts at the original model, upper left."
+    )
+    return Piece("trajectories", data, paths_chart(measured, retrained, finding), caption)
+
+
+def pictures(found: Trajectories, count: int) -> list[tuple[str, int]]:
+    """Role and sample id of the pictures to show: forget images first, then test images, drawn with a fixed seed."""
+    chosen: list[tuple[str, int]] = []
+    for role in ("forget", "test"):
+        ids = found.split[role]
+        order = torch.randperm(len(ids), generator=generator(0, "pictures", role))
+        room = count - len(chosen) if role == "test" else count // 2
+        chosen += [(role, int(i)) for i in ids[order[:room]].sort().values]
+    return chosen
+
+
+def at(seen: Evaluation, shown: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    """UA and TA in percent, and the answers to the pictures shown."""
+    row_of = {int(i): row for row, i in enumerate(seen.ids)}
+    answers = seen.logits.argmax(dim=1)
+    return {
+        **{name: round(100 * float(METRICS[name](seen)), 2) for name in ("UA", "TA")},
+        "answers": [int(answers[row_of[i]]) for _, i in shown],
+    }
+
+
+def axis_of(values: Sequence[float], label: str) -> dict[str, Any]:
+    """Bounds and ticks of an axis that holds all values, percentages."""
+    ticks = MaxNLocator(5).tick_values(min(values), max(values))
+    return {
+        "label": label,
+        "low": float(max(ticks[0], 0)) - 1e-9,
+        "high": float(min(ticks[-1], 100)),
+        "ticks": [float(tick) for tick in ticks if 0 <= tick <= 100],
+    }
+
+
+def spread_of(frames: Sequence[Mapping[str, Any]], name: str) -> str:
+    """The range of a metric over some models."""
+    values = [frame[name] for frame in frames]
+    return f"{min(values):.1f} to {max(values):.1f}%"
+
+
+def sprite(found: Trajectories, ids: Sequence[int], *, columns: int = 16) -> dict[str, Any]:
+    """Pictures side by side in one PNG."""
+    images = found.data.images[list(ids)]
+    n, channels, height, width = images.shape
+    rows = -(-n // columns)
+    sheet = torch.zeros(rows * columns, channels, height, width, dtype=torch.uint8)
+    sheet[:n] = images
+    sheet = sheet.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
+    pixels = sheet.reshape(rows * height, columns * width, channels).numpy()
+    # Grey images are drawn as ink on paper.
+    buffer = io.BytesIO()
+    Image.fromarray(255 - pixels[..., 0] if channels == 1 else pixels).save(buffer, "PNG", optimize=True)
+    uri = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return {"uri": uri, "columns": columns, "tile": width}
+
+
+def paths_chart(
+    measured: Mapping[str, Sequence[Mapping[str, Any]]],
+    retrained: Sequence[Mapping[str, Any]],
+    finding: str,
+) -> Chart:
+    """All paths and the cloud in one picture."""
+    with style():
+        fig, axis = panels(height=3.8)
+        for name, frames in measured.items():
+            colour, marker = LOOK[name]
+            x, y = ([frame[metric] for frame in frames] for metric in ("UA", "TA"))
+            axis.plot(x, y, "-", color=colour, lw=1.2, marker=".", ms=4)
+            axis.plot(x[-1], y[-1], marker, color=colour, ms=8, label=name_of(name))
+        for i, frame in enumerate(retrained):
+            axis.plot(frame["UA"], frame["TA"], "+", color="black", ms=8, label="Retrain" if i == 0 else None)
+        axis.set(xlabel="UA: forget images answered wrongly (%)", ylabel="TA: test accuracy (%)")
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return Chart(fig, finding)

@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from salun_core.errors import UserError
-from salun_core.experiments.classification.toy import ToyParams, grid, make_points, make_task, run
-from salun_core.methods import METHODS
+from salun_core.experiments.classification.toy import ToyParams, grid, run
 
 
 @pytest.fixture(scope="module")
@@ -16,14 +15,6 @@ def test_the_original_knows_all_points_and_retrain_does_not(toy):
         assert path[0].metrics()["UA"] == 0
     assert min(model.metrics()["UA"] for model in toy.retrained) > 0.4
     assert all(model.metrics()["RA"] > 0.95 for model in toy.retrained)
-
-
-def test_each_step_continues_the_last_one():
-    """A slider through the steps shows one run, not as many runs as steps."""
-    task = make_task(make_points(0), 0)
-    settings = {"lr": 0.005, "order": "interleaved", "seed": 0}
-    short, long = (METHODS["rl"](task, steps=steps, **settings) for steps in (2, 5))
-    assert long.losses[:2] == short.losses
 
 
 def test_masks_change_the_path_and_nothing_else_does(toy):
