@@ -9,8 +9,8 @@ from pydantic import field_validator
 from torch import Tensor, nn
 
 from salun_core.data.batches import Batches
-from salun_core.experiments.runs.params import Params, parameter
 from salun_core.experiments.classification.trajectories import follow
+from salun_core.experiments.runs.params import Params, parameter
 from salun_core.methods import METHODS
 from salun_core.metrics import METRICS, evaluate
 from salun_core.metrics.classification.outputs import Evaluation

@@ -25,6 +25,14 @@ from salun_core.tasks.classification import ClassificationTask
 Seen = TypeVar("Seen")
 FOLLOWED = ("ft", "ga", "rl", "salun", "l1_sparse")
 """Methods that descend on a loss, step by step."""
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ft": {"lr": 0.1},
+    "ga": {"lr": 0.003},
+    "rl": {"lr": 0.004},
+    "salun": {"lr": 0.004},
+    "l1_sparse": {"lr": 0.1, "alpha": 1e-5},
+}
+"""What methods are followed with; chosen by eye, so that their paths can be seen."""
 
 
 class TrajectoryParams(Params):
@@ -32,23 +40,16 @@ class TrajectoryParams(Params):
 
     experiment: ClassVar[str] = "trajectories"
 
-    forget_fraction: float = parameter(0.1, "share of the training images to forget, between 0 and 1", gt=0, lt=1)
+    forget_fraction: float = parameter(
+        0.1, "share of the training images to forget, between 0 and 1", gt=0, lt=1
+    )
     methods: tuple[str, ...] = parameter(
         ("ft", "ga", "rl", "salun"), f"methods to follow, from {', '.join(FOLLOWED)}"
     )
     keep: float = parameter(0.5, "share of the weights in SalUn's mask, (0, 1]")
     steps: int = parameter(64, "optimiser steps of every method", ge=1)
     looks: int = parameter(16, "how often a model is looked at on its way", ge=1)
-    settings: dict[str, dict[str, Any]] = parameter(
-        {
-            "ft": {"lr": 0.1},
-            "ga": {"lr": 0.003},
-            "rl": {"lr": 0.004},
-            "salun": {"lr": 0.004},
-            "l1_sparse": {"lr": 0.1, "alpha": 1e-5},
-        },
-        "settings by method",
-    )
+    settings: dict[str, dict[str, Any]] = parameter({}, "settings by method, instead of SETTINGS")
     retrained: int = parameter(5, "models trained again without the forget set", ge=2)
     width: int = parameter(8, "channels of the first stage of the network", ge=1)
     epochs: int | None = parameter(None, "of training from scratch; those of the recipe by default", ge=1)
@@ -180,7 +181,7 @@ def run(params: TrajectoryParams) -> Trajectories:
             lambda model: evaluate(model, task.parts),
             mask=mask if METHODS[name].mask == "salient" else None,
             seed=params.seed,
-            **params.settings.get(name, {}),
+            **{**SETTINGS[name], **params.settings.get(name, {})},
         )
         for name in params.methods
     }
