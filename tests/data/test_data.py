@@ -26,6 +26,8 @@ from salun_core.data.sources import digits as digits_source
 from salun_core.data.sources.noisy_digits import with_noise
 from salun_core.data.splits import ROLES, read_ids, split_data, validation_ids
 from salun_core.errors import UserError
+from salun_core.models import build_model
+from salun_core.tasks.classification_training import RECIPES, train_network
 
 
 @pytest.fixture(scope="module")
@@ -879,3 +881,26 @@ def test_data_sets_that_cannot_be_used_are_refused(train, test, message):
     with pytest.raises(UserError) as refusal:
         from_datasets(train, test, name="mine")
     assert message in str(refusal.value)
+
+
+def test_noisy_digits_are_learned_by_heart_and_not_easy():
+    """The paper's regime: the original model is right on what it saw, a retrained one errs on what it did not see."""
+    data = load_dataset("noisy_digits")
+    split = split_data(data, scenario="random", seed=0, forget_fraction=0.1)
+    mean, std = data.moments
+
+    def trained(ids):
+        net = build_model("resnet6", classes=10, channels=1, size=8, seed=0, mean=mean, std=std)
+        batches = Batches(data.images[ids], data.labels[ids], ids)
+        loss = lambda model, batch: torch.nn.functional.cross_entropy(model(batch[0]), batch[1])  # noqa: E731
+        return train_network(net, batches, loss, recipe=RECIPES["digits"], seed=0)[0]
+
+    def accuracy(model, role):
+        ids = split[role]
+        with torch.no_grad():
+            return (model(data.images[ids].float() / 255).argmax(dim=1) == data.labels[ids]).double().mean()
+
+    original, retrained = trained(split.train), trained(split["retain"])
+    assert accuracy(original, "forget") == accuracy(original, "retain") == accuracy(retrained, "retain") == 1
+    assert 0.01 < 1 - accuracy(retrained, "forget") < 0.12
+    assert 0.9 < accuracy(original, "test") < 0.97 and 0.9 < accuracy(retrained, "test") < 0.97

@@ -15,7 +15,7 @@ def scores_of(task: Task, spec: MaskSpec, *, seed: int) -> Scores:
     """Saliency scores of the task's model on its forget set; ``seed`` draws the augmentation where there is one."""
     forget: Iterable[Batch] = task.forget
     if spec.augmented:
-        forget = task.forget.shuffled(generator(seed, "mask augmentation", spec.draw))
+        forget = list(task.forget.shuffled(generator(seed, "mask augmentation", spec.draw)))
     return saliency_scores(task.model, forget, task.loss, score=spec.score)
 
 

@@ -33,3 +33,12 @@ def test_a_mask_whose_ascent_overflows_makes_a_diverged_cell(lab, monkeypatch):
     result = lab.run(cell)
     assert result.content["status"] == "diverged"
     assert "drifting" in result.content["why"]
+
+
+def test_masks_of_augmented_images_differ_by_draw(lab):
+    specs = [MaskSpec("salient", 0.5, "batch_means", augmented=True, draw=draw) for draw in (0, 0, 1)]
+    first, again, other = (lab.mask(0, Scenario("random", fraction=0.1), spec)[0] for spec in specs)
+    same = [all((first[name] == mask[name]).all() for name in first) for mask in (again, other)]
+    # Noisy digits are not augmented, so a draw decides the order of the images only: the sum of batch means
+    # weighs a last batch that is smaller, whichever images it holds.
+    assert same == [True, False]
