@@ -3,6 +3,8 @@
 import csv
 import hashlib
 import io
+import itertools
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +33,9 @@ IMAGENETTE = {
     "parachute": 701,
 }
 """Classes of Imagenette with their numbers in ImageNet, in the order of its folders."""
+
+CANVAS = "A {object} image in {style} style."
+"""The prompts of UnlearnCanvas, for each of its objects in each of its styles."""
 
 CLASS_FORGET = "an image of a {}"
 CLASS_TEST = "Image of {}"
@@ -237,6 +242,46 @@ def _table(path: Path) -> tuple[list[str], list[dict[str, str]], str]:
             f"{path} is no valid CSV near line {reader.line_num}: {error}; copy it again"
         ) from error
     return list(reader.fieldnames or []), found, hashlib.sha256(content).hexdigest()
+
+
+def crossed_prompts(
+    domains: Mapping[str, Sequence[str]], template: str = CANVAS
+) -> tuple[PromptSet, dict[str, tuple[int, ...]]]:
+    """A prompt for every combination of concepts, with the number of each concept in its domain.
+
+    Parameters
+    ----------
+    domains : mapping of str to sequence of str
+        Names by domain, such as ``{"style": ["Van_Gogh", "Sketch"], "object": ["Cats", "Dogs"]}``;
+        underscores are read as blanks.
+    template : str
+        Holds every domain once, in braces.
+
+    Returns
+    -------
+    prompts, asked
+        N prompts, the last domain changing fastest, and what `metrics.generation.canvas.retention` takes as
+        ``asked``.
+
+    Raises
+    ------
+    UserError
+        If the template and the domains do not fit, or a domain is empty.
+    """
+    held = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    if sorted(held) != sorted(domains):
+        raise UserError(
+            f"the template {template!r} must hold each of {', '.join(f'{{{name}}}' for name in domains)} once"
+        )
+    sizes = [range(len(names)) for names in domains.values()]
+    rows = list(itertools.product(*sizes))
+    spoken = {name: [each.replace("_", " ") for each in names] for name, names in domains.items()}
+    texts = [
+        template.format(**{name: spoken[name][i] for name, i in zip(domains, row, strict=True)})
+        for row in rows
+    ]
+    asked = {name: tuple(row[place] for row in rows) for place, name in enumerate(domains)}
+    return PromptSet(" x ".join(domains), tuple(texts)), asked
 
 
 def _content(path: Path) -> bytes:

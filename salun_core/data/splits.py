@@ -55,7 +55,7 @@ def split_data(
     scenario: str,
     seed: int,
     forget_fraction: float | None = 0.1,
-    forget_class: int | str | None = None,
+    forget_class: int | str | Sequence[int | str] | None = None,
     forget_ids: Sequence[int] | Tensor | Path | str | None = None,
     validation: float = 0.1,
 ) -> Split:
@@ -70,14 +70,15 @@ def split_data(
     data : ImageData
         Training images first.
     scenario : str
-        "random": a share of the training images; "class": all images of a class; "indices": listed ids.
+        "random": a share of the training images; "class": all images of a class, or of several; "indices":
+        listed ids.
     seed : int
         Draws the validation part and the random share. A larger share of one seed contains the smaller.
     forget_fraction : float
         Share of the training images (validation excluded) to forget, in (0, 1); for "random".
-    forget_class : int or str, optional
-        Class name or number, see `class_number`; for "class". The validation and test images of that class
-        get roles of their own.
+    forget_class : int, str or sequence of them, optional
+        Names or numbers of classes, see `class_numbers`; for "class". The validation and test images of
+        these classes get roles of their own.
     forget_ids : sequence of int or path, optional
         Sample ids to forget, or a file of them (see `read_ids`); for "indices". All must be training images.
     validation : float
@@ -103,10 +104,14 @@ def split_data(
     if scenario == "random":
         forget = _random_share(candidates, forget_fraction, seed)
     elif scenario == "class":
-        of_target = data.labels == class_number(data, forget_class)
+        numbers = class_numbers(data, forget_class)
+        of_target = torch.isin(data.labels, torch.tensor(numbers))
         forget = candidates[of_target[candidates]]
-        if not len(forget):
-            raise UserError(f"class {forget_class!r} has no training images: choose another forget_class")
+        for number in numbers:
+            if not (data.labels[forget] == number).any():
+                raise UserError(
+                    f"class {data.classes[number]!r} has no training images: choose another forget_class"
+                )
     else:
         assert listed is not None
         forget = listed
@@ -174,6 +179,23 @@ def class_number(data: ImageData, given: int | str | None) -> int:
             f"forget_class {number} is out of range: {data.name} has classes 0 to {len(data.classes) - 1}"
         )
     return number
+
+
+def class_numbers(data: ImageData, given: int | str | Sequence[int | str] | None) -> list[int]:
+    """The numbers of one class or of several, each as in `class_number`.
+
+    Raises
+    ------
+    UserError
+        If there is no such class, or one is named twice.
+    """
+    several = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    numbers = [class_number(data, each) for each in several]
+    if not numbers:
+        raise UserError("the list of classes to forget is empty: give at least one forget_class")
+    if twice := [number for number in numbers if numbers.count(number) > 1]:
+        raise UserError(f"class {data.classes[twice[0]]!r} is to be forgotten twice: name every class once")
+    return numbers
 
 
 def read_ids(path: Path | str) -> list[int]:

@@ -1,7 +1,7 @@
 """Class-conditional diffusion: the noise-prediction loss, wrong classes, and the data of one problem."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from salun_core.data.batches import Loader, as_loader
+from salun_core.data.batches import Batches, Loader, as_loader
 from salun_core.errors import UserError, one_of
 from salun_core.models.diffusion.objectives import objective_of
 from salun_core.models.diffusion.unet import class_count, like, predict_noise
@@ -120,8 +120,9 @@ class DiffusionTask(NoisePrediction):
         return images * 2 - 1
 
     def wrong(self, conditions: Tensor, rng: torch.Generator) -> Tensor:
-        """A wrong class for each image."""
-        return wrong_classes(conditions, self.classes, rng, how=self.relabel)
+        """A wrong class for each image; where several classes are forgotten, none of these."""
+        gone = self.forget.labels.unique().tolist() if isinstance(self.forget, Batches) else []
+        return wrong_classes(conditions, self.classes, rng, how=self.relabel, gone=gone)
 
     def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
         """Adam without weight decay, constant learning rate, gradients limited as in training."""
@@ -230,8 +231,19 @@ def _check_denoiser(unet: nn.Module, images: Tensor, labels: Tensor, what: str) 
         )
 
 
-def wrong_classes(labels: Tensor, classes: int, rng: torch.Generator, *, how: str = "next") -> Tensor:
-    """A class c' ≠ c for each image: the "next" one, or one of the others at "random"."""
+def wrong_classes(
+    labels: Tensor, classes: int, rng: torch.Generator, *, how: str = "next", gone: Sequence[int] = ()
+) -> Tensor:
+    """A class c' ≠ c for each image: the "next" one, or one of the others at "random"; none that is ``gone``."""
+    if len(gone) > 1:
+        kept = torch.tensor([c for c in range(classes) if c not in gone])
+        if not len(kept):
+            raise UserError(f"all {classes} classes are to be forgotten: keep at least one")
+        if how == "next":
+            after = torch.searchsorted(kept, labels.cpu(), right=True) % len(kept)
+        else:
+            after = torch.randint(0, len(kept), labels.shape, generator=rng)
+        return kept[after].to(labels.device)
     if how == "next":
         if classes < 2:
             raise UserError(f"another class needs at least 2 classes, got {classes}")

@@ -100,6 +100,13 @@ class TextToImageTask(NoisePrediction):
             raise UserError(
                 f"the prompt {self.prompts.texts[number]!r} is to be forgotten but has no replacement: give one"
             )
+        instead = self.replacement[asked]
+        if torch.isin(instead, asked).any():
+            number = int(instead[torch.isin(instead, asked)][0])
+            raise UserError(
+                f"the prompt {self.prompts.texts[number]!r} is to be forgotten and replaces another one: "
+                "replace prompts by one that stays"
+            )
 
     @property
     def forget(self) -> Batches:

@@ -231,6 +231,7 @@ SCENARIOS = [
     {"scenario": "random", "forget_fraction": 0.5},
     {"scenario": "class", "forget_class": 3},
     {"scenario": "indices", "forget_ids": list(range(0, 800, 7))},
+    {"scenario": "class", "forget_class": [3, "7"]},
 ]
 
 
@@ -294,6 +295,14 @@ def test_a_class_is_forgotten_whole_and_held_out_apart(digits):
     )
 
 
+def test_several_classes_are_forgotten_together(digits):
+    parts = split(digits, **SCENARIOS[4])
+    alone = [split(digits, scenario="class", forget_class=c) for c in (3, 7)]
+    for role in ("forget", "validation_forgotten", "test_forgotten"):
+        assert torch.equal(parts[role], torch.cat([each[role] for each in alone]).sort().values)
+    assert set(digits.labels[parts["retain"]].tolist()) == set(range(10)) - {3, 7}
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     labels=st.lists(st.integers(0, 4), min_size=8, max_size=120),
@@ -339,6 +348,10 @@ def test_splits_of_any_labels(labels, share, validation, seed):
         ({"scenario": "class", "forget_class": "cc1"}, "unknown class of made 'cc1': did you mean 'c1'?"),
         ({"scenario": "class", "forget_class": True}, "unknown class of made 'True'"),
         ({"scenario": "class", "forget_class": "c3"}, "class 'c3' has no training images"),
+        ({"scenario": "class", "forget_class": ["c0", "c3"]}, "class 'c3' has no training images"),
+        ({"scenario": "class", "forget_class": ["c1", 1]}, "class 'c1' is to be forgotten twice"),
+        ({"scenario": "class", "forget_class": []}, "list of classes to forget is empty"),
+        ({"scenario": "class", "forget_class": [0, 1, 2]}, "leaves none to keep"),
         ({"scenario": "indices"}, "needs forget_ids"),
         ({"scenario": "indices", "forget_ids": []}, "is empty"),
         ({"scenario": "indices", "forget_ids": [0, 40]}, "sample id 40 is in the test part"),

@@ -22,8 +22,11 @@ class Recognition:
 
     counts: Tensor
 
-    def unlearning_accuracy(self, forgotten: int) -> Share:
+    def unlearning_accuracy(self, forgotten: int | Sequence[int]) -> Share:
         """UA: share of samples of the forgotten class that are *not* recognised as it; best near Retrain's.
+
+        Of several classes, those not recognised as any of them: to draw one in place of another is not to
+        forget.
 
         A model that gives noise, or another class, reaches 1, so this says nothing of the quality of what
         appears instead: read it with `other_accuracy` and a Fréchet distance.
@@ -32,15 +35,16 @@ class Recognition:
         ----------
         Fan et al., SalUn, ICLR 2024 (UA of generation).
         """
-        row = self.counts[forgotten]
-        return wilson(int(row.sum() - row[forgotten]), n=int(row.sum()))
+        gone = self._marked(forgotten)
+        rows = self.counts[gone]
+        return wilson(int(rows[:, ~gone].sum()), n=int(rows.sum()))
 
-    def other_accuracy(self, forgotten: int) -> Share:
+    def other_accuracy(self, forgotten: int | Sequence[int]) -> Share:
         """Share of samples of all *other* classes recognised as the class asked for; higher is better.
 
         The paper leaves this out: it is what over-forgetting destroys.
         """
-        others = torch.arange(len(self.counts)) != forgotten
+        others = ~self._marked(forgotten)
         rows = self.counts[others]
         return wilson(int(rows[:, others].diagonal().sum()), n=int(rows.sum()))
 
@@ -48,11 +52,16 @@ class Recognition:
         """Share recognised as the class asked for, for each class; NaN for one not asked for."""
         return [wilson(int(row[c]), n=int(row.sum())) for c, row in enumerate(self.counts)]
 
-    def strays(self, forgotten: int) -> Share:
-        """Share of samples of all other classes that are recognised as the forgotten one; lower is better."""
-        others = torch.arange(len(self.counts)) != forgotten
-        rows = self.counts[others]
-        return wilson(int(rows[:, forgotten].sum()), n=int(rows.sum()))
+    def strays(self, forgotten: int | Sequence[int]) -> Share:
+        """Share of samples of all other classes that are recognised as a forgotten one; lower is better."""
+        gone = self._marked(forgotten)
+        rows = self.counts[~gone]
+        return wilson(int(rows[:, gone].sum()), n=int(rows.sum()))
+
+    def _marked(self, classes: int | Sequence[int]) -> Tensor:
+        marked = torch.zeros(len(self.counts), dtype=torch.bool)
+        marked[[classes] if isinstance(classes, int) else list(classes)] = True
+        return marked
 
 
 def recognise(
@@ -88,10 +97,14 @@ def recognise(
         raise UserError(f"{len(images)} images came with {len(asked)} labels: give one each")
     if len(asked) and not (asked.min() >= 0 and asked.max() < classes):
         raise UserError(f"labels must lie in [0, {classes}), got {int(asked.min())} to {int(asked.max())}")
-    device = next(classifier.parameters()).device
-    with torch.no_grad():
-        seen = [
-            classifier(part.to(device).float() / 255).argmax(1).cpu() for part in images.split(batch_size)
-        ]
-    pairs = asked * classes + torch.cat([torch.empty(0, dtype=torch.int64), *seen])
+    seen = recognised(classifier, images, batch_size=batch_size)
+    pairs = asked * classes + seen
     return Recognition(torch.bincount(pairs, minlength=classes**2).view(classes, classes))
+
+
+@torch.no_grad()
+def recognised(classifier: nn.Module, images: Tensor, *, batch_size: int = 256) -> Tensor:
+    """The class that a classifier sees in each image, int64 (N,) on the CPU; see `recognise`."""
+    device = next(classifier.parameters()).device
+    seen = [classifier(part.to(device).float() / 255).argmax(1).cpu() for part in images.split(batch_size)]
+    return torch.cat([torch.empty(0, dtype=torch.int64), *seen])
