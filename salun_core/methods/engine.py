@@ -275,6 +275,10 @@ def descend(
             adapters, mask = mask.attach(model), None
     if mask is not None:
         check_mask(mask, model)
+    # What may not change at all needs no gradient and no state of the optimiser.
+    fixed = [] if mask is None or decay_unmarked else unmarked_weights(model, mask)
+    for weight in fixed:
+        weight.requires_grad_(False)
     set_train_mode(model, bn_stats=bn_stats)
     optimizer = task.optimizer(model, lr)
     if prepare is not None:
@@ -286,7 +290,6 @@ def descend(
     samples = 0
     with isolated(seed, "descend"):
         for value, images in losses(model):
-            optimizer.zero_grad()
             scaler.scale(value).backward()
             if mask is not None and decay_unmarked:
                 mask_gradients_(model, mask)
@@ -295,15 +298,23 @@ def descend(
             if mask is not None and not decay_unmarked:
                 # Masking the gradient would not hold these weights: decay and momentum move them too.
                 restore_unmarked_(model, task.model, mask)
+            optimizer.zero_grad()  # now, so that no gradients are held while the next loss is computed
             values.append(value.detach())
             samples += images
     trace = torch.stack(values).double().tolist() if values else []
     for step, value_ in enumerate(trace):
         if not math.isfinite(value_):
             raise Diverged(f"the loss stopped being finite at step {step + 1}: lower the learning rate {lr}")
+    for weight in fixed:
+        weight.requires_grad_(True)
     if adapters is not None:
         model = Lora.merge(adapters)
     return Unlearned(model.eval(), trace, samples)
+
+
+def unmarked_weights(model: nn.Module, mask: Mask) -> list[nn.Parameter]:
+    """The trainable weights of which the mask marks no entry."""
+    return [w for name, w in model.named_parameters() if w.requires_grad and not mask[name].any()]
 
 
 def trainable_copy(model: nn.Module) -> nn.Module:

@@ -75,11 +75,9 @@ def attention_to(maps: list[Tensor], tokens: Tensor) -> Tensor:
     """Mean square over layers of the attention (N, heads, places, L) to the marked tokens (N, L)."""
     if not maps:
         raise UserError("the network attends to no text: give one with cross-attention")
-    shares = []
-    for attention in maps:
-        marked = tokens[:, None, None, :].expand_as(attention)
-        shares.append(attention[marked].float().square().mean())
-    return torch.stack(shares).mean()
+    share = tokens / tokens.sum()  # (N, L): the mean over the marked tokens as a weighted sum over all
+    squares = [attention.float().square().mean(dim=(1, 2)) for attention in maps]  # (N, L) each
+    return torch.stack([(square * share).sum() for square in squares]).mean()
 
 
 @contextlib.contextmanager

@@ -1,5 +1,5 @@
 import copy
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib import resources
 
 import pytest
@@ -117,6 +117,37 @@ def test_parts_of_the_network_are_all_that_moves(part):
     else:
         assert not names & cross and own <= names and "conv_in.weight" in names
         assert not any(n.startswith(("conv_out", "time_embedding")) for n in names)
+
+
+@pytest.mark.parametrize(("name", "part"), [("esd", "xattn"), ("ca", "kv"), ("fmn", "xattn")])
+def test_weights_outside_the_part_take_no_gradient_and_no_state(name, part):
+    seen = []
+
+    class Noting(type(text_task())):
+        def optimizer(self, model, lr):
+            optimizer = super().optimizer(model, lr)
+            optimizer.register_step_post_hook(lambda *_: seen.append((model, optimizer)))
+            return optimizer
+
+    task = Noting(**{f.name: getattr(text_task(), f.name) for f in fields(Noting) if f.init})
+    found = run(name, task, part=part)
+    model, optimizer = seen[0]
+    belongs = [w for n, w in model.named_parameters() if PARTS[part](n)]
+    assert set(optimizer.state) <= set(belongs)
+    assert len(optimizer.state) > len(belongs) / 2  # attention to the words does not reach every last layer
+    assert model is found.model and all(w.requires_grad and w.grad is None for w in model.parameters())
+
+
+def test_no_gradient_is_held_while_the_next_loss_is_computed(monkeypatch):
+    held, predict = [], type(text_task()).predict
+
+    def noting(self, model, *given, **more):
+        held.append(sum(w.grad is not None for w in model.parameters()))
+        return predict(self, model, *given, **more)
+
+    monkeypatch.setattr(type(text_task()), "predict", noting)
+    run("ft", steps=3)
+    assert held == [0, 0, 0]
 
 
 def test_a_part_and_a_mask_meet():
@@ -248,21 +279,23 @@ PRESETS = [
 @pytest.mark.parametrize(("kind", "preset"), PRESETS, ids=lambda v: getattr(v, "experiment", v))
 def test_every_method_of_every_preset_runs_with_checkpointing(kind, preset, tmp_path):
     params = kind.load({"preset": preset, "data_dir": tmp_path})
+    how = params.forgetting
     task = checkpointed(
-        mask_guidance=params.mask_guidance,
-        mask_draws=params.mask_draws,
-        antithetic=params.antithetic,
-        target=params.target,
-        relabel_drop=params.relabel_drop,
-        precision=params.precision,
-        optimizer_name=params.optimizer,
+        mask_guidance=how.mask_guidance,
+        mask_draws=how.mask_draws,
+        antithetic=how.antithetic,
+        target=how.target,
+        relabel_drop=how.relabel_drop,
+        precision=how.precision,
+        optimizer_name=how.optimizer,
+        clip=how.grad_clip,
     )
     masks = {
         "none": None,
-        "lora": Lora(params.lora_rank),
-        "salient": saliency_mask(task.model, task.forget, task.loss, keep=params.keep),
+        "lora": Lora(params.steps_of.lora_rank),
+        "salient": saliency_mask(task.model, task.forget, task.loss, keep=params.masking.keep),
     }
-    cells = [(name, METHODS[name].mask, params.settings_of(name)) for name in params.methods]
+    cells = [(name, METHODS[name].mask, params.steps_of.of(name)) for name in params.methods]
     cells += [("rl", mask, params.settings_under(mask)) for mask in params.masks if mask in masks]
     for name, mask, settings in cells:
         steps = {"steps": 2} if "steps" in settings else {}
