@@ -1,6 +1,6 @@
 """Metrics: plain functions of what an unlearned model did on stored samples. A new one is a function and a line."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from salun_core.data.captions import KINDS as PROMPTS
 from salun_core.metrics.classification import accuracy
 from salun_core.metrics.classification.mia import FEATURES, mia
 from salun_core.metrics.classification.outputs import Evaluation, evaluate
+from salun_core.metrics.classification.population import Audit, rmia, ulira, ulira_at_few_false_alarms
 from salun_core.metrics.generation import outputs as generated
 from salun_core.metrics.share import Share
 
@@ -34,6 +35,13 @@ SELECTION: dict[str, Callable[[Evaluation], Share]] = {
     "MIA": partial(mia, held_out="validation"),
 }
 """What settings are chosen by: no test image takes part."""
+
+POPULATION_METRICS: dict[str, Callable[[Sequence[Evaluation], Sequence[Evaluation]], Audit]] = {
+    "U-LiRA": ulira,
+    "U-LiRA TPR": ulira_at_few_false_alarms,
+    "RMIA": rmia,
+}
+"""Of several unlearned and several retrained classifiers of one split."""
 
 GENERATION: dict[str, Callable[[generated.GeneratedOutputs], Any]] = {
     "UA": generated.unlearning_accuracy,
@@ -87,8 +95,10 @@ __all__ = [
     "GENERATION",
     "KINDS",
     "METRICS",
+    "POPULATION_METRICS",
     "SELECTION",
     "TEXT_TO_IMAGE",
+    "Audit",
     "Evaluation",
     "Kind",
     "evaluate",

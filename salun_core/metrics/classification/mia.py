@@ -10,7 +10,7 @@ from torch import Tensor
 
 from salun_core.data.draws import class_ranks, lots
 from salun_core.errors import one_of
-from salun_core.metrics.classification.outputs import Evaluation
+from salun_core.metrics.classification.outputs import DRAW, Evaluation
 from salun_core.metrics.classification.svm import one_feature_machine
 from salun_core.metrics.share import NOTHING, Share, wilson
 
@@ -130,7 +130,7 @@ def matched_by_class(evaluation: Evaluation, first: Tensor, second: Tensor) -> t
 
     def drawn(rows: Tensor) -> Tensor:
         labels = evaluation.labels[rows]
-        return rows[class_ranks(labels, lots(evaluation.ids[rows], "mia")) < each[labels]]
+        return rows[class_ranks(labels, lots(evaluation.ids[rows], DRAW)) < each[labels]]
 
     return drawn(first), drawn(second)
 

@@ -13,16 +13,17 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from salun_core.data.batches import Batches, Loader
+from salun_core.data.draws import lots, stratified_order
 from salun_core.data.splits import ROLES
 from salun_core.errors import Diverged, UserError
 from salun_core.files import write_whole
 from salun_core.models.classification.scores import class_scores
 from salun_core.networks import evaluating
-from salun_core.rng import generator
 
 FIELDS = {"logits": torch.float32, "labels": torch.int64, "ids": torch.int64, "roles": torch.uint8}
 FORMAT = "salun-evaluation-2"
 STORED = (*FIELDS, "counts")
+DRAW = "outputs"  # purpose of the lots by which images are drawn
 SMALL = {
     "logits": torch.float16,
     "labels": torch.int16,
@@ -90,20 +91,14 @@ class Evaluation:
     def sampled(self, most: int) -> "Evaluation":
         """At most ``most`` images of each role, drawn by class; the counts stay those of all images.
 
-        The draw depends on the ids and labels of a role alone: models of one split keep the same images.
+        The draw depends on the ids and labels of a role alone: models of one split keep the same images. They
+        are those that the membership attack draws as well.
         """
         kept = []
-        for number, role in enumerate(ROLES):
-            rows = (self.roles == number).nonzero().view(-1)
-            rows = rows[self.ids[rows].argsort()]
-            order = torch.randperm(len(rows), generator=generator(0, "kept outputs", role))
-            # Equal shares of every class: the first of each in turn, by their place in a random order.
-            drawn = rows[order]
-            place = torch.zeros(len(drawn))
-            for label in self.labels[drawn].unique():
-                mine = (self.labels[drawn] == label).nonzero().view(-1)
-                place[mine] = (torch.arange(len(mine)) + 0.5) / len(mine)
-            kept.append(drawn[place.argsort(stable=True)[:most]].sort().values)
+        for role in ROLES:
+            rows = self.rows(role)
+            order = stratified_order(self.labels[rows], lots(self.ids[rows], DRAW))
+            kept.append(rows[order[:most]].sort().values)
         some = torch.cat(kept)
         most_half = torch.finfo(SMALL["logits"]).max
         # What a small file holds, here too.
