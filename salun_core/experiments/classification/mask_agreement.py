@@ -100,13 +100,11 @@ def pairs_of_task(
     for size in (1 + forget.size // 3, 1 + forget.size // 10):
         yield "batch size", f"{forget.size} and {size}", mask, masked(forget.resized(size))
     yield "precision", "double and single", masked(forget, dtype=torch.float64), masked(forget, dtype=None)
-    # Most scores depend on which images share a batch, or come first; the released code shuffles them.
-    shuffled = forget.subset(lots(forget.ids, "agreement of scores", seed).argsort())
     for score in SCORES:
         if score == "abs_sum":
             continue
         with contextlib.suppress(Diverged):  # no mask, hence no overlap; its protocol's row says so
-            yield "score", score, mask, masked(shuffled, score=score)
+            yield "score", score, mask, of_lab(MaskSpec("salient", keep, score))
     draws = [of_lab(MaskSpec("salient", keep, augmented=True, draw=draw)) for draw in (0, 1)]
     yield "augmentation", "none and one draw", mask, draws[0]
     yield "augmentation", "two draws", draws[0], draws[1]

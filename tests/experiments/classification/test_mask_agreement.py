@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from salun_core.data.batches import Batches
 from salun_core.experiments.classification.mask_agreement import mask_agreement
 from salun_core.experiments.runs.cells import Scenario
+from salun_core.experiments.runs.masks import mask_of, scores_of
 from salun_core.experiments.runs.store import Key, Store
-from salun_core.saliency import random_mask, saliency_mask
+from salun_core.saliency import SCORES, saliency_mask, saliency_scores
 from tests.problems import trained_task
 
 RANDOM = Scenario("random", fraction=0.1)
@@ -45,15 +45,11 @@ class Lab:
 
     def mask(self, seed, scenario, spec):
         task = numbered(self.how, self.seed + seed)
-        forget = task.forget
         if scenario.kind == "class":
-            forget = forget.subset((forget.labels == scenario.target).nonzero().view(-1))
-        if spec.kind == "random":
-            rng = torch.Generator().manual_seed(0)
-            return random_mask(dict(task.model.named_parameters()), keep=spec.keep, rng=rng), 0.0
-        rng = torch.Generator().manual_seed(spec.draw)
-        batches = list(forget.shuffled(rng)) if spec.augmented else forget
-        return saliency_mask(task.model, batches, task.loss, keep=spec.keep, score=spec.score), 0.0
+            of_class = (task.forget.labels == scenario.target).nonzero().view(-1)
+            task = replace(task, parts=task.parts | {"forget": task.forget.subset(of_class)})
+        scores = None if spec.kind == "random" else scores_of(task, spec, seed=seed)
+        return mask_of(task.model, spec, scores, seed=seed), 0.0
 
     def key(self, cell):
         return Key("cell", {"seed": cell.seed, "how": self.how, "other": self.seed}, "code")
@@ -77,26 +73,25 @@ def test_renumbering_the_images_changes_no_overlap(tmp_path, how):
 
 
 def test_every_part_holds_every_class(tmp_path, monkeypatch):
-    seen = []
+    """Halves, retain images, and the first batch where a score depends on the order."""
+    parts, first = [], {}
 
-    def recorded(model, batches, loss, **how):
-        if isinstance(batches, Batches):
-            seen.append(
-                (
-                    batches.n,
-                    how.get("score"),
-                    len(next(iter(batches))[1].unique()),
-                    len(batches.labels.unique()),
-                )
-            )
+    def masked(model, batches, loss, **how):
+        parts.append((batches.n, len(batches.labels.unique())))
         return saliency_mask(model, batches, loss, **how)
 
-    monkeypatch.setattr("salun_core.experiments.classification.mask_agreement.saliency_mask", recorded)
+    def scored(model, forget, loss, *, score):
+        labels = [labels for _, labels in forget]
+        if len(torch.cat(labels).unique()) > 1:  # not the masks of a single class
+            first[score] = len(labels[0].unique())
+        return saliency_scores(model, forget, loss, score=score)
+
+    monkeypatch.setattr("salun_core.experiments.classification.mask_agreement.saliency_mask", masked)
+    monkeypatch.setattr("salun_core.experiments.runs.masks.saliency_scores", scored)
     overlaps(tmp_path, "sorted by class")
-    assert all(classes == 10 for *_, classes in seen)
-    assert {n for n, *_ in seen} == {60, 120}
-    # The first batch, too, where a score depends on the order.
-    assert all(first > 6 for _, score, first, _ in seen if score is not None)
+    assert set(parts) == {(60, 10), (120, 10)}
+    assert first.keys() == SCORES.keys()
+    assert min(first.values()) > 6  # of 32 images; 3 classes where they are in order
 
 
 def test_every_seed_and_every_two_seeds_are_compared_once(tmp_path):

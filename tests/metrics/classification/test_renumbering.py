@@ -106,3 +106,16 @@ def test_without_a_class_in_common_there_is_no_attack():
     found = Evaluation(torch.zeros(5, 2), labels, torch.arange(5), roles)
     assert mia(found).n == 0
     assert mia(found, order="released").n == 1
+
+
+def test_the_images_kept_of_a_recorded_run_are_those_that_the_attack_draws():
+    """So its MIA is that of the whole run, up to half precision."""
+    found = numbered("sorted by class")
+    kept = found.sampled(
+        2000
+    )  # of 5,000 retain images, at least as many of every class as of the test images
+    whole, part = (matched_by_class(e, e.rows("retain"), e.rows("test")) for e in (found, kept))
+    for of_all, of_kept in zip(whole, part, strict=True):
+        assert kept.ids[of_kept].tolist() == found.ids[of_all].tolist()
+    assert len(kept.rows("retain")) == 2000
+    assert float(mia(kept)) == pytest.approx(float(mia(found)), abs=0.005)
