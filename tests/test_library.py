@@ -6,8 +6,10 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from problems import same, small_network, trained_task
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -25,7 +27,13 @@ def python(code, *words, cwd):
     done = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", textwrap.dedent(code), *map(str, words)],
         cwd=cwd,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "HOME": str(cwd)},
+        env={
+            "PYTHONPATH": str(ROOT),
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(cwd),
+            "OMP_NUM_THREADS": "1",
+            "MALLOC_MMAP_THRESHOLD_": "131072",  # what is freed goes back to the system at once
+        },
         capture_output=True,
         text=True,
     )
@@ -194,3 +202,72 @@ def test_a_method_leaves_the_callers_model_and_random_numbers_alone():
     assert same(model, before) and model.training
     assert torch.equal(torch.get_rng_state(), state)
     assert isinstance(unlearned.model, nn.Module)
+
+
+STREAMED = """
+    import resource
+    import sys
+    from pathlib import Path
+
+    import numpy as np
+    import torch
+    from PIL import Image
+    from torch import nn
+    from torch.utils.data import DataLoader, Dataset
+
+    from salun_core import METHODS, classification_task, evaluate, saliency_mask
+    from salun_core.methods import methods_for
+
+    class Folder(Dataset):
+        "Decodes a picture when it is asked for."
+
+        def __init__(self, files):
+            self.files = files
+
+        def __len__(self):
+            return len(self.files)
+
+        def __getitem__(self, row):
+            pixels = np.asarray(Image.open(self.files[row]), dtype=np.float32) / 255
+            return torch.from_numpy(pixels).permute(2, 0, 1), int(self.files[row].stem) % 3
+
+    files = sorted(Path(sys.argv[1]).glob("*.jpg"))
+    model = nn.Sequential(nn.Conv2d(3, 4, 8, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64, 3))
+
+    def loader(part, **more):
+        return DataLoader(Folder(part), batch_size=8, **more)
+
+    def work():
+        few, forget, retain = loader(files[:8]), loader(files[:160]), loader(files[160:400], shuffle=True)
+        test = loader(files[400:])
+        warm = classification_task(model, forget=few, retain=few)
+        evaluate(METHODS["iu"](warm, samples=2).model, forget=few, retain=few, test=few)
+        used = next(int(x.split()[1]) for x in Path("/proc/self/status").read_text().splitlines() if "VmData" in x)
+        limit = used * 1024 + 100 * 2**20
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        task = classification_task(model, forget=forget, retain=retain)
+        mask = saliency_mask(model, forget, task.loss, keep=0.5)
+        for name in methods_for("classification"):
+            if name != "retrain":
+                more = {"iu": {"samples": 20}, "original": {}, "salun": {"epochs": 1}}.get(name, {"steps": 6})
+                result = METHODS[name](task, mask=mask, **more)
+        print(evaluate(result.model, forget=forget, retain=retain, test=test))
+
+    work()
+    try:
+        held = list(loader(files))
+    except (RuntimeError, MemoryError):
+        print("the images do not fit")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is limited as Linux does it")
+def test_a_set_larger_than_memory_is_streamed_by_every_method(tmp_path):
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, (480, 7, 7, 3), dtype=np.uint8)
+    for number, block in enumerate(blocks):
+        Image.fromarray(block).resize((224, 224), 0).save(tmp_path / f"{number:04}.jpg")
+    shown = python(STREAMED, tmp_path, cwd=tmp_path).splitlines()
+    assert [line.split()[0] for line in shown[1:5]] == ["UA", "RA", "TA", "MIA"]
+    assert shown[1].endswith(" 160") and shown[2].endswith(" 240") and shown[3].endswith(" 80")
+    assert shown[-1] == "the images do not fit"  # all of them are 289 MB, more than was to spare

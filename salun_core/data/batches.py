@@ -176,8 +176,8 @@ class Stream:
         first = 0
         for batch in self:
             for row in range(first, first + len(batch[0])):
-                if row in place:
-                    images[place[row]], labels[place[row]] = batch[0][row - first], batch[1][row - first]
+                if row in place:  # a copy: a view would keep the whole batch
+                    images[place[row]], labels[place[row]] = (part[row - first].clone() for part in batch)
             first += len(batch[0])
         return Batches(torch.stack(images), torch.stack(labels), rows, size=self.size or len(rows))
 
