@@ -243,7 +243,7 @@ STREAMED = """
         warm = classification_task(model, forget=few, retain=few)
         evaluate(METHODS["iu"](warm, samples=2).model, forget=few, retain=few, test=few)
         used = next(int(x.split()[1]) for x in Path("/proc/self/status").read_text().splitlines() if "VmData" in x)
-        limit = used * 1024 + 100 * 2**20
+        limit = used * 1024 + 60 * 2**20
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         task = classification_task(model, forget=forget, retain=retain)
         mask = saliency_mask(model, forget, task.loss, keep=0.5)
