@@ -27,7 +27,8 @@ from salun_core.data.sources.noisy_digits import with_noise
 from salun_core.data.splits import ROLES, read_ids, split_data, validation_ids
 from salun_core.errors import UserError
 from salun_core.models import build_model
-from salun_core.tasks.classification_training import RECIPES, train_network
+from salun_core.tasks import RECIPES
+from salun_core.tasks.classification_training import train_network
 
 
 @pytest.fixture(scope="module")
