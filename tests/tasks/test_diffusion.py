@@ -16,8 +16,9 @@ from salun_core.errors import UserError
 from salun_core.methods import METHODS, methods_for
 from salun_core.metrics.generation import frechet as fr
 from salun_core.metrics.generation.frechet import (
+    Moments,
     classifier_features,
-    frechet,
+    drawn,
     frechet_distance,
     inception_file,
 )
@@ -544,19 +545,23 @@ def test_recognition_counts_what_was_asked_against_what_was_seen():
         recognise(Corner(), images, asked + 1, classes=4)
 
 
+def distance(a, b):
+    return frechet_distance(Moments.measured(a), Moments.measured(b))
+
+
 def test_frechet_distance_of_known_sets():
     rng = np.random.default_rng(0)
     a = rng.normal(size=(400, 5))
     shift = np.array([1.0, -2.0, 0.5, 0.0, 3.0])
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
-    assert frechet_distance(a, a + shift) == pytest.approx((shift**2).sum(), rel=1e-6)
+    assert distance(a, a) == pytest.approx(0, abs=1e-6)
+    assert distance(a, a + shift) == pytest.approx((shift**2).sum(), rel=1e-6)
     # Spread doubled about the mean: tr(S + 4 S - 2 * 2 S) = tr(S).
     wide = 2 * (a - a.mean(0)) + a.mean(0)
-    assert frechet_distance(a, wide) == pytest.approx(np.trace(np.cov(a, rowvar=False)), rel=1e-6)
-    assert frechet_distance(wide, a) == pytest.approx(frechet_distance(a, wide), rel=1e-6)
+    assert distance(a, wide) == pytest.approx(np.trace(np.cov(a, rowvar=False)), rel=1e-6)
+    assert distance(wide, a) == pytest.approx(distance(a, wide), rel=1e-6)
 
 
-def test_a_frechet_distance_comes_with_its_floor_at_the_same_count():
+def test_noise_is_far_from_digits_and_held_out_digits_are_near():
     data = load_dataset("digits")
     mean, std = data.moments
     judge = build_model(
@@ -564,17 +569,28 @@ def test_a_frechet_distance_comes_with_its_floor_at_the_same_count():
     ).eval()
     features = classifier_features(judge)
     assert features(data.images[:7]).shape == (7, 32)
-    train, test = data.images[: data.n_train], data.images[data.n_train :]
-    found = frechet(test[:300], train, test[300:], features, name=fr.NAMES[fr.JUDGE])
+    train, test = features(data.images[: data.n_train]), data.images[data.n_train :]
+    floor, again = distance(features(test[300:]), train), distance(features(test[:300]), train)
     noise = torch.randint(0, 256, (300, 1, 8, 8), dtype=torch.uint8)
-    worse = frechet(noise, train, test[300:], features, name=fr.NAMES[fr.JUDGE])
-    assert (found.n, found.n_reference) == (300, len(train))
-    assert found.floor == worse.floor
-    assert 0.3 < found.value / found.floor < 3
-    assert worse.value > 5 * worse.floor
-    assert "FID" not in found.name
+    assert 0.3 < again / floor < 3
+    assert distance(features(noise), train) > 5 * floor
     with pytest.raises(UserError, match="at least 2"):
-        frechet(test[:1], train, test, features, name=fr.NAMES[fr.JUDGE])
+        Moments.measured(features(test[:1]))
+
+
+def test_moments_survive_being_stored():
+    found = Moments.measured(np.random.default_rng(0).normal(size=(20, 3)))
+    back = Moments.of(found.tensors("real"), "real")
+    assert (back.mean == found.mean).all() and (back.covariance == found.covariance).all()
+    assert back.n == found.n == 20
+
+
+def test_a_draw_of_images_is_the_same_on_every_call():
+    images = torch.arange(50).view(50, 1, 1, 1)
+    rows = drawn(images, 10).flatten()
+    assert torch.equal(rows, drawn(images, 10).flatten()) and torch.equal(rows, rows.sort().values)
+    assert len(rows.unique()) == 10 and rows.max() > 10
+    assert torch.equal(drawn(images, 99), images)
 
 
 def test_missing_weights_of_inception_are_named_with_address_digest_and_command(tmp_path, monkeypatch):
@@ -626,7 +642,7 @@ def test_too_few_images_for_a_distance_are_one_sentence(monkeypatch):
 
     monkeypatch.setattr("pytorch_fid.fid_score.calculate_frechet_distance", fails)
     with pytest.raises(UserError, match="of 3 and 4 images in 8 features cannot be computed: sample more"):
-        frechet_distance(np.zeros((3, 8)), np.ones((4, 8)))
+        distance(np.zeros((3, 8)), np.ones((4, 8)))
 
 
 def streamed(role):
