@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from salun_core.methods import METHODS as METHODS
     from salun_core.metrics.classification.report import evaluate as evaluate
     from salun_core.saliency import load_mask as load_mask
+    from salun_core.saliency import restore_unmarked_ as restore_unmarked_
     from salun_core.saliency import saliency_mask as saliency_mask
     from salun_core.saliency import save_mask as save_mask
     from salun_core.tasks.classification import classification_task as classification_task
@@ -25,6 +26,7 @@ _HOMES = {
     "diffusion_task": "salun_core.tasks.diffusion",
     "evaluate": "salun_core.metrics.classification.report",
     "load_mask": "salun_core.saliency",
+    "restore_unmarked_": "salun_core.saliency",
     "saliency_mask": "salun_core.saliency",
     "save_mask": "salun_core.saliency",
     "text_to_image_task": "salun_core.tasks.text_to_image",

@@ -5,7 +5,9 @@ that may change. The paper's threshold appears here as ``keep``, the share of we
 """
 
 import copy
+import io
 import json
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,8 @@ Scores = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
 """``loss(model, batch)``, a mean over the images of the batch."""
 
+FORMATS = ("safetensors", "official")
+TORCH_SAVE = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")  # how its files begin, since 2020 and before
 CHUNK = 1 << 24  # entries looked at together when counting: 64 MiB of temporary memory
 
 
@@ -278,8 +282,10 @@ def expected_iou(keep_a: float, keep_b: float) -> float:
     return keep_a * keep_b / (keep_a + keep_b - keep_a * keep_b)
 
 
-def save_mask(mask: Mask, path: Path | str, *, note: Mapping[str, str] | None = None) -> Path:
-    """Write a mask as safetensors, one bit per weight.
+def save_mask(
+    mask: Mask, path: Path | str, *, note: Mapping[str, str] | None = None, format: str = "safetensors"
+) -> Path:
+    """Write a mask to a file.
 
     Parameters
     ----------
@@ -288,8 +294,18 @@ def save_mask(mask: Mask, path: Path | str, *, note: Mapping[str, str] | None = 
     path : path
         File to write; replaced whole.
     note : mapping of str to str, optional
-        Stored in the file's header (data set, keep, seed, …).
+        Stored in the file's header (data set, keep, seed, …); the official format has no place for it.
+    format : str
+        "safetensors": one bit per weight. "official": int64 tensors of ones and zeros in a file of ``torch.save``,
+        as the authors' code writes and reads them (64 times as large).
     """
+    one_of(format, FORMATS, "format of a mask")
+    if format == "official":
+        if note:
+            raise UserError("the official format of masks holds no note: leave it out, or write safetensors")
+        content = io.BytesIO()
+        torch.save({name: marked.cpu().long() for name, marked in mask.items()}, content)
+        return write_whole(path, content.getvalue())
     packed = {name: packed_bits(marked) for name, marked in mask.items()}
     shapes = json.dumps({name: list(m.shape) for name, m in mask.items()})
     header = {"format": "salun-mask-1", "shapes": shapes, **(note or {})}
@@ -297,7 +313,10 @@ def save_mask(mask: Mask, path: Path | str, *, note: Mapping[str, str] | None = 
 
 
 def load_mask(path: Path | str, *, device: torch.device | str = "cpu") -> Mask:
-    """Read a mask written by `save_mask`.
+    """Read a mask written by `save_mask`, or by the authors' code (``with_0.5.pt``).
+
+    Files of ``torch.save`` are read as tensors only, so that no code in them can run. Where all names start with
+    ``module.``, as those of a ``DataParallel`` model do, this is left out.
 
     Raises
     ------
@@ -305,18 +324,41 @@ def load_mask(path: Path | str, *, device: torch.device | str = "cpu") -> Mask:
         If the file is missing, damaged, or something else than a mask.
     """
     try:
-        with safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
+        with open(path, "rb") as file:
+            start = file.read(4)
+        if start in TORCH_SAVE:
+            return {name: marked.to(device) for name, marked in _official_mask(path).items()}
+        with safe_open(str(path), framework="pt") as content:
+            header = content.metadata() or {}
             if header.get("format") != "salun-mask-1":
                 raise UserError(f"{path} is not a saliency mask: give a file written by save_mask")
             shapes = json.loads(header["shapes"])
             return {
-                name: unpacked_bits(file.get_tensor(name), shape).to(device) for name, shape in shapes.items()
+                name: unpacked_bits(content.get_tensor(name), shape).to(device)
+                for name, shape in shapes.items()
             }
     except FileNotFoundError as error:
         raise UserError(f"there is no mask file {path}: compute the mask first") from error
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise UserError(f"the mask file {path} is damaged: delete it and compute the mask again") from error
+
+
+def _official_mask(path: Path | str) -> Mask:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than tensors, which could run code: save the mask as a plain dict of tensors"
+        ) from error
+    except Exception as error:  # a truncated file can raise almost anything
+        raise UserError(f"the mask file {path} is damaged: copy it again") from error
+    if not isinstance(found, dict) or not found or not all(isinstance(m, Tensor) for m in found.values()):
+        raise UserError(f"{path} is not a saliency mask: give a dict of tensors by weight name")
+    for name, values in found.items():
+        if not ((values == 0) | (values == 1)).all():
+            raise UserError(f"{path} is not a saliency mask: {name} holds other values than 0 and 1")
+    wrapped = all(name.startswith("module.") for name in found)
+    return {name.removeprefix("module.") if wrapped else name: m.bool() for name, m in found.items()}
 
 
 def check_keep(keep: float) -> None:

@@ -160,6 +160,72 @@ def test_a_damaged_mask_file_is_refused_by_name(tmp_path, damage):
         load_mask(path)
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_masks_of_the_authors_code_are_read(tmp_path, legacy, prefix):
+    """Written as generate_mask.py does: zeros and ones by weight name, whole numbers on a ranking."""
+    task = trained_task()
+    ours = saliency_mask(task.model, task.forget, task.loss, keep=0.5)
+    theirs = {prefix + name: torch.zeros(m.shape).masked_fill(m, 1).long() for name, m in ours.items()}
+    torch.save(theirs, tmp_path / "with_0.5.pt", _use_new_zipfile_serialization=not legacy)
+    read = load_mask(tmp_path / "with_0.5.pt")
+    check_mask(read, task.model)
+    assert all(torch.equal(read[name], ours[name]) for name in ours)
+
+
+def test_a_mask_in_the_official_format_is_what_the_authors_code_multiplies_gradients_with(tmp_path):
+    mask = random_mask({"w": torch.empty(3, 4), "b": torch.empty(5)}, keep=0.5, rng=torch.Generator())
+    path = save_mask(mask, tmp_path / "with_0.5.pt", format="official")
+    found = torch.load(path, weights_only=True)
+    assert {name: m.dtype for name, m in found.items()} == {"w": torch.int64, "b": torch.int64}
+    assert torch.equal(torch.full((3, 4), 2.0) * found["w"], torch.where(mask["w"], 2.0, 0.0))
+    assert all(torch.equal(load_mask(path)[name], mask[name]) for name in mask)
+    with pytest.raises(UserError, match="no note"):
+        save_mask(mask, path, format="official", note={"keep": "0.5"})
+    with pytest.raises(UserError, match="did you mean 'official'"):
+        save_mask(mask, path, format="oficial")
+
+
+class Runs:
+    """A pickle that would run code."""
+
+    def __reduce__(self):
+        return print, ("code was run",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (Runs(), "could run code"),
+        ({"w": Runs()}, "could run code"),
+        ([torch.ones(3)], "not a saliency mask"),
+        ({}, "not a saliency mask"),
+        ({"w": 1}, "not a saliency mask"),
+        ({"w": torch.tensor([0.0, 0.3])}, "w holds other values than 0 and 1"),
+        (None, "damaged"),
+    ],
+)
+def test_a_pickle_that_is_no_mask_is_refused_and_never_run(tmp_path, capsys, content, message):
+    path = tmp_path / "mask.pt"
+    torch.save({"w": torch.ones(1000).long()} if content is None else content, path)
+    if content is None:
+        path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(UserError, match=f"mask.pt.*{message}"):
+        load_mask(path)
+    assert "code was run" not in capsys.readouterr().out
+
+
+def test_a_mask_that_begins_like_a_pickle_is_read_all_the_same(tmp_path):
+    mask, begins = {"w": torch.ones(3, dtype=torch.bool)}, []
+    for size in range(
+        380, 560, 8
+    ):  # a safetensors file begins with the length of its header: here 0x280 once
+        path = save_mask(mask, tmp_path / "mask.safetensors", note={"note": "x" * size})
+        begins.append(path.read_bytes()[:2])
+        assert torch.equal(load_mask(path)["w"], mask["w"])
+    assert b"\x80\x02" in begins
+
+
 @pytest.mark.parametrize("keep", [0, -0.1, 1.5, float("nan")])
 def test_a_share_outside_its_range_is_refused(keep):
     with pytest.raises(UserError, match="keep"):
