@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from salun_core.data.draws import lots, stratified_order
 from salun_core.errors import UserError
 
 
@@ -95,6 +96,28 @@ class ImageData:
         mean = share @ level
         std = (share @ level.square() - mean.square()).clamp_min(1e-12).sqrt()
         return mean.tolist(), std.tolist()
+
+
+def fewer(data: ImageData, count: int | None) -> ImageData:
+    """The same data set with ``count`` of its training images, drawn by class, always the same; all test images.
+
+    Sample ids count the images that are left. A larger number contains the smaller. None leaves everything as it is.
+
+    Raises
+    ------
+    UserError
+        If there are not so many.
+    """
+    if count is None or count == data.n_train:
+        return data
+    if not 0 < count <= data.n_train:
+        raise UserError(
+            f"train_images {count} is asked for, and {data.name} has {data.n_train}: choose a number up to that"
+        )
+    order = stratified_order(data.labels[: data.n_train], lots(torch.arange(data.n_train), "training images"))
+    kept = torch.cat([order[:count].sort().values, torch.arange(data.n_train, len(data.labels))])
+    note = f"{data.note}, {count:,} of {data.n_train:,} training images".removeprefix(", ")
+    return replace(data, images=data.images[kept], labels=data.labels[kept], n_train=count, note=note)
 
 
 def resized(data: ImageData, size: int | None) -> ImageData:

@@ -7,12 +7,14 @@ from torch import nn
 from salun_core.models.build import build_model, check_arch, module_of, takes_width
 from salun_core.models.classification.resnet import ResNet18
 from salun_core.models.classification.resnet6 import ResNet6
+from salun_core.models.classification.resnet9 import ResNet9
 from salun_core.models.classification.resnet34 import ResNet34
 from salun_core.models.classification.swin import swin_tiny
 from salun_core.models.classification.vgg import VGG16
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet6": ResNet6,
+    "resnet9": ResNet9,
     "resnet18": ResNet18,
     "resnet34": ResNet34,
     "vgg16": VGG16,

@@ -21,7 +21,7 @@ from torchvision import datasets as tv
 from salun_core.data import from_datasets, load_dataset
 from salun_core.data.augment import augmentation, crop_and_flip
 from salun_core.data.batches import Batches
-from salun_core.data.images import ImageData, resized
+from salun_core.data.images import ImageData, fewer, resized
 from salun_core.data.sources import digits as digits_source
 from salun_core.data.sources.noisy_digits import with_noise
 from salun_core.data.splits import ROLES, read_ids, split_data, validation_ids
@@ -122,6 +122,23 @@ def test_resizing_is_the_antialiased_one_of_pil():
         assert np.abs(np.asarray(by_pil).astype(int) - after.permute(1, 2, 0).numpy()).max() <= 1
     assert (small.pad, resized(data, None), resized(data, 32)) == (2, data, data)
     assert load_dataset("digits", size=16).images.shape == (1797, 1, 16, 16)
+
+
+def test_fewer_training_images_keep_the_class_shares_and_every_test_image():
+    data = made([0] * 30 + [1] * 60 + [2] * 10 + [0, 1, 2], 100)
+    part, smaller = fewer(data, 50), fewer(data, 20)
+    assert torch.bincount(part.labels[:50]).tolist() == [15, 30, 5]
+    assert torch.bincount(smaller.labels[:20]).tolist() == [6, 12, 2]
+    assert torch.equal(part.images[50:], data.images[100:]) and part.labels[50:].tolist() == [0, 1, 2]
+    larger = {image.numpy().tobytes() for image in part.images[:50]}
+    assert {image.numpy().tobytes() for image in smaller.images[:20]} <= larger
+    # In the order of the whole set, but not its first images.
+    where = [int((data.images == image).flatten(1).all(dim=1).nonzero()[0]) for image in part.images]
+    assert where == sorted(where) and where[:15] != list(range(15))
+    assert part.note == "50 of 100 training images"
+    assert fewer(data, None) is data and fewer(data, 100) is data
+    with pytest.raises(UserError, match="train_images 101 is asked for, and made has 100"):
+        fewer(data, 101)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from salun_core.models import MODELS, build_model, check_arch, module_of, takes_
 from salun_core.models.classification.external import check_output
 from salun_core.models.classification.resnet import ResNet18
 from salun_core.models.classification.resnet6 import ResNet6
+from salun_core.models.classification.resnet9 import ResNet9
 from salun_core.models.classification.swin import patch_and_window, swin_tiny
 from salun_core.models.classification.vgg import VGG16
 
@@ -81,6 +82,7 @@ def weights(net):
         (lambda: ResNet18(100), 11_220_132),
         # Convolutions 144 + 4,608 + 14,336, BatchNorms 96 + 192, linear layer 330.
         (lambda: ResNet6(10, channels=1), 19_706),
+        (lambda: ResNet9(10), 6_573_130),  # as its usual implementations print
         # 13 convolutions without bias, 13 BatchNorms, one linear layer; summed by hand.
         (lambda: VGG16(10), 14_710_464 + 2 * 4_224 + 5_130),
         (lambda: swin_tiny(1000, size=224), 28_288_354),  # as torchvision states for its Swin-T
@@ -196,7 +198,7 @@ def test_modules_are_named_for_the_digest_of_the_code(arch):
         ({"arch": "resnet81"}, "unknown arch 'resnet81': did you mean 'resnet18'?"),
         (
             {"arch": "perceptron"},
-            "choose resnet6, resnet18, resnet34, vgg16, swin_t, torchvision:NAME or package.module:function",
+            "choose resnet6, resnet9, resnet18, resnet34, vgg16, swin_t, torchvision:NAME or package.module:function",
         ),
         ({"arch": "torchvision:resnet81"}, "did you mean 'resnet18'"),
         ({"arch": "torchvision:fcn_resnet50"}, "unknown torchvision classifier"),

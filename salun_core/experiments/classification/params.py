@@ -18,7 +18,7 @@ from salun_core.experiments.runs.machine import Machine
 from salun_core.experiments.runs.params import Group, Params, parameter
 from salun_core.experiments.runs.tuning import FREE, Tuning
 from salun_core.methods import METHODS
-from salun_core.models import check_arch, takes_width
+from salun_core.models import MODELS, check_arch, takes_width
 from salun_core.saliency import SCORES
 from salun_core.tasks import RECIPES
 from salun_core.tasks.classification import RELABEL
@@ -28,7 +28,7 @@ from salun_core.tasks.classification_training import Recipe
 class Training(Group):
     """The network and its training from scratch."""
 
-    arch: str = parameter("resnet18", "resnet18, vgg16, swin_t, torchvision:NAME, or package.module:function")
+    arch: str = parameter("resnet18", ", ".join(MODELS) + ", torchvision:NAME, module:function")
     width: int | None = parameter(None, "channels of the first stage of the network", ge=1)
     recipe: str = parameter("digits", "training from scratch: " + ", ".join(RECIPES))
     epochs: int | None = parameter(None, "instead of the recipe's", ge=1)

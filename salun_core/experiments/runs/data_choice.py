@@ -1,11 +1,13 @@
 """Parameters that say which images an experiment works on."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import model_validator
 
 from salun_core.data import DATASETS, ImageData, load_dataset
+from salun_core.data.images import fewer
 from salun_core.errors import UserError
 from salun_core.experiments.runs.params import Group, parameter
 
@@ -22,6 +24,15 @@ class DataChoice(Group):
         no_effect=READ,
     )
     image_size: int | None = parameter(None, "pixels; resize all images", ge=4, le=1024, no_effect=READ)
+    train_images: int | None = parameter(
+        None, "use so many of the training images, drawn by class; all by default", ge=2, no_effect=READ
+    )
+    crop: int | None = parameter(
+        None,
+        "pixels by which training shifts images at random; as the data set says by default",
+        ge=0,
+        no_effect="the augmentation is part of the key in its place",
+    )
 
     choices: ClassVar[dict[str, tuple[Any, str]]] = {"dataset": (DATASETS, "data set")}
 
@@ -35,4 +46,6 @@ class DataChoice(Group):
 
     def load(self, *, size: int | None = None) -> ImageData:
         """Read the images, at ``size`` pixels unless a size was chosen."""
-        return load_dataset(self.dataset, self.data_dir, size=self.image_size or size)
+        data = load_dataset(self.dataset, self.data_dir, size=self.image_size or size)
+        data = fewer(data, self.train_images)
+        return data if self.crop is None else replace(data, pad=self.crop)
