@@ -19,10 +19,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
+
+from salun_core.code_digest import imported_files, locate, names_imported
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "salun_core"
@@ -82,25 +85,20 @@ def dependencies(notebook: Path, given: dict[str, Any], root: Path = ROOT) -> li
     list of Path
         Sorted, relative to ``root``.
     """
-    tree = ast.parse(code(notebook))
-    found: set[Path] = set()
-    texts = _texts(tree)
-    waiting = list(_imports(tree, "", root))
-    while waiting:
-        file = waiting.pop()
-        if file not in found:
-            found.add(file)
-            tree_of_file = ast.parse(file.read_text("utf8"))
-            texts |= _texts(tree_of_file)
-            waiting += _imports(tree_of_file, _module_name(file, root), root)
+    tree, folders = ast.parse(code(notebook)), (root,)
+    own = list(names_imported(tree, "", folders, tables=True, strings=True))
+    found = set(imported_files(own, folders, tables=True, strings=True).values())
+    texts = set.union(_texts(tree), *(_texts(ast.parse(file.read_text("utf8"))) for file in found))
     found |= {file for file in _files(root / "data/published") if any(file.stem in text for text in texts)}
     if recorded := given.get("run_name") or _declared(tree).get("run_name"):
         found |= {file for file in _files(root / "data/recorded" / str(recorded)) if file.suffix == ".json"}
     preset = str(given.get("preset") or _declared(tree).get("preset") or "")
     presets = root / PACKAGE / "experiments" / "presets"
     # Presets lie in a folder named after their experiment, which the parameters that a notebook imports name.
-    folders = {name for file in _imports(tree, "", root) for name in _experiments(file)}
-    named = {presets / folder / f"{preset}.yaml" for folder in folders}
+    declared = {
+        name for file in map(partial(locate, folders=folders), own) if file for name in _experiments(file)
+    }
+    named = {presets / name / f"{preset}.yaml" for name in declared}
     found |= {file for file in (*named, root / preset) if file.is_file()}
     return sorted(file.relative_to(root) for file in found)
 
@@ -117,43 +115,12 @@ def _lines(cell: dict[str, Any]) -> list[str]:
     return (source if isinstance(source, str) else "".join(source)).splitlines()
 
 
-def _imports(tree: ast.Module, module: str, root: Path) -> Iterator[Path]:
-    for node in ast.walk(tree):
-        names: list[str] = []
-        if isinstance(node, ast.ImportFrom):
-            above = module.split(".")[: -node.level] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            for alias in node.names:
-                part = f"{base}.{alias.name}"
-                names.append(part if _file(part, root) else base)
-        elif isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            names.append(node.value)  # "salun_core.data.sources.digits", loaded by its name
-        for name in names:
-            if file := _file(name, root):
-                yield file
-
-
-def _file(name: str, root: Path) -> Path | None:
-    parts = name.split(".")
-    if parts[0] != PACKAGE or not all(part.isidentifier() for part in parts):
-        return None
-    base = root.joinpath(*parts)
-    return next((f for f in (base.with_suffix(".py"), base / "__init__.py") if f.is_file()), None)
-
-
 def _experiments(file: Path) -> Iterator[str]:
     """Names of the experiments whose parameters a module declares."""
     for node in ast.walk(ast.parse(file.read_text("utf8"))):
         match node:
             case ast.AnnAssign(target=ast.Name(id="experiment"), value=ast.Constant(value=str(name))):
                 yield name
-
-
-def _module_name(file: Path, root: Path) -> str:
-    """Dotted name that relative imports in ``file`` count from; a package ends with ``.__init__``."""
-    return ".".join(file.relative_to(root).with_suffix("").parts)
 
 
 def _texts(tree: ast.AST) -> set[str]:

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
+from salun_core.code_digest import code_digest
 from salun_core.data.images import ImageData
 from salun_core.data.splits import Split
 from salun_core.errors import Diverged
 from salun_core.experiments.classification.problem import Problem
 from salun_core.experiments.runs.cells import Cell, Scenario
-from salun_core.experiments.runs.code_digest import code_digest
 from salun_core.experiments.runs.lab import Lab
 from salun_core.experiments.runs.provenance import peak_memory
 from salun_core.experiments.runs.store import Key, Result, Store

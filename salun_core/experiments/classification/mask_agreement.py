@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
+from salun_core.code_digest import code_digest
 from salun_core.data.batches import Batches
 from salun_core.data.draws import lots, stratified_order
 from salun_core.errors import Diverged
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
-from salun_core.experiments.runs.code_digest import code_digest
 from salun_core.experiments.runs.store import Key
 from salun_core.saliency import SCORES, Mask, expected_iou, mask_iou, saliency_mask
 

@@ -8,12 +8,12 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from salun_core.code_digest import code_digest
 from salun_core.data.batches import Batches
 from salun_core.errors import UserError
 from salun_core.experiments.diffusion.problem import Problem
 from salun_core.experiments.generation.lab import MODEL, GenerationLab, listed, packed
 from salun_core.experiments.runs.cells import Cell, Scenario
-from salun_core.experiments.runs.code_digest import code_digest
 from salun_core.experiments.runs.lab import thinned
 from salun_core.experiments.runs.provenance import peak_memory
 from salun_core.experiments.runs.store import Key, digest

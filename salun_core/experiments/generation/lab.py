@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load, load_file, save
 from torch import Tensor, nn
 
+from salun_core.code_digest import code_digest
 from salun_core.data.augment import augmentation
 from salun_core.data.batches import Batch, Batches
 from salun_core.data.images import ImageData
@@ -21,7 +22,6 @@ from salun_core.errors import Diverged, UserError
 from salun_core.experiments.generation.judging import judged, real_images, reference_of
 from salun_core.experiments.generation.params import Judging, Sampling
 from salun_core.experiments.runs.cells import Cell, Scenario
-from salun_core.experiments.runs.code_digest import code_digest
 from salun_core.experiments.runs.lab import Lab
 from salun_core.experiments.runs.provenance import fresh_clock
 from salun_core.experiments.runs.store import Key, Result, Store, read_result

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from tqdm import tqdm
 
+from salun_core.code_digest import function_digest
 from salun_core.errors import UserError
 from salun_core.experiments.runs.cells import Cell, Scenario
-from salun_core.experiments.runs.code_digest import function_digest
 from salun_core.experiments.runs.params import Params
 from salun_core.experiments.runs.store import Result, read_result
 from salun_core.files import write_whole

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from salun_core.code_digest import code_digest
 from salun_core.experiments.generation.lab import GenerationLab
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
-from salun_core.experiments.runs.code_digest import code_digest
 from salun_core.experiments.runs.store import Key, Result
 from salun_core.experiments.text_to_image.problem import Problem, Prompts
 from salun_core.methods import METHODS

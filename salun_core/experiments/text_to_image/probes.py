@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from salun_core.code_digest import code_digest
 from salun_core.data.prompts import PromptSet
 from salun_core.errors import Diverged, UserError
 from salun_core.experiments.runs.cells import Cell
-from salun_core.experiments.runs.code_digest import code_digest
 from salun_core.experiments.runs.params import Group, parameter
 from salun_core.experiments.runs.store import Key, Result
 from salun_core.experiments.text_to_image.lab import FIRST, TextLab

@@ -11,13 +11,13 @@ from pydantic import model_validator
 from safetensors.torch import load, save
 from tqdm import tqdm
 
+from salun_core.code_digest import code_digest
 from salun_core.data.downloads import DOWNLOADS, how_to_get
 from salun_core.data.images import ImageData
 from salun_core.data.prompts import I2P_ROWS, PromptSet, read_i2p
 from salun_core.errors import UserError
 from salun_core.experiments.generation.lab import result_of
 from salun_core.experiments.runs.cells import Cell, Scenario
-from salun_core.experiments.runs.code_digest import code_digest
 from salun_core.experiments.runs.params import Group, parameter
 from salun_core.experiments.runs.store import Key
 from salun_core.experiments.text_to_image import class_forgetting as text_to_image

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from salun_core.code_digest import code_digest
 from salun_core.errors import UserError
-from salun_core.experiments.runs.code_digest import code_digest
 from salun_core.experiments.runs.store import Key, Store, digest
 from salun_core.files import write_whole
 
@@ -108,7 +108,7 @@ def test_a_writer_killed_at_any_moment_leaves_whole_results(tmp_path):
 
 
 def test_the_code_digest_follows_imports_and_ignores_comments(tmp_path, monkeypatch):
-    import salun_core.experiments.runs.code_digest as code
+    import salun_core.code_digest as code
 
     package = tmp_path / "pack"
     package.mkdir()
@@ -137,7 +137,7 @@ def test_results_are_plain_json(store):
 
 
 def test_a_users_own_network_counts_in_the_code_digest(tmp_path, monkeypatch):
-    import salun_core.experiments.runs.code_digest as code
+    import salun_core.code_digest as code
 
     file = tmp_path / "users_net.py"
     file.write_text("from salun_core.models import vgg\nwidth = 3\n")

@@ -14,7 +14,7 @@ from sysconfig import get_path
 from typing import Any
 
 PACKAGE = __name__.partition(".")[0]
-HERE = Path(__file__).parents[3]  # the folder that holds the package
+HERE = Path(__file__).parents[1]  # the folder that holds the package
 
 
 def code_digest(*modules: str) -> str:
@@ -113,8 +113,8 @@ def names_imported(
             base = ".".join([*above, *([node.module] if node.module else [])])
             for alias in node.names:
                 yield from _origin(base, alias.name, folders, tables)
-        elif strings and isinstance(node, ast.Constant) and locate(str(node.value), folders):
-            yield str(node.value)
+        elif strings and isinstance(node, ast.Constant) and "." in str(node.value):
+            yield from [str(node.value)] if locate(str(node.value), folders) else []
 
 
 def locate(name: str, folders: tuple[Path, ...]) -> Path | None:
