@@ -17,7 +17,7 @@ PACKAGE = __name__.partition(".")[0]
 HERE = Path(__file__).parents[1]  # the folder that holds the package
 
 
-def code_digest(*modules: str) -> str:
+def code_digest(*modules: str, folders: Sequence[Path] = ()) -> str:
     """Digest of ``modules`` and of every module of their projects that they import, directly or not.
 
     Comments, docstrings and layout do not count. Of a package's ``__init__`` nothing counts but the modules
@@ -29,26 +29,28 @@ def code_digest(*modules: str) -> str:
     *modules : str
         Dotted names. Installed packages other than this one do not count: their versions are in the
         provenance.
+    folders : sequence of Path
+        Where they are looked for; `search_path` by default.
 
     Returns
     -------
     str
         16 hexadecimal digits.
     """
-    files = imported_files(modules, search_path(), tables=False)
+    files = imported_files(modules, folders or search_path(), tables=False)
     sha = hashlib.sha256()
     for name in sorted(files):
         sha.update(f"{name}\n{_substance(files[name])}\n".encode())
     return sha.hexdigest()[:16]
 
 
-def function_digest(function: Callable[..., Any]) -> str:
+def function_digest(function: Callable[..., Any], *, folders: Sequence[Path] = ()) -> str:
     """Digest of a function, of the values bound to it by ``partial``, and of all that its module imports."""
     bound = []
     while isinstance(function, partial):
         bound.append(repr((function.args, sorted(function.keywords.items()))))
         function = function.func
-    text = "\n".join([code_digest(function.__module__), function.__qualname__, *bound])
+    text = "\n".join([code_digest(function.__module__, folders=folders), function.__qualname__, *bound])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
