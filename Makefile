@@ -21,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
 export PYTHONNOUSERSITE = 1
 export UV_PYTHON_DOWNLOADS = never
 
-.PHONY: help book test lint check bench record notebooks lock clean clean-all
+.PHONY: help book test quick lint check bench record notebooks lock clean clean-all
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,9 @@ book: $(READY) ## execute what is out of date and build the book
 
 test: $(READY) ## run the tests
 	@$(PY) -m pytest -q $(PYTEST)
+
+quick: $(READY) ## run the unit tests only: under a minute
+	@$(PY) -m pytest -q -m "unit and not slow" $(PYTEST)
 
 lint: $(READY) ## style, types, and which room may use which
 	@$(PY) -m ruff check .

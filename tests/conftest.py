@@ -7,7 +7,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--book", type=Path, help="folder of built pages for test_pages.py")
 
 
+RUNS = ("experiments", "test_cli.py", "test_benchmarks.py", "test_library.py", "test_package.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        first = item.path.relative_to(Path(__file__).parent).parts[0]
+        item.add_marker("book" if first == "book" else "run" if first in RUNS else "unit")
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked:
         import torch

@@ -1,0 +1,85 @@
+"""Metrics of stored outputs: computed once for each state of their code, and for each state of the outputs."""
+
+import pytest
+
+from salun_core.experiments.runs import table as module
+from salun_core.experiments.runs.store import Key, Store
+from salun_core.experiments.runs.table import Measured
+from salun_core.metrics import Kind
+
+CALLS = []
+
+
+def load(path):
+    return float(path.read_text())
+
+
+def doubled(outputs):
+    CALLS.append(outputs)
+    return 2 * outputs
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    CALLS.clear()
+    monkeypatch.setitem(module.KINDS, "toy", Kind(load, {"X": doubled}, {"Y": doubled}))
+    monkeypatch.setattr(module, "function_digest", lambda _: "one")
+    store = Store(tmp_path / "cells")
+
+    def put(value):
+        key = Key("cell", {"seed": 1})
+        return store.put(key, {"about": {"kind": "toy"}}, {}, {".outputs.txt": str(value).encode()})
+
+    return put, store, tmp_path
+
+
+def test_a_metric_is_computed_once_and_kept_across_processes(stored):
+    put, store, folder = stored
+    result = put(3)
+    for _ in range(2):
+        measured = Measured(folder / "measured")  # as another process would start
+        assert measured.of(store.folder, result, reported=True) == {"X": 6.0}
+        measured.keep()
+    assert CALLS == [3.0]
+
+
+def test_other_outputs_and_other_code_are_measured_anew(stored, monkeypatch):
+    put, store, folder = stored
+    measured = Measured(folder / "measured")
+    measured.of(store.folder, put(3), reported=True)
+    measured.keep()
+    assert measured.of(store.folder, put(4), reported=True) == {"X": 8.0}
+    measured.keep()
+    monkeypatch.setattr(module, "function_digest", lambda _: "two")
+    assert Measured(folder / "measured").of(store.folder, put(4), reported=True) == {"X": 8.0}
+    assert CALLS == [3.0, 4.0, 4.0]
+
+
+def test_values_of_code_that_is_gone_are_deleted(stored, monkeypatch):
+    put, store, folder = stored
+    for digest in ("one", "two"):
+        monkeypatch.setattr(module, "function_digest", lambda _, digest=digest: digest)
+        measured = Measured(folder / "measured")
+        measured.of(store.folder, put(3), reported=True)
+        measured.keep()
+    assert [path.name for path in (folder / "measured").iterdir()] == ["X-two.json"]
+
+
+def test_a_cell_that_only_takes_part_in_a_choice_has_no_reported_metric(stored):
+    put, store, folder = stored
+    assert Measured(folder).of(store.folder, put(3), reported=False) == {"select_Y": 6.0}
+
+
+def test_a_cell_without_outputs_has_no_values(stored):
+    _, store, folder = stored
+    result = store.put(Key("cell", {"seed": 2}), {"about": {"kind": "toy"}}, {})
+    assert Measured(folder).of(store.folder, result, reported=True) == {"X": None}
+
+
+def test_kept_values_that_are_damaged_are_computed_again(stored):
+    put, store, folder = stored
+    measured = Measured(folder / "measured")
+    measured.of(store.folder, put(3), reported=True)
+    measured.keep()
+    (folder / "measured/X-one.json").write_text("{")
+    assert Measured(folder / "measured").of(store.folder, put(3), reported=True) == {"X": 6.0}
