@@ -145,7 +145,7 @@ def saved_sentences(lab: TextLab, row: pd.Series, folder: Path | None = None) ->
     result = result_of(lab, row)
     folder = save_pipeline(lab.pipe, lab.model(result), folder or lab.store.folder.parent / "unlearned")
     whole = sum(file.stat().st_size for file in (folder / "unet").glob("*.safetensors"))
-    changed = lab.store.path(result.key, ".model.safetensors").stat().st_size
+    changed = lab.weights_file(result).stat().st_size
     return Prose(
         f"The denoising network takes {whole / 2**20:.1f} MiB, what {name_of(row['method'], row['mask'])} changed of it "
         f"{changed / 2**20:.1f} MiB, {100 * changed / whole:.0f}%."
