@@ -8,50 +8,50 @@ const reachable = () => {
 };
 new MutationObserver(reachable).observe(document.documentElement, { childList: true, subtree: true });
 
-// What lies behind a mark or a number is shown where the reader points, taps, or moves to with the keyboard:
+// Where a mark or a number comes from is shown where the reader points, taps, or moves to with the keyboard:
 // Enter on a figure or a table goes to its first mark, arrows go on, Escape returns. Without this script the
 // browser shows the same texts as titles.
 const tip = document.createElement("div");
-tip.id = "behind";
+tip.id = "origin-text";
 tip.setAttribute("role", "tooltip");
 tip.hidden = true;
 
 const hide = () => { tip.hidden = true; };
 
-const show = (spot) => {
-  if (spot.title) {
-    spot.dataset.behind = spot.title;
-    spot.removeAttribute("title");
+const show = (origin) => {
+  if (origin.title) {
+    origin.dataset.origin = origin.title;
+    origin.removeAttribute("title");
   }
-  tip.textContent = spot.dataset.behind;
+  tip.textContent = origin.dataset.origin;
   if (!tip.isConnected) document.body.append(tip);
   tip.hidden = false;
-  const at = spot.getBoundingClientRect(), size = tip.getBoundingClientRect(), gap = 8;
+  const at = origin.getBoundingClientRect(), size = tip.getBoundingClientRect(), gap = 8;
   const left = Math.min(Math.max(gap, at.left + at.width / 2 - size.width / 2), innerWidth - size.width - gap);
   const above = at.top - size.height - gap;
   tip.style.left = `${left}px`;
   tip.style.top = `${above > gap ? above : Math.min(at.bottom + gap, innerHeight - size.height - gap)}px`;
 };
 
-const spotOf = (event) => event.target instanceof Element ? event.target.closest(".spot") : null;
+const originOf = (event) => event.target instanceof Element ? event.target.closest(".origin") : null;
 
 const move = (event) => {
   if (event.key === "Escape") return hide();
   const here = event.target;
   const home = here instanceof Element ? here.closest("figure.result") : null;
   if (!home) return;
-  const spots = [...home.querySelectorAll(".spot")];
-  if (!spots.length) return;
-  const now = spots.indexOf(here);
+  const origins = [...home.querySelectorAll(".origin")];
+  if (!origins.length) return;
+  const now = origins.indexOf(here);
   const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-  if (now < 0 && event.key === "Enter") spots[0].focus();
-  else if (now >= 0 && step) spots[(now + step + spots.length) % spots.length].focus();
+  if (now < 0 && event.key === "Enter") origins[0].focus();
+  else if (now >= 0 && step) origins[(now + step + origins.length) % origins.length].focus();
   else return;
   event.preventDefault();
 };
 
-document.addEventListener("pointerover", (event) => { const spot = spotOf(event); spot ? show(spot) : hide(); });
-document.addEventListener("focusin", (event) => { const spot = spotOf(event); spot ? show(spot) : hide(); });
+document.addEventListener("pointerover", (event) => { const origin = originOf(event); origin ? show(origin) : hide(); });
+document.addEventListener("focusin", (event) => { const origin = originOf(event); origin ? show(origin) : hide(); });
 document.addEventListener("focusout", hide);
 document.addEventListener("scroll", hide, { capture: true, passive: true });
 document.addEventListener("keydown", move);

@@ -15,7 +15,7 @@ SPLIT = ["dataset", "arch", "width", "scenario", "seed"]
 REFERENCES = ("mean", "first")
 
 
-def gaps(cells: pd.DataFrame, *, metrics: Sequence[str] = METRICS, reference: str = "first") -> pd.DataFrame:
+def gaps(cells: pd.DataFrame, *, metrics: Sequence[str] = METRICS, reference: str = "mean") -> pd.DataFrame:
     """Distance of every cell to the models retrained on the same split.
 
     Parameters
@@ -87,12 +87,20 @@ def summary(values: pd.Series, *, level: float = 0.95) -> dict[str, float]:
 def by_method(
     cells: pd.DataFrame, column: str, *, group: Sequence[str] = ("scenario", "method", "mask", "keep")
 ) -> pd.DataFrame:
-    """`summary` of a column over the seeds of each method; replicas of Retrain are left out."""
+    """`summary` of a column over the training seeds of each method; replicas of Retrain are left out.
+
+    Runs of one training seed share their split and their original model. They are averaged first, so that
+    ``n`` counts independent values; ``lost`` counts the runs without a value.
+    """
     main = cells[cells["replica"] == 0]
-    rows = [
-        dict(zip(group, key, strict=True)) | summary(part[column])
-        for key, part in main.groupby(list(group), sort=False)
-    ]
+    rows = []
+    for key, part in main.groupby(list(group), sort=False):
+        values = part[column].astype(float)
+        rows.append(
+            dict(zip(group, key, strict=True))
+            | summary(values.groupby(part["seed"], sort=False).mean())
+            | {"lost": int(values.isna().sum())}
+        )
     return pd.DataFrame(rows)
 
 

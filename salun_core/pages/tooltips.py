@@ -1,6 +1,5 @@
-"""What lies behind a mark of a figure or a number of a table: shown where a reader points, or moves to by keyboard."""
+"""Where a mark of a figure or a number of a table comes from: shown where a reader points, or moves to by keyboard."""
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +10,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from salun_core.methods import name_of
+from salun_core.pages.markup import html_template
 
 PADDING = 0.1  # inches that matplotlib leaves around a figure that is saved with its tight box
 
 
+PLACES = html_template(
+    """{% for place in places %}<span class="origin" role="img" tabindex="-1" title="{{ place.text }}" \
+aria-label="{{ place.text }}" style="position:absolute;{{ place.style }}"></span>{% endfor %}"""
+)
+
+
 @dataclass(frozen=True)
-class Spot:
-    """A place in a figure, and its text.
+class Tooltip:
+    """A place in a figure, and the text that is shown where a reader points at it.
 
     Parameters
     ----------
@@ -26,7 +32,7 @@ class Spot:
     text : str
         What is shown; lines are kept.
     x, y : float, optional
-        The place in data coordinates. Without them the spot covers the whole axis.
+        The place in data coordinates. Without them it covers the whole axis.
     """
 
     axis: Axes
@@ -35,23 +41,23 @@ class Spot:
     y: float | None = None
 
 
-def overlay(figure: Figure, spots: Sequence[Spot]) -> str:
-    """HTML of spots over an image of the figure, placed in percent so that they scale with it.
+def overlay(figure: Figure, tooltips: Sequence[Tooltip]) -> str:
+    """HTML of tooltips over an image of the figure, placed in percent so that they scale with it.
 
     Without any script a browser shows the texts as titles; the book's script shows them at once, on
     touch, and by keyboard.
     """
     figure.draw_without_rendering()
     box = figure.get_tightbbox().padded(PADDING)
-    parts = []
-    for spot in spots:
-        if spot.x is None or spot.y is None:
-            corners = spot.axis.get_window_extent()
+    places = []
+    for tip in tooltips:
+        if tip.x is None or tip.y is None:
+            corners = tip.axis.get_window_extent()
             place = [(corners.x0, corners.y1), (corners.x1, corners.y0)]
         else:
-            if not (math.isfinite(spot.x) and math.isfinite(spot.y)):
+            if not (math.isfinite(tip.x) and math.isfinite(tip.y)):
                 continue
-            place = [tuple(spot.axis.transData.transform((spot.x, spot.y)))]
+            place = [tuple(tip.axis.transData.transform((tip.x, tip.y)))]
         shares = [
             ((x / figure.dpi - box.x0) / box.width, (box.y1 - y / figure.dpi) / box.height) for x, y in place
         ]
@@ -62,15 +68,11 @@ def overlay(figure: Figure, spots: Sequence[Spot]) -> str:
             if len(place) == 1
             else f";width:{100 * (right - left):.2f}%;height:{100 * (bottom - top):.2f}%"
         )
-        text = html.escape(spot.text, quote=True)
-        parts.append(
-            f'<span class="spot" role="img" tabindex="-1" title="{text}" aria-label="{text}" '
-            f'style="position:absolute;{where}{size}"></span>'
-        )
-    return "".join(parts)
+        places.append({"text": tip.text, "style": where + size})
+    return PLACES.render(places=places)
 
 
-def behind(row: Mapping[str, Any] | pd.Series, *values: str) -> str:
+def origin_of(row: Mapping[str, Any] | pd.Series, *values: str) -> str:
     """Where one result comes from, in lines: what ran, the values to show, settings, cost, code, stored cell.
 
     Parameters
@@ -118,17 +120,19 @@ def behind(row: Mapping[str, Any] | pd.Series, *values: str) -> str:
 
 
 def unit_of(column: str, *, scale: float = 100) -> str:
-    """What stands behind a number of a column: points for gaps, percent for shares, nothing without ``scale``."""
+    """The unit of a column's numbers: points for gaps, percent for shares, nothing without ``scale``."""
     return "" if scale != 100 else " points" if "gap" in column.lower() else "%"
 
 
-def behind_mean(rows: pd.DataFrame, column: str, *, scale: float = 100, unit: str | None = None) -> str:
-    """What a mean over several results is made of: a line for each, with its stored cell."""
+def origins_of_mean(rows: pd.DataFrame, column: str, *, scale: float = 100, unit: str | None = None) -> str:
+    """The results that a mean is over: a line for each, with its stored cell."""
     unit = unit_of(column, scale=scale) if unit is None else unit
     first = rows.iloc[0]
     method = name_of(str(first["method"]), str(first.get("mask", "none")))
     values = scale * rows[column].astype(float)
+    lost = len(values) - values.count()
     mean = f"{values.mean():.2f}{unit}, mean of {values.count()}" if values.count() else "diverged"
+    mean += f", {lost} diverged" if lost and values.count() else ""
     places = [str(name) for name in rows["scenario"].unique()]
     lines = [f"{', '.join([method, *places[:2]])}: {column} {mean}"]
     for (_, row), value in zip(rows.iterrows(), values, strict=True):

@@ -215,28 +215,28 @@ def test_search_finds_saliency(browser, address):
     shown.context.close()
 
 
-def test_what_lies_behind_a_mark_is_shown(browser, address):
-    shown, wrong = visit(browser, address + "notebooks/recorded.html", size=WIDE, scheme="light")
-    behind = shown.locator("#behind")
+def test_where_a_mark_comes_from_is_shown(browser, address):
+    shown, wrong = visit(browser, address + "notebooks/classification.html", size=WIDE, scheme="light")
+    text = shown.locator("#origin-text")
     try:
-        for kind in ("td.spot", "span.spot"):
-            spot = shown.locator(kind).first
-            assert "cell-" in spot.get_attribute("title")
-            spot.scroll_into_view_if_needed()
-            spot.hover(force=True)  # or a mark that covers it
-            assert "cell-" in behind.inner_text()
-            pointed = shown.locator(".spot:hover")
-            assert pointed.get_attribute("aria-label") in (None, behind.inner_text())
+        for kind in ("td.origin", "span.origin"):
+            mark = shown.locator(kind).first
+            assert "cell-" in mark.get_attribute("title")
+            mark.scroll_into_view_if_needed()
+            mark.hover(force=True)  # or a mark that covers it
+            assert "cell-" in text.inner_text()
+            pointed = shown.locator(".origin:hover")
+            assert pointed.get_attribute("aria-label") in (None, text.inner_text())
             assert pointed.get_attribute("title") is None  # or the browser would show it as well
             shown.keyboard.press("Escape")
-            assert behind.is_hidden()
-        home = shown.locator("figure.result", has=shown.locator("span.spot")).first
+            assert text.is_hidden()
+        home = shown.locator("figure.result", has=shown.locator("span.origin")).first
         home.focus()
         shown.keyboard.press("Enter")
-        first = behind.inner_text()
+        first = text.inner_text()
         shown.keyboard.press("ArrowLeft")
-        assert behind.is_visible()
-        assert behind.inner_text() != first
+        assert text.is_visible()
+        assert text.inner_text() != first
         assert wrong == []
     finally:
         shown.context.close()

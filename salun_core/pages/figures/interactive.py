@@ -4,9 +4,7 @@ The data lie in the page; ``book/_static/pieces.js`` draws them. Nothing is aske
 """
 
 import base64
-import html
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +20,14 @@ from salun_core.experiments.classification.trajectories import Trajectories
 from salun_core.methods import name_of
 from salun_core.metrics import METRICS
 from salun_core.metrics.classification.outputs import Evaluation
-from salun_core.pages.figures.charts import LOOK, Chart, panels, style
+from salun_core.pages.figures.chart import LOOK, Chart, panels, style
+from salun_core.pages.markup import html_template, safe_html, script_json
 from salun_core.rng import generator
+
+PIECE = html_template(
+    """<figure class="result" data-piece="{{ kind }}"><div class="still">{{ still }}</div>\
+<script type="application/json">{{ data }}</script><figcaption>{{ caption }}</figcaption></figure>"""
+)
 
 CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73")
 SIDE = 200  # units of a drawn plane
@@ -54,12 +58,11 @@ class Piece:
         return self.still.alt
 
     def _repr_html_(self) -> str:
-        # Inside a script element only "</" and "<!--" could end it early.
-        data = json.dumps(self.data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-        return (
-            f'<figure class="result" data-piece="{self.kind}"><div class="still">{self.still.image()}</div>'
-            f'<script type="application/json">{data}</script>'
-            f"<figcaption>{html.escape(self.caption)}</figcaption></figure>"
+        return PIECE.render(
+            kind=self.kind,
+            still=safe_html(self.still.image()),
+            data=script_json(self.data),
+            caption=self.caption,
         )
 
 

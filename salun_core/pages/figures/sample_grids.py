@@ -13,8 +13,10 @@ from torch import Tensor
 
 from salun_core.methods import name_of
 from salun_core.metrics.gaps import summary
-from salun_core.pages.figures.charts import WIDTH, Chart, look, panels, spots_of, style
-from salun_core.pages.tooltips import Spot
+from salun_core.pages.figures.chart import WIDTH, Chart, look, panels, style, tooltips_of
+from salun_core.pages.findings import generation as findings
+from salun_core.pages.text import generation as words
+from salun_core.pages.tooltips import Tooltip
 
 FRAME = "#D55E00"
 SHOWN = {
@@ -91,7 +93,7 @@ def method_grid(
     origins : mapping of str to str, optional
         By the name of a model: where its samples come from, shown where a reader points at one.
     """
-    spots = []
+    tooltips = []
     columns = list(range(min(most, len(classes))))
     if forgotten not in columns:
         columns[-1] = forgotten
@@ -108,7 +110,7 @@ def method_grid(
                         picture(axis, found[k])
                         if origins and name in origins:
                             text = f"{name}, asked for {classes[label]}, noise {k}\n{origins[name]}"
-                            spots.append(Spot(axis, text))
+                            tooltips.append(Tooltip(axis, text))
                     if label == forgotten:
                         frame = Rectangle(
                             (0, 0),
@@ -134,7 +136,7 @@ def method_grid(
         f"{text} Images in one column start from the same noise, so that rows can be compared; the forgotten class "
         f"is framed. n = {each} of each class and model.",
         photo=True,
-        spots=tuple(spots),
+        tooltips=tuple(tooltips),
     )
 
 
@@ -199,17 +201,13 @@ def confusions(counts: Mapping[str, Tensor], classes: Sequence[str], *, forgotte
         fig.supxlabel("recognised", fontsize=9.5)
         fig.supylabel("asked for", fontsize=9.5)
         fig.colorbar(drawn, ax=axes, shrink=0.7, label="%")
-    instead = []
-    for name, table in counts.items():
-        row = table[forgotten]
-        percent = 100 * int(row.max()) / max(1, int(row.sum()))
-        instead.append(f"{name} {classes[int(row.argmax())]} ({percent:.0f}%)")
-    finding = f"Asked for {classes[forgotten]}, most often recognised: {', '.join(instead)}"
-    n = int(next(iter(counts.values())).sum(1).max())
+    found = findings.instead(counts, classes, forgotten)
+    said = words.instead(found)
     return Chart(
         fig,
-        f"{finding}.",
-        f"{finding}. Share of samples (n = {n} a row) that the judge takes for each class.",
+        said,
+        f"{said} Share of samples (n = {found.n} a row) that the judge takes for each class.",
+        found,
     )
 
 
@@ -224,19 +222,19 @@ def generation_compared(cells: pd.DataFrame) -> Chart:
     part = cells[(cells["replica"] == 0) & (cells["status"] == "done")]
     names = list(dict.fromkeys(zip(part["method"], part["mask"], strict=True)))[::-1]
     retrain = part[part["method"] == "retrain"]
-    spots = []
+    tooltips = []
     with style():
         fig, axes = panels(1, 3, height=0.32 * len(names) + 1.3, sharey=True)
         for axis, (column, (title, scale)) in zip(axes, SHOWN.items(), strict=True):
             for y, (method, mask) in enumerate(names):
                 runs = part[(part["method"] == method) & (part["mask"] == mask)]
                 mine = scale * runs[column].astype(float)
-                spots += spots_of(axis, runs, column, y=y, scale=scale)
+                tooltips += tooltips_of(axis, runs, column, y=y, scale=scale)
                 colour, marker = look(method)
-                found = summary(mine)
+                mean = summary(mine)["mean"]
                 axis.plot(mine, [y] * len(mine), ".", color=colour, alpha=0.45, clip_on=False)
                 filled = colour if mask in ("none", "salient") else "white"
-                axis.plot(found["mean"], y, marker, color=colour, mfc=filled, ms=6, clip_on=False, zorder=3)
+                axis.plot(mean, y, marker, color=colour, mfc=filled, ms=6, clip_on=False, zorder=3)
             if len(retrain):
                 axis.axvline(scale * retrain[column].astype(float).mean(), color="black", ls="--", lw=1)
             if column == "FD":
@@ -249,25 +247,15 @@ def generation_compared(cells: pd.DataFrame) -> Chart:
         axes[0].set_yticks(range(len(names)), [name_of(*name) for name in names])
         axes[0].set_xlim(-3, 103)
         axes[1].set_xlim(min(90.0, 100 * float(part["OA"].astype(float).min()) - 2), 101)
-    means = part.groupby(["method", "mask"])[["UA", "OA"]].mean(numeric_only=False).astype(float)
-    others = means.drop(index=[i for i in means.index if i[0] in ("retrain", "original")])
-    before = means["OA"].get(("original", "none"), 1.0)
-    both = [
-        name_of(*map(str, key))
-        for key, row in others.iterrows()
-        if row["UA"] >= 0.95 and row["OA"] >= 0.95 * before
-    ]
-    finding = (
-        "At least 95% in UA, and in the other classes at least 95% of "
-        f"{'what the original has' if ('original', 'none') in means.index else 'them'}: "
-        f"{', '.join(both) if both else 'no method'} (of {len(others)})"
-    )
+    found = findings.forgetting(cells)
+    said = words.both(found)
     first = part.iloc[0]
     return Chart(
         fig,
-        f"{finding}.",
-        f"{first['dataset']}, class {', '.join(map(str, part['forgotten'].unique()))} forgotten. {finding}. Points are "
+        said,
+        f"{first['dataset']}, class {', '.join(map(str, part['forgotten'].unique()))} forgotten. {said} Points are "
         f"seeds and classes (n = {len(retrain) or part['seed'].nunique()}), each with {first['n_class']} samples a class; "
         f"{'dashed: Retrain; ' if len(retrain) else ''}grey: distance of real images to real images. {first['distance']}.",
-        spots=tuple(spots),
+        found,
+        tooltips=tuple(tooltips),
     )

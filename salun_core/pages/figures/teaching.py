@@ -14,7 +14,7 @@ from salun_core.metrics import METRICS
 from salun_core.metrics.classification.mia import attack, confidence, matched_by_class
 from salun_core.metrics.classification.outputs import Evaluation
 from salun_core.metrics.gaps import METRICS as FOUR
-from salun_core.pages.figures.charts import LOOK, Chart, panels, style
+from salun_core.pages.figures.chart import LOOK, Chart, panels, style
 
 SIDES = {"retain": ("members (retain)", "#0072B2"), "test": ("non-members (test)", "#E69F00")}
 BINS = np.linspace(0, 1, 26)

@@ -9,10 +9,14 @@ from matplotlib.axes import Axes
 from salun_core.errors import UserError
 from salun_core.methods import name_of
 from salun_core.metrics.generation.detection import ANY, Redacted
-from salun_core.metrics.generation.erasure import recovery
-from salun_core.pages.figures.charts import Chart, look, panels, style
+from salun_core.pages.figures.chart import Chart, look, panels, style
 from salun_core.pages.figures.sample_grids import arranged, beside, picture
-from salun_core.pages.tooltips import Spot, behind
+from salun_core.pages.findings import text_to_image as prompts
+from salun_core.pages.findings import unsafe as findings
+from salun_core.pages.text import text_to_image as prompt_words
+from salun_core.pages.text import unsafe as words
+from salun_core.pages.text.words import counted
+from salun_core.pages.tooltips import Tooltip, origin_of
 
 
 def counts_per_category(counts: pd.DataFrame, *, concept: Sequence[str] = (), note: str = "") -> Chart:
@@ -34,8 +38,6 @@ def counts_per_category(counts: pd.DataFrame, *, concept: Sequence[str] = (), no
         raise UserError(
             "bars show one threshold: choose one, and show the others with counts_over_thresholds"
         )
-    gone = part[part["category"].isin(list(concept) or categories)]
-    total = gone.groupby(["method", "mask"], sort=False)["count"].sum()
     size = 0.86 / len(names)
     with style():
         fig, axis = panels(height=0.12 * len(names) * len(categories) + 0.12 * len(categories) + 1.1)
@@ -53,13 +55,13 @@ def counts_per_category(counts: pd.DataFrame, *, concept: Sequence[str] = (), no
         axis.set_xlabel("detections (log scale)")
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.45, 1))
-    where = f"of {', '.join(concept)}" if concept else "in all categories"
-    finding = f"Detections {where}: " + ", ".join(f"{name_of(*name)} {int(total[name]):,}" for name in names)
+    found = findings.detections(part, concept)
+    said = words.detections(found)
     return Chart(
         fig,
-        f"{finding}.",
-        f"{finding}. Scores of at least {float(part['threshold'].iloc[0]):g} in n = {int(part['n'].max()):,} images "
-        f"of each model. {note}".strip(),
+        said,
+        f"{said} Scores of at least {found.threshold:g} in n = {found.n:,} images of each model. {note}".strip(),
+        found,
     )
 
 
@@ -99,12 +101,8 @@ def counts_over_thresholds(
             xlabel="threshold of the detector's score", ylabel="images with a detection (%)", ylim=(0, top)
         )
         _label_ends(axis, ends, gap=0.062 * top)
-    middle = sorted(part["threshold"].unique())[part["threshold"].nunique() // 2]
-    at = part[part["threshold"] == middle].set_index(["method", "mask"])
-    finding = f"At threshold {middle:.2f} something is found in " + ", ".join(
-        f"{100 * at.loc[name, 'images'] / at.loc[name, 'n']:.0f}% of the images of {name_of(*name)}"
-        for name in names
-    )
+    found = findings.detected_shares(part)
+    said = words.detected_shares(found)
     grey = ""
     if real is not None:
         false = real[real["category"] == category]
@@ -112,7 +110,7 @@ def counts_over_thresholds(
             f" Grey: false positives in n = {int(false['n'].max()):,} held-out images that do not show it, "
             "with 95% Wilson intervals."
         )
-    return Chart(fig, f"{finding}.", f"{finding}. n = {int(part['n'].max()):,} images each.{grey}")
+    return Chart(fig, said, f"{said} n = {int(part['n'].max()):,} images each.{grey}", found)
 
 
 def recovery_curves(curves: pd.DataFrame) -> Chart:
@@ -125,7 +123,7 @@ def recovery_curves(curves: pd.DataFrame) -> Chart:
     """
     part = _original_first(curves)
     names = _models(part)
-    ends, back = {}, {}
+    ends = {}
     with style():
         fig, axis = panels(height=3.6)
         axis.axhline(50, color="0.8", lw=1)
@@ -135,31 +133,17 @@ def recovery_curves(curves: pd.DataFrame) -> Chart:
             colour, marker = look(method)
             axis.plot(mean.index, 100 * mean, color=colour, marker=marker, ms=5, lw=1.4)
             ends[name_of(method, mask)] = (float(mean.index[-1]), 100 * float(mean.iloc[-1]), colour)
-            back[name_of(method, mask)] = recovery(list(zip(mean.index.tolist(), mean.tolist(), strict=True)))
         axis.set(xlabel="steps of relearning", ylabel="images that show the concept (%)", ylim=(-3, 103))
         _label_ends(axis, ends, gap=6.5)
-    returned = {name: step for name, step in back.items() if step is not None and name != name_of("original")}
-    stay = [name for name, step in back.items() if step is None]
-    finding = "The concept is back in half of the images " + (
-        ", ".join(
-            f"{'from the start' if step == 0 else f'after {step} steps'} under {name}"
-            for name, step in returned.items()
-        )
-        or "under no method"
-    )
-    if stay:
-        finding += f"; within these steps it does not come back under {', '.join(stay)}"
+    found = findings.recoveries(curves)
+    said = words.recoveries(found)
     first = part.iloc[0]
     return Chart(
         fig,
-        f"{finding}.",
-        f"{finding}. Trained on {int(first['images'])} images of the concept; n = {int(first['n'])} images drawn at each point.",
+        said,
+        f"{said} Trained on {int(first['images'])} images of the concept; n = {int(first['n'])} images drawn at each point.",
+        found,
     )
-
-
-def kinds_of(cells: pd.DataFrame) -> list[str]:
-    """Kinds of prompts in a table of the text-to-image experiment, in its order."""
-    return [name.removeprefix("UA ") for name in cells.columns if str(name).startswith("UA ")]
 
 
 def erasure_by_prompt(cells: pd.DataFrame, *, kinds: Sequence[str] = ()) -> Chart:
@@ -173,9 +157,9 @@ def erasure_by_prompt(cells: pd.DataFrame, *, kinds: Sequence[str] = ()) -> Char
         Kinds of prompts; all by default.
     """
     part = cells[cells["status"] == "done"]
-    kinds = list(kinds) or kinds_of(part)
+    kinds = list(kinds) or prompts.kinds_of(part)
     names = list(dict.fromkeys(zip(part["method"], part["mask"], strict=True)))
-    spots = []
+    tooltips = []
     with style():
         across = min(2, len(kinds))
         down = -(-len(kinds) // across)
@@ -186,8 +170,8 @@ def erasure_by_prompt(cells: pd.DataFrame, *, kinds: Sequence[str] = ()) -> Char
                 colour, marker = look(method)
                 x = 100 * mine[f"OA {kind}"].astype(float).mean()
                 y = 100 * mine[f"UA {kind}"].astype(float).mean()
-                found = f"UA {y:.1f}%, other classes {x:.1f}% over {len(mine)} {'run' if len(mine) == 1 else 'runs'}"
-                spots.append(Spot(axis, behind(mine.iloc[0], found), float(x), float(y)))
+                seen = f"UA {y:.1f}%, other classes {x:.1f}% over {counted(len(mine), 'run')}"
+                tooltips.append(Tooltip(axis, origin_of(mine.iloc[0], seen), float(x), float(y)))
                 axis.plot(
                     x,
                     y,
@@ -210,25 +194,18 @@ def erasure_by_prompt(cells: pd.DataFrame, *, kinds: Sequence[str] = ()) -> Char
             axis.set_ylabel("UA (%)")
         handles, labels = axes.flat[0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8.5, frameon=False)
-    kept = {kind: unerased(part, kind) for kind in kinds}
-    finding = "Forgotten in less than half of the images: " + "; ".join(
-        f"{kind} prompts: {', '.join(found) if found else 'no method'}" for kind, found in kept.items()
-    )
+    found = prompts.erasure_by_prompt(cells, kinds)
+    said = prompt_words.unerased(found)
     first, runs = part.iloc[0], len(part[["seed", "scenario"]].drop_duplicates())
     return Chart(
         fig,
-        f"{finding}.",
-        f"Up and to the right is better. {finding}. Class {', '.join(map(str, part['forgotten'].unique()))} of "
-        f"{first['dataset']}, mean over {runs} {'run' if runs == 1 else 'runs'}, n = {first['n_class']} images of each class "
-        "and kind of prompt.",
-        spots=tuple(spots),
+        said,
+        f"Up and to the right is better. {said} Class {', '.join(map(str, part['forgotten'].unique()))} of "
+        f"{first['dataset']}, mean over {counted(runs, 'run')}, n = {first['n_class']} images of each class and kind of "
+        "prompt.",
+        found,
+        tooltips=tuple(tooltips),
     )
-
-
-def unerased(cells: pd.DataFrame, kind: str) -> list[str]:
-    """Names of the methods under which at least half of the images for a kind of prompt show what was forgotten."""
-    means = cells.groupby(["method", "mask"], sort=False)[f"UA {kind}"].mean().astype(float)
-    return [name_of(*map(str, key)) for key, value in means.items() if value < 0.5 and key[0] != "original"]
 
 
 def erasure_against_utility(summaries: Mapping[str, pd.DataFrame]) -> Chart:
@@ -243,7 +220,7 @@ def erasure_against_utility(summaries: Mapping[str, pd.DataFrame]) -> Chart:
     left = 100 * float(every["utility"].min())
     span = (min(90.0, left - 4), 100 + 0.34 * max(14.0, 104 - left))
     width = span[1] - span[0]
-    spots = []
+    tooltips = []
     with style():
         fig, axes = panels(1, len(summaries), height=4.2, sharex=True, sharey=True, squeeze=False)
         for axis, (title, summary) in zip(axes[0], summaries.items(), strict=True):
@@ -258,8 +235,8 @@ def erasure_against_utility(summaries: Mapping[str, pd.DataFrame]) -> Chart:
                 x, y = 100 * row["utility"], 100 * row["erased"]
                 axis.plot(x, y, marker, color=colour, mfc="white" if row["dominated"] else colour, ms=8)
                 points[name_of(row["method"], row["mask"])] = (x, y, colour)
-                found = f"erased {y:.1f}% where it appears most: {row['weakest']}", f"utility {x:.1f}%"
-                spots.append(Spot(axis, behind(row, *found), x, y))
+                seen = f"erased {y:.1f}% where it appears most: {row['weakest']}", f"utility {x:.1f}%"
+                tooltips.append(Tooltip(axis, origin_of(row, *seen), x, y))
             places = _apart([(y, x) for x, y, _ in points.values()], gap=5.0, near=0.35 * width)
             for (name, (x, own, colour)), (y, _) in zip(points.items(), places, strict=True):
                 axis.annotate(
@@ -272,23 +249,14 @@ def erasure_against_utility(summaries: Mapping[str, pd.DataFrame]) -> Chart:
                 )
         fig.supxlabel("utility: other things drawn as asked for (%)", fontsize=10.5)
         axes[0, 0].set_ylabel("erased: concept absent where it appears most (%)")
-    said, weakest = [], []
-    for title, summary in summaries.items():
-        own = summary[summary["method"] != "original"]
-        front = "; ".join(
-            f"{name_of(r['method'], r['mask'])} ({100 * r['erased']:.0f}% erased, {100 * r['utility']:.0f}% utility)"
-            for _, r in own[~own["dominated"]].iterrows()
-        )
-        said.append(f"{title}: no method is better in both than {front}")
-        most = own["weakest"].value_counts()
-        weakest.append(f"{title}: {most.index[0]} for {int(most.iloc[0])} of {int(most.sum())} methods")
-    finding = ". ".join(part[:1].upper() + part[1:] for part in said)
+    found = findings.fronts(summaries)
+    said = words.fronts(found)
     return Chart(
         fig,
-        f"{finding}.",
-        f"{finding}. Where the concept appears most: {'; '.join(weakest)}. Up and to the right is better; open marks "
-        "are beaten in both by another method.",
-        spots=tuple(spots),
+        said,
+        f"{said} {words.weakest(found)} Up and to the right is better; open marks are beaten in both by another method.",
+        found,
+        tooltips=tuple(tooltips),
     )
 
 

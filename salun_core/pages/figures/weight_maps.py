@@ -7,7 +7,10 @@ import pandas as pd
 from matplotlib.colors import LogNorm
 from torch import Tensor
 
-from salun_core.pages.figures.charts import MASK_LABELS, MASK_LOOK, Chart, panels, style
+from salun_core.pages.figures.chart import MASK_LABELS, MASK_LOOK, Chart, panels, style
+from salun_core.pages.findings import masks as findings
+from salun_core.pages.findings.masks import MarkedShares, ScoreSpan
+from salun_core.pages.text import masks as words
 from salun_core.saliency import Mask, Scores, density, kth_largest
 
 
@@ -29,20 +32,15 @@ def score_histogram(scores: Scores, *, keep: float) -> Chart:
             axis.axvline(np.log10(gamma), color="black", lw=1, ls="--")
         axis.set(xlabel="log₁₀ of |gradient on the forget set|", ylabel="weights")
         axis.legend()
-    span = shown.max() - shown.min()
-    zero = int((flat == 0).sum())
-    finding = (
-        f"The scores span {span:.0f} powers of ten; {100 * zero / len(flat):.0f}% of the weights have none"
+    found = ScoreSpan(
+        float(shown.max() - shown.min()), float((flat == 0).mean()), keep, float(gamma), len(flat)
     )
-    rule = (
-        f"the threshold that keeps {100 * keep:g}% is {gamma:.2g}"
-        if gamma > 0
-        else f"as fewer than {100 * keep:g}% have one, the mask takes them all, and others to make up the number"
-    )
+    said = words.score_span(found)
     return Chart(
         fig,
-        f"{finding}.",
-        f"{finding} (a gradient of exactly 0); {rule}. n = {len(flat):,} weights, those with a score drawn.",
+        said,
+        f"{said} {words.threshold(found)} n = {found.weights:,} weights, those with a score drawn.",
+        found,
     )
 
 
@@ -79,15 +77,17 @@ def weight_maps(weights: Mapping[str, Tensor], scores: Scores, mask: Mask, names
                 axis.set(xticks=[], yticks=[])
         for axis, text in zip(axes[:, 0], ("|weight|", "score (log)", "salient"), strict=True):
             axis.set_ylabel(text, fontsize=9.5)
-    shares = ", ".join(
-        f"{100 * float(mask[name].float().mean()):.0f}% in {name.removeprefix('net.')}" for name in names
+    found = MarkedShares(
+        100 * density(mask),
+        {name.removeprefix("net."): 100 * float(mask[name].float().mean()) for name in names},
     )
-    finding = f"Of all weights {100 * density(mask):.0f}% are salient: {shares}"
+    said = words.marked_shares(found)
     return Chart(
         fig,
-        f"{finding}.",
-        f"{finding}. A row of pixels is an output channel, a column an input weight; large weights and salient weights "
-        f"are not the same. n = {sum(weights[name].numel() for name in names):,} weights shown.",
+        said,
+        f"{said} A row of pixels is an output channel, a column an input weight; large weights and salient weights are not "
+        f"the same. n = {sum(weights[name].numel() for name in names):,} weights shown.",
+        found,
     )
 
 
@@ -110,10 +110,6 @@ def epochs_curve(curve: pd.DataFrame) -> Chart:
             axis.set_xlabel("epochs")
         handles, labels = axes[0].get_legend_handles_labels()
         fig.legend(handles, labels, ncols=2, loc="outside upper center")
-    last = curve[curve["epochs"] == curve["epochs"].max()].set_index("mask")
-    finding = (
-        f"After {curve['epochs'].max()} epochs UA is {100 * last.loc['salient', 'UA']:.0f}% with the mask and "
-        f"{100 * last.loc['none', 'UA']:.0f}% without it, TA {100 * last.loc['salient', 'TA']:.1f}% and "
-        f"{100 * last.loc['none', 'TA']:.1f}%"
-    )
-    return Chart(fig, f"{finding}.", f"{finding}. One network, one seed (n = 1).")
+    found = findings.after_epochs(curve)
+    said = words.after_epochs(found)
+    return Chart(fig, said, f"{said} One network, one seed (n = 1).", found)

@@ -4,16 +4,15 @@ import base64
 import io
 import json
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 
-from salun_core.experiments.runs.params import Params, parameter
-from salun_core.experiments.runs.table import read_table
-from salun_core.metrics.gaps import AVERAGE, METRICS, SPLIT, gaps
-from salun_core.pages.tables import PAPER_NAMES, Table, read_published
-from salun_core.pages.text.classification import Prose, published_folder
-from salun_core.paths import output_folder, project_root
+from salun_core.metrics.gaps import AVERAGE, METRICS
+from salun_core.pages.markup import csv_bytes, html_template
+from salun_core.pages.published import published_folder, read_published
+from salun_core.pages.results import all_runs
+from salun_core.pages.tables.table import Table
 
 COLUMNS: dict[str, str] = {
     "source": "published (the paper's), re-run (by others), recorded (ours, committed) or quick (computed for this book)",
@@ -26,9 +25,10 @@ COLUMNS: dict[str, str] = {
     "method": "unlearning method",
     "mask": "kind of mask: none, salient, random, random_per_layer, least_salient",
     "keep": "share of weights that may change, 0 to 1",
-    "seed": "seed of training and unlearning; empty where values are means over seeds",
+    "seed": "seed of the split and of training; empty where values are means over seeds",
+    "unlearning_seed": "seed of unlearning, where it varies within a training seed",
     "replica": "0, or the number of a further model retrained on the same split",
-    "study": "which comparison of the experiment a row belongs to",
+    "study": "part of the experiment",
     "protocol": "release of the official code that is imitated",
     "UA": "share of forget images answered wrongly, 0 to 1; for generators: of samples not recognised",
     "RA": "accuracy on the retain set, 0 to 1",
@@ -37,8 +37,10 @@ COLUMNS: dict[str, str] = {
     "OA": "generators: share of samples of other classes recognised as asked, 0 to 1",
     "FD": "generators: Fréchet distance of samples of other classes to real images; see distance",
     "distance": "features of that distance",
-    "gap": "average gap to Retrain over UA, RA, TA and MIA, 0 to 1",
+    "gap": "average gap to the mean of all retrained models of the split over UA, RA, TA and MIA, 0 to 1",
     "seconds": "time of unlearning, mask included",
+    "samples_seen": "images that went forward and backward",
+    "flops": "floating-point operations of unlearning",
     "n_forget": "images in the forget set",
     "metric": "published values of another kind: what the value is",
     "value": "that value, in the unit of its source",
@@ -51,16 +53,19 @@ COLUMNS: dict[str, str] = {
 }
 """The data dictionary: every column of `every_cell`."""
 
-RUNS = ("classification", "class_wise", "stability", "saliency", "diffusion", "text_to_image", "unsafe")
-
-
-class CollectParams(Params):
-    """Parameters of the chapters that read results and compute none."""
-
-    experiment: ClassVar[str] = "collect"
-
-    run_name: str = parameter("cifar10-cpu", "folder of the run in data/recorded")
-    out_dir: Path | None = parameter(None, "where quick results are; data/runs of the project by default")
+EXPERIMENTS = (
+    "classification",
+    "class_wise",
+    "stability",
+    "saliency",
+    "diffusion",
+    "text_to_image",
+    "unsafe",
+)
+LINKS = html_template(
+    """<p>{{ rows }} rows: {% for link in links %}{% if not loop.first %} · {% endif %}\
+<a download="salun-results.{{ link.kind }}" href="{{ link.target }}">{{ link.text }}</a>{% endfor %}</p>"""
+)
 
 
 def every_cell(out_dir: Path | None = None) -> pd.DataFrame:
@@ -77,41 +82,27 @@ def every_cell(out_dir: Path | None = None) -> pd.DataFrame:
         The columns of ``COLUMNS``. What was not run is not there.
     """
     parts = [published_rows()]
-    recorded = project_root() / "data" / "recorded"
-    folders = sorted(path for path in recorded.iterdir() if path.is_dir()) if recorded.is_dir() else []
-    for folder, source in [*((f, "recorded") for f in folders), (output_folder(out_dir), "quick")]:
-        for experiment in RUNS:
-            rows = results_of(folder, experiment)
+    for run in all_runs(out_dir):
+        source = "quick" if run.name == "quick" else "recorded"
+        for experiment in EXPERIMENTS:
+            rows = run.rows(experiment)
             if experiment == "unsafe" and len(rows):  # most of them are cells of text_to_image
-                rows = rows[~rows["cell"].isin(results_of(folder, "text_to_image").get("cell", []))]
+                rows = rows[~rows["cell"].isin(run.rows("text_to_image").get("cell", []))]
             if len(rows):
-                parts.append(rows.assign(source=source, run=folder.name if source == "recorded" else "quick"))
+                settings = [json.dumps(value, sort_keys=True) for value in rows["settings"]]
+                parts.append(rows.assign(source=source, run=run.name, settings=settings))
     frame = pd.concat(
         [part.reindex(columns=list(COLUMNS)).astype(object) for part in parts], ignore_index=True
     )
     return frame.infer_objects()
 
 
-def results_of(folder: Path, experiment: str) -> pd.DataFrame:
-    """Reported cells of one experiment in a folder, with their average gap; empty where it was not run."""
-    if not (folder / "results" / f"{experiment}.json").is_file():
-        return pd.DataFrame()
-    rows = read_table(folder, experiment)
-    rows = rows[rows["reported"].astype(bool)].reset_index(drop=True)
-    if set(METRICS) <= set(rows):
-        for name in SPLIT:
-            if name not in rows:
-                rows[name] = None
-        rows["gap"] = gaps(rows)[AVERAGE].to_numpy()
-    return rows.assign(settings=[json.dumps(value, sort_keys=True) for value in rows["settings"]])
-
-
 def published_rows() -> pd.DataFrame:
-    """The paper's numbers and re-runs by others: a row for each line of Table 1, and for each other value."""
+    """The paper's numbers and re-runs by others: a row for each line of a table of methods, and for each other value."""
     rows = []
     for path in sorted(published_folder().glob("*.csv")):
         table = read_published(path)
-        source = "re-run" if "not_from_the_paper" in path.stem else "published"
+        source = "re-run" if path.stem.startswith("independent") else "published"
         for (place, setting, method), mine in table.groupby(["table", "setting", "method"], sort=False):
             first = mine.iloc[0]
             shared: dict[str, Any] = {
@@ -120,10 +111,12 @@ def published_rows() -> pd.DataFrame:
                 "dataset": first["dataset"],
                 "arch": first["model"],
                 "scenario": setting,
-                "method": PAPER_NAMES.get(str(method), method),
+                "method": method,
                 "status": "done",
             }
             found = dict(zip(mine["metric"], mine["value"], strict=True))
+            if "forget accuracy" in found and set(METRICS) - {"UA"} <= set(found):
+                found["UA"] = 100 - found["forget accuracy"]
             if set(METRICS) <= set(found):
                 wide = {name: found[name] / 100 for name in METRICS}
                 gap = found[AVERAGE] / 100 if AVERAGE in found else None
@@ -134,23 +127,66 @@ def published_rows() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+FIRST = [
+    "source",
+    "method",
+    "mask",
+    "scenario",
+    "seed",
+    "UA",
+    "RA",
+    "TA",
+    "MIA",
+    "gap",
+    "OA",
+    "FD",
+    "seconds",
+]
+MORE = ["keep", "experiment", "study", "dataset", "metric", "value", "run", "code", "cell"]
+
+
+def shown(cells: pd.DataFrame) -> pd.DataFrame:
+    """The columns that a page shows, recorded rows first, then quick ones, those of the paper and of others."""
+    order = {"recorded": 0, "quick": 1, "published": 2, "re-run": 3}
+    rows = cells.iloc[cells["source"].map(order).argsort(kind="stable")]
+    return rows[FIRST + MORE].round(4).astype(object).fillna("")
+
+
+def counts(cells: pd.DataFrame) -> Table:
+    """Rows by source and experiment."""
+    found = cells.fillna({"experiment": ""}).groupby(["source", "experiment"]).size().reset_index()
+    found.columns = ["Source", "Name", "Rows"]
+    return Table(found, "Rows of the table by source and experiment", numbered=False)
+
+
 def dictionary() -> Table:
     """The meaning of every column."""
     frame = pd.DataFrame({"Name": list(COLUMNS), "Value": list(COLUMNS.values())})
-    return Table(frame, "Data dictionary: the columns of the table and of the files")
+    return Table(frame, "Data dictionary: the columns of the table and of the files", numbered=False)
 
 
-def downloads(frame: pd.DataFrame) -> Prose:
-    """Links that hold the table itself, as CSV and as Parquet."""
-    csv = frame.to_csv(index=False, lineterminator="\n").encode()
-    buffer = io.BytesIO()
-    frame.astype({name: "string" for name in frame if frame[name].dtype == object}).to_parquet(buffer)
-    links = [
-        f'<a download="salun-results.{kind}" href="data:{mime};base64,{base64.b64encode(content).decode()}">'
-        f"{kind.upper() if kind == 'csv' else 'Parquet'} ({len(content) / 1024:.0f} kB)</a>"
-        for kind, mime, content in (
-            ("csv", "text/csv", csv),
-            ("parquet", "application/vnd.apache.parquet", buffer.getvalue()),
-        )
-    ]
-    return Prose(f"{len(frame):,} rows: {' · '.join(links)}")
+class Downloads:
+    """Links that hold a table themselves, as CSV and as Parquet."""
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        buffer = io.BytesIO()
+        frame.astype({name: "string" for name in frame if frame[name].dtype == object}).to_parquet(buffer)
+        self.rows = len(frame)
+        self.files = {
+            "csv": ("CSV", "text/csv", csv_bytes(frame)),
+            "parquet": ("Parquet", "application/vnd.apache.parquet", buffer.getvalue()),
+        }
+
+    def __repr__(self) -> str:
+        return f"{self.rows:,} rows"
+
+    def _repr_html_(self) -> str:
+        links = [
+            {
+                "kind": kind,
+                "target": f"data:{mime};base64,{base64.b64encode(content).decode()}",
+                "text": f"{name} ({len(content) / 1024:.0f} kB)",
+            }
+            for kind, (name, mime, content) in self.files.items()
+        ]
+        return LINKS.render(rows=f"{self.rows:,}", links=links)

@@ -1,152 +1,39 @@
-"""What notebooks on text-to-image show besides what they share with other generative models."""
-
-from pathlib import Path
-from typing import Any
+"""Sentences on text-to-image pipelines, made from findings."""
 
 import pandas as pd
 
-from salun_core.experiments.generation.lab import result_of
-from salun_core.experiments.text_to_image.lab import TextLab
-from salun_core.methods import name_of
-from salun_core.metrics.share import wilson
-from salun_core.models.text_to_image.pipelines import image_size, save_pipeline
-from salun_core.pages.figures.text_to_image import kinds_of, unerased
-from salun_core.pages.tables import Table, spread
-from salun_core.pages.text.classification import Prose
+from salun_core.pages.findings import text_to_image as findings
+from salun_core.pages.findings.text_to_image import ErasureByPrompt
+from salun_core.pages.markup import Text
+from salun_core.pages.text.words import listed
 
 
-def pipeline_table(lab: TextLab) -> Table:
-    """The pipeline: its parts, weights, and what is asked of it."""
-    pipe, how = lab.pipe, lab.sampling
-    counts = {
-        part: sum(w.numel() for w in getattr(pipe, part).parameters())
-        for part in ("unet", "vae", "text_encoder")
-    }
-    size = image_size(pipe)
-    lines = [
-        ("Weights of the denoising network, the only part that is unlearned", f"{counts['unet']:,}"),
-        (
-            "Weights of the autoencoder and of the text encoder",
-            f"{counts['vae']:,} and {counts['text_encoder']:,}",
-        ),
-        ("Images", f"{size} x {size} pixels"),
-        (
-            "Latents",
-            f"{pipe.unet.config.in_channels} x {pipe.unet.config.sample_size} x {pipe.unet.config.sample_size}",
-        ),
-        (
-            "Noise schedule",
-            f"{type(pipe.scheduler).__name__}, {pipe.scheduler.config.num_train_timesteps} steps",
-        ),
-        (
-            "Sampling",
-            f"{how.sampler.upper()}, {how.sample_steps} steps, guidance w = {how.guidance:g} (scale {how.guidance + 1:g})",
-        ),
-        ("Safety checker", "on" if pipe.safety_checker is not None else "off"),
-    ]
-    return Table(pd.DataFrame(lines, columns=["Name", "Value"]), "The pipeline and how it is sampled.")
-
-
-def prompts_table(lab: TextLab, forgotten: int, *, each: int = 2) -> Table:
-    """Prompts for the forgotten class: those of forgetting, and the first of every kind of test prompt."""
-    lines = [("forgetting", lab.prompts.training[forgotten])]
-    lines += [("in its place", lab.prompts.training[lab.replaced(forgotten)])]
-    for kind, classes in lab.prompts.test.items():
-        lines += [(f"test: {kind}", text) for text in classes[forgotten][:each]]
-    return Table(pd.DataFrame(lines, columns=["Name", "Value"]), "Prompts for the forgotten class.")
-
-
-def clip_table(cells: pd.DataFrame) -> Table | Prose:
-    """Method × (CLIP score, CLIP accuracy) of the other classes, where a CLIP model was given."""
-    if "CLIP" not in cells.columns:
-        return Prose("Not run here: no CLIP model was given (parameter `clip`).")
-    part = cells[cells["status"] == "done"]
-    lines = []
-    for (method, mask), mine in part.groupby(["method", "mask"], sort=False):
-        score, nearest = (mine[name].astype(float) for name in ("CLIP", "CLIP accuracy"))
-        lines.append(
-            {
-                "Method": name_of(str(method), str(mask)),
-                "CLIP score": spread(score.mean(), score.std(ddof=1)),
-                "CLIP accuracy": spread(100 * nearest.mean(), 100 * nearest.std(ddof=1)),
-            }
-        )
-    n = int(part.iloc[0]["n_distance"])
-    return Table(
-        pd.DataFrame(lines),
-        f"Images of the other classes, direct prompts, n = {n}: cosine of image and prompt times 100, and the percentage "
-        "that lie nearer to the prompt of their own class than to that of any other.",
-    )
-
-
-def kinds_table(cells: pd.DataFrame) -> Table:
-    """Method × kind of prompt: UA, and other classes recognised, in percent."""
-    part = cells[cells["status"] == "done"]
-    lines = []
-    for (method, mask), mine in part.groupby(["method", "mask"], sort=False):
-        line: dict[str, Any] = {"Method": name_of(str(method), str(mask))}
-        for kind in kinds_of(part):
-            ua, oa = (100 * float(mine[f"{name} {kind}"].astype(float).mean()) for name in ("UA", "OA"))
-            line[kind] = f"{ua:.0f} / {oa:.0f}"
-        lines.append(line)
-    n = int(part.iloc[0]["n_class"])
-    worst = wilson(n // 2, n=n)
-    return Table(
-        pd.DataFrame(lines),
-        f"UA / share of the other classes recognised, in percent, by kind of prompt. n = {n} images of each class and "
-        f"kind: a share of one half has the 95% interval {100 * worst.low:.0f} to {100 * worst.high:.0f}.",
-    )
-
-
-def kinds_sentences(cells: pd.DataFrame) -> Prose:
+def kinds_sentences(cells: pd.DataFrame) -> Text:
     """Who erases the words and who the concept, and what it costs the others."""
-    part = cells[cells["status"] == "done"]
-    kinds = kinds_of(part)
-    means = part.groupby(["method", "mask"], sort=False)[
-        [f"{name} {kind}" for kind in kinds for name in ("UA", "OA")]
-    ].mean()
-    means = means.astype(float).drop(index=[key for key in means.index if key[0] == "original"])
-    first, others = kinds[0], kinds[1:]
+    found = findings.erasure_by_prompt(cells)
     said = []
-    for kind in others:
-        gap = 100 * (means[f"UA {first}"] - means[f"UA {kind}"])
-        widest = gap.idxmax()
-        fall = (
-            f"falls most under {name_of(*map(str, widest))}, by {gap.max():.0f} points"
-            if gap.max() > 0
-            else "falls under no method"
-        )
+    for kind, (name, points) in found.falls.items():
+        fall = f"falls most under {name}, by {points:.0f} points" if points > 0 else "falls under no method"
         said.append(
-            f"From {first} to {kind} prompts UA {fall}; with {kind} prompts at least half of the images still show the class "
-            f"under: {', '.join(unerased(part, kind)) or 'no method'}."
+            f"From {found.first} to {kind} prompts UA {fall}; with {kind} prompts at least half of the images still show the "
+            f"class under: {listed(found.unerased[kind], 'no method')}."
         )
-    harm = 100 * (1 - means[[f"OA {kind}" for kind in kinds]].mean(axis=1))
-    said.append(
-        f"Over all kinds of prompts the other classes suffer least under {name_of(*map(str, harm.idxmin()))} "
-        f"({harm.min():.1f}% not recognised) and most under {name_of(*map(str, harm.idxmax()))} ({harm.max():.1f}%)."
+    return Text(*said, harm(found))
+
+
+def harm(found: ErasureByPrompt) -> str:
+    """Under which methods the other classes suffer."""
+    lost = list(found.harm.items())
+    (least, low), (most, high) = lost[0], lost[-1]
+    return (
+        "Over all kinds of prompts, images of the other classes are not recognised in "
+        f"{low:.1f}% ({least}) to {high:.1f}% ({most}) of the cases."
     )
-    return Prose("\n\n".join(said))
 
 
-def saved_sentences(lab: TextLab, row: pd.Series, folder: Path | None = None) -> Prose:
-    """Write the unlearned pipeline of a row of the table as a diffusers folder, and say what it weighs.
-
-    Parameters
-    ----------
-    lab : TextLab
-        Where the row was computed.
-    row : Series
-        A row of its results.
-    folder : path, optional
-        Beside the store by default.
-    """
-    if not lab.keep_models:
-        return Prose("This run kept no weights (`keep_models: false`), so there is no pipeline to write.")
-    result = result_of(lab, row)
-    folder = save_pipeline(lab.pipe, lab.model(result), folder or lab.store.folder.parent / "unlearned")
-    whole = sum(file.stat().st_size for file in (folder / "unet").glob("*.safetensors"))
-    changed = lab.weights_file(result).stat().st_size
-    return Prose(
-        f"The denoising network takes {whole / 2**20:.1f} MiB, what {name_of(row['method'], row['mask'])} changed of it "
-        f"{changed / 2**20:.1f} MiB, {100 * changed / whole:.0f}%."
+def unerased(found: ErasureByPrompt) -> str:
+    """Where the class is still drawn, by kind of prompt."""
+    said = "; ".join(
+        f"{kind} prompts: {listed(names, 'no method')}" for kind, names in found.unerased.items()
     )
+    return f"Forgotten in less than half of the images: {said}."

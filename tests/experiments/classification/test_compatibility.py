@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 from salun_core.__main__ import main
 from salun_core.experiments.classification.compatibility import check_compatibility
-from salun_core.pages.tables import compatibility_table
+from salun_core.pages.tables.runs import compatibility_table
 
 
 def digits(first, last):
@@ -184,6 +184,6 @@ def leaking():
 
 def test_what_is_wrong_stands_out_in_a_notebook():
     page = compatibility_table(check_compatibility((TRAIN, TRAIN), small_network(0)))._repr_html_()
-    marked = [row for row in page.split("</tr>") if "class='best'" in row]
+    marked = [row for row in page.split("</tr>") if 'class="best"' in row]
     assert len(marked) == 1
     assert "also training images" in marked[0]

@@ -34,10 +34,9 @@ def test_the_forgotten_digit_is_the_one_asked_for(steps):
 def test_dead_weights_are_counted_and_change_the_threshold():
     scores = {"a": torch.tensor([0.0, 0.0, 0.0, 1.0]), "b": torch.tensor([10.0, 100.0])}
     chart = weight_maps.score_histogram(scores, keep=0.5)
-    assert "50% of the weights have none" in chart.caption
-    assert "is 1;" not in chart.caption
-    assert "the threshold that keeps 50% is 1" in chart.caption
-    assert "the mask takes them all" in weight_maps.score_histogram(scores, keep=0.9).caption
+    assert (chart.finding.zero, chart.finding.threshold, chart.finding.weights) == (0.5, 1.0, 6)
+    assert chart.finding.powers == pytest.approx(2)
+    assert weight_maps.score_histogram(scores, keep=0.9).finding.threshold == 0
 
 
 def test_maps_say_the_share_of_each_layer():
@@ -46,8 +45,8 @@ def test_maps_say_the_share_of_each_layer():
     scores = {name: weight.abs() for name, weight in weights.items()}
     mask = top_mask(scores, keep=0.25)
     chart = weight_maps.weight_maps(weights, scores, mask, ["conv", "fc"])
-    assert f"{100 * float(mask['fc'].float().mean()):.0f}% in fc" in chart.alt
-    assert chart.alt.startswith("Of all weights 25% are salient")
+    assert chart.finding.all == pytest.approx(25)
+    assert chart.finding.layers["fc"] == pytest.approx(100 * float(mask["fc"].float().mean()))
     assert chart.svg()
 
 
@@ -61,4 +60,6 @@ def test_a_curve_names_its_end():
         {"mask": m, "epochs": e, "UA": u, "RA": 1.0, "TA": 0.9}
         for m, e, u in (("salient", 2, 0.8), ("none", 2, 1.0))
     ]
-    assert "UA is 80% with the mask and 100% without" in weight_maps.epochs_curve(pd.DataFrame(rows)).alt
+    found = weight_maps.epochs_curve(pd.DataFrame(rows)).finding
+    assert {"salient": pytest.approx(80), "none": pytest.approx(100)} == found.UA
+    assert found.epochs == 2

@@ -7,12 +7,12 @@ import torch
 from salun_core.errors import UserError
 from salun_core.experiments.diffusion import lab as diffusion_lab
 from salun_core.experiments.diffusion.class_forgetting import DiffusionParams, run
+from salun_core.experiments.generation.lab import result_of
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
 from salun_core.experiments.runs.table import read_table
 from salun_core.metrics.generation.recognition import recognise
 from salun_core.models.diffusion.sampling import sample
 from salun_core.models.diffusion.unet import build_unet, noise_schedule, save_diffusion
-from salun_core.pages.text.generation import result_of
 from salun_core.tasks.diffusion import DiffusionTask
 from salun_core.tasks.diffusion_training import Paused, seconds_behind
 

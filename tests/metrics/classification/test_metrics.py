@@ -167,7 +167,7 @@ CELLS = table(
 
 
 def test_gaps_by_hand():
-    rl = gaps(CELLS).query("method == 'rl'")
+    rl = gaps(CELLS, reference="first").query("method == 'rl'")
     assert rl["gap UA"].tolist() == pytest.approx([0.04, 0.0])
     assert rl[AVERAGE].tolist() == pytest.approx([(0.04 + 0.01 + 0.05 + 0) / 4, (0 + 0 + 0.02 + 0.06) / 4])
 
@@ -224,6 +224,15 @@ def test_a_seed_that_diverged_is_counted_beside_the_mean():
     assert (found["mean"], found["n"], found["lost"]) == (pytest.approx(0.06), 1, 1)
     whole = by_method(gaps(CELLS), "UA").set_index("method").loc["rl"]
     assert (whole["n"], whole["lost"]) == (2, 0)
+
+
+def test_runs_of_one_training_seed_are_averaged_before_they_are_counted():
+    nested = pd.concat([CELLS, CELLS.query("method == 'rl'").assign(UA=lambda frame: frame["UA"] + 0.02)])
+    once, found = (by_method(cells, "UA").set_index("method").loc["rl"] for cells in (CELLS, nested))
+    assert found["n"] == once["n"] == 2
+    assert found["mean"] == pytest.approx(once["mean"] + 0.01)
+    assert found["std"] == pytest.approx(once["std"])
+    assert found["lost"] == 0
 
 
 def test_one_seed_has_no_spread():

@@ -51,11 +51,12 @@ def test_bars_show_every_count_and_the_original_first():
     assert [t.get_text() for t in axis.get_legend().get_texts()] == ["Original", "ESD", "SalUn"]
     assert sorted(int(t) for t in texts(chart.figure)) == [0, 0, 1, 1, 2, 3]
     assert [bar.get_width() for bar in axis.containers[0]] == [3, 2]
-    assert "in all categories: Original 5, ESD 2, SalUn 0" in chart.alt
+    assert chart.finding.counts == {"Original": 5, "ESD": 2, "SalUn": 0}
     legs = figures.counts_per_category(counts(thresholds=[0.25]), concept=["leg"])
-    assert "Detections of leg: Original 2, ESD 1, SalUn 0" in legs.alt
+    assert legs.finding.counts == {"Original": 2, "ESD": 1, "SalUn": 0}
+    assert legs.finding.categories == ("leg",)
     assert axis.get_xscale() == "symlog"
-    assert "n = 4" in chart.caption and "0.25" in chart.caption
+    assert (chart.finding.n, chart.finding.threshold) == (4, 0.25)
 
 
 def test_bars_of_several_thresholds_are_refused():
@@ -88,9 +89,7 @@ def test_recovery_says_when_the_concept_is_back():
         columns=["method", "step", "shown"],
     ).assign(mask="none", n=20, images=4)
     chart = figures.recovery_curves(curves)
-    assert "after 9 steps under ESD" in chart.alt
-    assert "not come back under SalUn" in chart.alt
-    assert "4 images" in chart.caption
+    assert chart.finding.steps == {"Original": 0, "ESD": 9, "SalUn": None}
 
 
 def test_erasure_against_utility_labels_every_model():
@@ -101,11 +100,10 @@ def test_erasure_against_utility_labels_every_model():
     chart = figures.erasure_against_utility({"by words": summary, "by search": summary})
     assert texts(chart.figure) == ["Original", "ESD", "UCE", "SalUn"] * 2
     assert [axis.get_title() for axis in chart.figure.axes] == ["by words", "by search"]
-    assert (
-        "By words: no method is better in both than ESD (80% erased, 90% utility); SalUn (90% erased, 70% utility)"
-        in chart.alt
-    )
-    assert "UCE" not in chart.alt  # beaten by ESD in both
+    assert chart.finding["by words"].undominated == {
+        "ESD": (pytest.approx(80), pytest.approx(90)),
+        "SalUn": (pytest.approx(90), pytest.approx(70)),
+    }  # UCE is beaten by ESD in both
 
 
 def test_labels_that_meet_are_moved_apart():

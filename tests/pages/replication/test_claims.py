@@ -1,221 +1,258 @@
-# ruff: noqa: E402
-"""Verdicts follow the rule, and effects the cells; nothing about a claim is typed."""
+"""Every claim is measured by the cells of a run, judged by the rule, and shown."""
 
-import pytest
-
-pytest.skip("being rewritten for metrics computed at table time", allow_module_level=True)
-
-
-import json
-import math
-
+import numpy as np
 import pandas as pd
 import pytest
+import result_frames
+from bs4 import BeautifulSoup
 
-from salun_core.experiments.runs.table import write_table
-from salun_core.pages.replication import all_results, claims, drift
-from salun_core.pages.replication.claims import FAILS, HOLDS, OPEN, Effect, verdict
-
-
-def effect(mean, half, *, tolerance=1.0, n=3):
-    return Effect("x", mean, mean - half, mean + half, n, tolerance)
-
-
-@pytest.mark.parametrize(
-    ("found", "said"),
-    [
-        (effect(3.0, 1.0), HOLDS),
-        (effect(3.0, 4.0), OPEN),  # the interval holds 0
-        (effect(0.9, 0.2), OPEN),  # clear, and smaller than the noise; but not wholly below it
-        (effect(0.5, 0.2), FAILS),
-        (effect(-5.0, 1.0), FAILS),
-        (effect(3.0, math.nan), OPEN),
-        (effect(3.0, 1.0, tolerance=math.nan), OPEN),
-    ],
+from salun_core.metrics.gaps import METRICS
+from salun_core.pages.replication import claims, measurements
+from salun_core.pages.replication.claims import read_claims
+from salun_core.pages.replication.verdicts import (
+    CONTRADICTED,
+    EQUIVALENT,
+    HOLDS,
+    NOT_RUN,
+    NOT_TESTABLE,
 )
-def test_the_rule(found, said):
-    assert verdict(found) == said
+from salun_core.pages.results import Run
+
+CLAIMS = {claim.name: claim for claim in read_claims()}
 
 
-def test_half_and_double_tolerance():
-    found = effect(1.5, 0.3)
-    assert [verdict(found, times=times) for times in (0.5, 1.0, 2.0)] == [HOLDS, HOLDS, FAILS]
+def run(name="quick", **frames):
+    return Run(name, lambda experiment: frames.get(experiment, pd.DataFrame()))
 
 
-def cell(method, mask, seed, ua, *, replica=0, **more):
-    return {
-        "experiment": "saliency",
-        "dataset": "d",
-        "arch": "a",
-        "width": 8,
-        "scenario": "random 10%",
-        "method": method,
-        "mask": mask,
-        "keep": 0.5,
-        "seed": seed,
-        "replica": replica,
-        "reported": True,
-        "status": "done",
-        "settings": {},
-        "UA": ua,
-        "RA": 1.0,
-        "TA": 0.9,
-        "MIA": 0.2,
-        "seconds": 10.0,
-        "study": "masks",
-        **more,
-    }
+def generated(method, mask, seed, ua, oa, unnamed):
+    more = {"OA": oa, "UA indirect": unnamed, "n_class": 500, "study": "methods", "scenario": "class 1"}
+    return result_frames.row(method, mask, seed, (ua, 0, 0, 0), **more)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Salient masks 0.02 nearer in UA than random ones, hence 0.5 points in the average gap, a little noise on it."""
+def drawn():
     rows = []
-    for seed, noise in ((0, 0.0), (1, 0.002), (2, -0.002)):
+    for seed in range(4):
+        shift = 0.002 * seed
         rows += [
-            cell("retrain", "none", seed, 0.1),
-            cell("retrain", "none", seed, 0.104, replica=1),
-            cell("rl", "salient", seed, 0.1),
-            cell("rl", "random", seed, 0.12 + noise),
-            cell("rl", "least_salient", seed, 0.1),
+            generated("original", "none", seed, 0.02, 1.0, 0.1),
+            generated("salun", "salient", seed, 1.0, 0.95 + shift, 0.5),
+            generated("esd", "none", seed, 0.6, 1.0, 0.7),  # forgets less
+            generated("uce", "none", seed, 0.8, 0.8, 0.4),  # the best of the others in the lesser
+            generated("ga", "none", seed, 1.0, 1.0, 1.0),  # no rival here
         ]
-    write_table(pd.DataFrame(rows), tmp_path, "saliency", {})
-    return tmp_path
+    return pd.DataFrame(rows)
 
 
-def test_an_effect_is_a_paired_difference_in_points(folder):
-    (found,) = claims.salient_beats(folder, control="random")
-    assert found.mean == pytest.approx(0.5)
-    assert found.n == 3
-    # Gaps of one metric in four; t with two degrees of freedom.
-    assert found.high - found.mean == pytest.approx(4.3027 * 0.05 / math.sqrt(3), rel=1e-3)
-    assert found.tolerance == pytest.approx(0.1)
-    assert verdict(found) == HOLDS
-
-
-def test_no_difference_is_said_to_be_none(folder):
-    (found,) = claims.salient_beats(folder, control="least_salient")
-    assert verdict(found) == FAILS
-
-
-def test_a_generator_is_judged_by_the_lesser_of_forgetting_and_keeping(tmp_path):
-    def drawn(method, mask, seed, ua, oa, unnamed):
-        found = {
-            "OA": oa,
-            "UA indirect": unnamed,
-            "n_class": 50,
-            "study": "methods",
-            "cell": f"cell-{method}{seed}",
-        }
-        return cell(method, mask, seed, ua, **found)
-
-    rows = []
-    for seed in (0, 1, 2):
-        rows += [
-            drawn("salun", "salient", seed, 1.0, 0.9 + 0.01 * seed, 0.5),
-            drawn("esd", "none", seed, 0.6, 1.0, 0.7),  # forgets less
-            drawn("uce", "none", seed, 0.8, 0.8, 0.4),  # the best of the others in the lesser
-            drawn("ga", "none", seed, 1.0, 1.0, 1.0),  # no rival here
-        ]
-    for name in ("text_to_image", "unsafe"):
-        write_table(pd.DataFrame(rows), tmp_path, name, {})
-    (both,) = claims.generator_forgets(tmp_path, experiment="text_to_image", rivals=claims.CONCEPT_ERASURE)
-    assert both.what.endswith("minus UCE, the best other (points)")
-    assert (both.mean, both.n, both.tolerance) == (pytest.approx(11.0), 3, 2.0)
-    (unnamed,) = claims.generator_forgets(
-        tmp_path, experiment="unsafe", rivals=claims.CONCEPT_ERASURE, measured=claims.UNNAMED
+def whole_run():
+    return run(
+        classification=result_frames.classification(seeds=5),
+        stability=result_frames.stability(seeds=5),
+        saliency=result_frames.saliency(seeds=5),
+        text_to_image=drawn(),
+        unsafe=drawn(),
     )
-    assert unnamed.what.endswith("minus ESD, the best other (points)")
-    assert unnamed.mean == pytest.approx(-20.0)
-    ledger = claims.ledger(tmp_path).set_index("claim")
-    assert ledger.loc["Imagenette", "verdict"] == HOLDS
-    assert ledger.loc["unsafe content", "verdict"] == FAILS
-    quick = all_results.every_cell(tmp_path).query("source == 'quick'")
-    assert quick["cell"].is_unique
 
 
-def test_the_ledger_has_every_claim_also_without_results(tmp_path):
-    rows = claims.ledger(tmp_path)
-    assert set(rows["claim"]) == {claim.name for claim in claims.CLAIMS}
-    assert not rows["run"].str.startswith("quick").any()
-    text = claims.claim_texts(rows)
-    assert all(claim.said in text for claim in claims.CLAIMS)
-    assert len(claims.ledger_table(rows).frame) == len(rows)
-    assert "10 claims" in claims.counted(rows)
+def only(name, source):
+    return CLAIMS[name].measurements(source)
 
 
-def test_results_of_a_run_change_the_ledger(folder):
-    rows = claims.ledger(folder).query("claim == 'salient beats random' and run.str.startswith('quick')")
-    assert rows["verdict"].tolist() == [HOLDS]
+# --- what is measured ---------------------------------------------------------------------------------
 
 
-def test_the_papers_numbers_come_from_its_tables():
-    assert claims.table1("random data forgetting 10%").startswith("SalUn 1.15")
-    assert "4,703 prompts" in claims.figure5()
+def test_an_advantage_is_a_paired_difference_in_points():
+    (found,) = only("salient beats random", run(saliency=result_frames.saliency()))
+    assert found.evidence.mean == pytest.approx(0.75, abs=0.1)  # 3 points of UA, one metric in four
+    assert found.evidence.n == 4
+    assert found.control.mean > 3
 
 
-def test_every_column_is_explained_and_every_source_is_there(folder):
-    frame = all_results.every_cell(folder)
-    assert list(frame.columns) == list(all_results.COLUMNS)
-    assert {"published", "re-run", "recorded", "quick"} <= set(frame["source"])
-    quick = frame.query("source == 'quick' and method == 'rl' and mask == 'random' and seed == 0")
-    assert quick["gap"].astype(float).tolist() == pytest.approx([0.005])
-    assert frame["status"].notna().all()
+def test_all_rivals_enter_at_once_and_not_only_the_one_that_looks_best():
+    cells = result_frames.classification(scenarios=["random 10%"])
+    (found,) = only("nearest at 10 %", run(classification=cells))
+    assert found.evidence.apart.shape == (4, 7)  # neither SalUn's variants nor Original and Retrain
+    fewer = cells[cells["method"].isin(["retrain", "original", "salun", "iu"])]
+    (one,) = only("nearest at 10 %", run(classification=fewer))
+    assert one.evidence.apart.shape == (4, 1)
+    assert "1 other methods (IU" in one.what
 
 
-def test_shares_are_fractions_wherever_they_come_from(folder):
-    frame = all_results.every_cell(folder)
-    for name in ("UA", "RA", "TA", "MIA", "OA"):
-        assert frame[name].dropna().astype(float).between(0, 1).all()
+def test_unlearning_seeds_within_a_training_seed_do_not_count_as_seeds():
+    cells = result_frames.classification(scenarios=["random 10%"])
+    rng = np.random.default_rng(0)
+    twice = cells[~cells["method"].isin(["retrain", "original"])].copy()
+    twice["UA"] += 0.001 * rng.standard_normal(len(twice))
+    both = pd.concat([cells.assign(unlearning_seed=0), twice.assign(unlearning_seed=1)], ignore_index=True)
+    (found,) = only("nearest at 10 %", run(classification=both))
+    assert found.evidence.n == 4
 
 
-def test_downloads_hold_the_whole_table(folder):
-    frame = all_results.every_cell(folder)
-    said = all_results.downloads(frame)
-    assert f"{len(frame):,} rows" in said
-    assert said.count("download=") == 2
+def test_a_rival_that_diverged_is_left_out_with_a_word():
+    cells = result_frames.classification(scenarios=["random 10%"])
+    cells.loc[(cells["method"] == "iu") & (cells["seed"] == 1), list(METRICS)] = None
+    (found,) = only("nearest at 10 %", run(classification=cells))
+    assert found.evidence.apart.shape == (4, 6)
+    assert "without IU" in found.what
+    cells.loc[(cells["method"] == "salun") & (cells["seed"] == 1), list(METRICS)] = None
+    (found,) = only("nearest at 10 %", run(classification=cells))
+    assert found.evidence.n == 3
+    assert "1 of 4 runs of SalUn diverged" in found.what
 
 
-def test_damaged_results_are_refused_in_one_sentence(folder):
-    path = folder / "results" / "saliency.json"
-    path.write_text(json.dumps({"rows": None})[:-3])
-    with pytest.raises(ValueError, match="damaged"):
-        all_results.every_cell(folder)
+def test_settings_are_resampled_in_pairs():
+    rows = result_frames.stability()
+    (found,) = only("stable over settings", run(stability=rows))
+    assert found.evidence.n == 8
+    assert found.evidence.interval()[0] > 0
+    plain = (rows["study"] == "settings") & (rows["method"] == "iu") & (rows["mask"] == "none")
+    same = rows[~((rows["study"] == "settings") & (rows["mask"] == "salient"))]
+    same = pd.concat([same, rows[plain].assign(mask="salient")], ignore_index=True)
+    (found,) = only("stable over settings", run(stability=same))
+    assert found.evidence.interval() == (0, 0)
+    lost = rows.copy()
+    lost.loc[lost[plain].index[0], "UA"] = None
+    (found,) = only("stable over settings", run(stability=lost))
+    assert found.evidence.n == 7
+    assert "1 setting diverged" in found.what
 
 
-def test_a_release_is_measured_against_the_papers_protocol(tmp_path):
-    rows = []
-    for seed in (0, 1):
-        rows.append(cell("retrain", "none", seed, 0.1))
-        for name, ua in (
-            ("paper", 0.1),
-            ("released 2023-10", 0.14 + 0.04 * seed),
-            ("released 2023-12-01", None),
-        ):
-            rows.append(cell("rl", "salient", seed, ua, part="protocols", protocol=name))
-    write_table(pd.DataFrame(rows), tmp_path, "saliency", {})
-    effects = drift.protocol_effects(tmp_path)
-    assert effects["released 2023-10"] == "+1.50 ± 0.71\n(n = 2)"  # 4 and 8 points of UA, one metric in four
-    assert effects["released 2023-12-01"] == "diverged\n(n = 2)"
-    table = drift.drift_table(tmp_path, recorded="cifar10-cpu").frame
-    assert "+1.50 ± 0.71\n(n = 2)" in set(table["Gap,\nquick"])
-    assert table["Source"].str.len().min() > 0
+def test_a_generator_is_judged_by_the_lesser_of_forgetting_and_keeping():
+    (both,) = only("Imagenette", run(text_to_image=drawn()))
+    assert both.evidence.mean == pytest.approx(15.3)
+    assert "UCE by its mean" in both.what
+    (unnamed,) = only("unsafe content", run(unsafe=drawn()))
+    assert unnamed.evidence.mean == pytest.approx(-20.0)
+    assert "ESD by its mean" in unnamed.what
 
 
-def test_differences_without_results_are_still_listed(tmp_path):
-    assert (drift.drift_table(tmp_path, recorded="nothing").frame["Gap,\nquick"] == "").all()
+def test_samples_that_are_all_alike_are_known_to_one_sample_only():
+    few = drawn().assign(UA=1.0, OA=1.0, n_class=15)
+    few.loc[few["method"] == "original", "UA"] = 0.0
+    (found,) = only("Imagenette", run(text_to_image=few))
+    low, high = found.evidence.interval()
+    assert found.evidence.mean == 0
+    assert low < -5 and high > 5
 
 
-def test_a_row_of_the_ledger_has_place_number_and_links(folder):
-    rows = claims.ledger(folder)
-    table = claims.ledger_table(rows)
-    first = table.frame.iloc[0]
-    assert first["Paper"].startswith("Table 1: SalUn 1.15")
-    page = table._repr_html_()
-    assert '<a href="classification.html">nearest at 10 %</a></td>' in page
-    run = next(i for i, text in enumerate(table.frame["Run"]) if text.startswith("quick"))
-    assert table.links[run, "Run"] == rows.iloc[run]["chapter"]
+def test_time_is_a_factor():
+    found = only("run time", run(classification=result_frames.classification()))
+    assert [each.evidence.mean for each in found] == pytest.approx([np.log2(10)] * 2)
+    assert CLAIMS["run time"].shown(found[0].evidence.mean) == "×10"
+    assert found[0].margin == 1
+
+
+# --- the positive control -----------------------------------------------------------------------------
+
+
+def test_the_control_is_originals_gap_beyond_the_noise_of_retraining():
+    cells = result_frames.classification(scenarios=["random 10%"])
+    (found,) = only("nearest at 10 %", run(classification=cells))
+    gaps = measurements.gaps(cells)
+    nothing = 100 * gaps.query("method == 'original'").set_index("seed")["Avg. Gap"]
+    floor = 100 * measurements.noise_floor(cells).set_index("seed")["Avg. Gap"]
+    assert found.control.mean == pytest.approx((nothing - floor).mean())
+
+
+def test_the_original_model_may_stand_in_another_experiment_of_the_run():
+    masked = result_frames.saliency()
+    without = masked[masked["method"] != "original"]
+    (found,) = only("salient beats random", run(saliency=without))
+    assert found.control is None
+    cells = result_frames.classification()
+    (found,) = only("salient beats random", run(saliency=without, classification=cells))
+    assert found.control.n == 4
+    other = cells.assign(dataset="cifar10")
+    (found,) = only("salient beats random", run(saliency=without, classification=other))
+    assert found.control is None
+
+
+def test_a_run_in_which_nothing_is_memorised_tests_nothing():
+    away = {**result_frames.AWAY, "original": (0.0, 0.0, 0.0, 0.001)}
+    cells = result_frames.classification(scenarios=["random 10%"], away=away)
+    entries = claims.ledger([run(classification=cells)])
+    found = claims.frame(entries).set_index("claim")
+    assert found.loc["nearest at 10 %", "verdict"] == NOT_TESTABLE
+    assert found.loc["run time", "verdict"] == NOT_TESTABLE
+
+
+# --- the ledger ---------------------------------------------------------------------------------------
+
+
+def test_a_run_is_judged_claim_by_claim():
+    found = claims.frame(claims.ledger([whole_run()])).set_index("claim")["verdict"]
+    assert found["run time"].tolist() == [HOLDS, HOLDS]
+    assert found["salient beats random"] == HOLDS
+    assert found["Imagenette"] == HOLDS
+    assert found["unsafe content"] == CONTRADICTED
+    assert found["carries over to generation"] == NOT_RUN
+    rows = result_frames.masks(seeds=5, gain=0.0)
+    alike = claims.frame(claims.ledger([run(saliency=rows)])).set_index("claim")["verdict"]
+    assert alike["salient beats random"] == EQUIVALENT
+
+
+def test_the_ledger_has_every_claim_also_without_results():
+    entries = claims.ledger([])
+    assert [entry.claim.name for entry in entries] == list(CLAIMS)
+    assert {entry.verdict.word for entry in entries} == {NOT_RUN}
+    assert claims.count(entries).measured == 0
+    text = str(claims.claim_texts(entries))
+    assert all(claim.said in text for claim in CLAIMS.values())
+    assert "preset fast-50" in text
+    assert len(claims.ledger_table(entries).frame) == len(entries)
+
+
+def test_every_run_has_its_own_family():
+    alone = claims.frame(claims.ledger([whole_run()]))
+    both = claims.ledger([whole_run(), run("other", classification=result_frames.classification(seeds=3))])
+    mine = claims.frame([entry for entry in both if entry.run in ("quick", "")])
+    known = alone["run"] == "quick"
+    assert mine[mine["run"] == "quick"]["p_difference"].tolist() == alone[known]["p_difference"].tolist()
+
+
+def test_the_table_shows_each_entry_with_its_links():
+    entries = claims.ledger([whole_run(), run("cifar10-cpu", classification=result_frames.classification())])
+    table = claims.ledger_table(entries)
+    frame = claims.frame(entries)
+    assert table.frame["Verdict"].str.partition("\n")[0].tolist() == frame["verdict"].tolist()
     assert {link for (_, column), link in table.links.items() if column == "Run"} == {
         "recorded.html",
+        "classification.html",
+        "stability.html",
         "saliency.html",
+        "sd_class.html",
+        "sd_nsfw.html",
     }
+    page = BeautifulSoup(table._repr_html_(), "html.parser")
+    assert page.find("a", href="classification.html").get_text(" ") == "nearest at 10 %"
+    first = table.frame.iloc[0]
+    assert first["Paper"].startswith("Table 1: SalUn 1.15")
+
+
+def test_counts_are_those_of_the_ledger():
+    entries = claims.ledger([whole_run()])
+    found = claims.count(entries)
+    frame = claims.frame(entries)
+    measured = frame[frame["run"] != ""]
+    assert found.entries == len(measured)
+    assert found.words[HOLDS] == (measured["verdict"] == HOLDS).sum()
+    assert sum(found.words.values()) == found.entries
+
+
+# --- what was fixed before ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_a_claim_names_functions_that_are_there(name):
+    claim = CLAIMS[name]
+    claim.reported(), claim.rerun()
+    assert claim.measurements(run()) == []
+    assert claim.why
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_a_margin_is_at_most_half_of_what_the_paper_reports(name):
+    claim = CLAIMS[name]
+    for reported in claim.reported():
+        if reported.advantage is not None:
+            assert 0 < claim.margin <= reported.advantage / 2

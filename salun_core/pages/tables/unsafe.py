@@ -1,0 +1,97 @@
+"""Tables of unsafe content: how it was counted, what was found, and what the neighbours lost."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from salun_core.experiments.text_to_image.unsafe import UnsafeResults
+from salun_core.methods import name_of
+from salun_core.metrics.generation.detection import EvaluationCard
+from salun_core.metrics.share import wilson
+from salun_core.pages.findings.unsafe import forgotten_class
+from salun_core.pages.tables.table import Table, number
+
+
+def card_table(card: EvaluationCard) -> Table:
+    """Everything the numbers beside it depend on."""
+    return Table(pd.DataFrame(card.rows(), columns=["Name", "Value"]), "Evaluation card of the numbers here")
+
+
+def prompts_table(results: UnsafeResults, *, each: int = 6) -> Table:
+    """The first prompts that do not name the concept."""
+    prompts = results.prober.unnamed(forgotten_class(results))
+    texts = list(dict.fromkeys(prompts.texts))
+    return Table(
+        pd.DataFrame(
+            {"Name": [f"prompt {i}" for i in range(1, len(texts[:each]) + 1)], "Value": texts[:each]}
+        ),
+        f"{prompts.name}: the first of {len(texts)}; {len(prompts)} images for each model. SHA-256 of the prompts: "
+        f"{prompts.digest[:16]}…",
+    )
+
+
+def counts_table(counts: pd.DataFrame, thresholds: Sequence[float] = ()) -> Table:
+    """Share of images in which the concept is detected, by model and threshold, in percent."""
+    part = counts[counts["use"] == "concept"]
+    levels = sorted(part["threshold"].unique())
+    chosen = [min(levels, key=lambda level: abs(level - t)) for t in thresholds] or levels[::3]
+    lines = []
+    for (method, mask), mine in part.groupby(["method", "mask"], sort=False):
+        line = {"Method": name_of(str(method), str(mask))}
+        for level in chosen:
+            rows = mine[mine["threshold"] == level]
+            share = wilson(int(rows["images"].sum()), n=int(rows["n"].sum()))
+            line[f"≥ {level:.2f}"] = (
+                f"{100 * share.value:.0f}\n({100 * share.low:.0f}–{100 * share.high:.0f})"
+            )
+        lines.append(line)
+    return Table(
+        pd.DataFrame(lines),
+        f"Images with a detection of the concept, in percent, by threshold of the score, with 95% Wilson intervals; "
+        f"n = {int(part['n'].iloc[0])} images of each model",
+    )
+
+
+def probes_table(summary: pd.DataFrame, probes: pd.DataFrame) -> Table:
+    """Model × probe: share of images that show the concept, its weakest point, and utility, in percent."""
+    names = list(dict.fromkeys(probes["probe"]))
+    lines = []
+    for _, row in summary.iterrows():
+        line = {"Method": name_of(row["method"], row["mask"])}
+        line |= {name[:1].upper() + name[1:]: number(100 * row[name], 0) for name in names}
+        line |= {"Utility": number(100 * row["utility"], 0)}
+        lines.append(line)
+    counts = probes.groupby("probe", sort=False)["n"].first()
+    said = ", ".join(f"{name} {int(n)}" for name, n in counts.items())
+    return Table(
+        pd.DataFrame(lines),
+        f"Images that still show the concept, in percent, by the way it is asked for (n: {said}). Relearned: the most it "
+        "showed at any point of relearning. Utility: images of the other classes recognised as asked for",
+    )
+
+
+def neighbours_table(damage: pd.DataFrame, *, most: int = 3) -> Table:
+    """Model × nearest neighbours of the forgotten class: share of images recognised, and the loss."""
+    near = damage[damage["rank"] <= most]
+    lines = []
+    for (method, mask), mine in damage.groupby(["method", "mask"], sort=False):
+        line = {"Method": name_of(str(method), str(mask))}
+        for rank in range(1, most + 1):
+            rows = mine[mine["rank"] == rank]
+            name = "/".join(dict.fromkeys(rows["class"].astype(str)))
+            line[f"{rank}: {name}"] = _changed(rows)
+        others = mine[mine["rank"] > most]
+        line["Others"] = _changed(others) if len(others) else "–"
+        lines.append(line)
+    return Table(
+        pd.DataFrame(lines),
+        "Classes that real images of the forgotten one are most confused with, nearest first: images recognised as asked "
+        f"for in percent, and in brackets the change against the original in points; n = {int(near['n'].max())} images a class",
+    )
+
+
+def _changed(rows: pd.DataFrame) -> str:
+    change = round(-100 * float(rows["drop"].mean()))
+    return (
+        f"{100 * rows['after'].mean():.0f} ({change:+d})" if change else f"{100 * rows['after'].mean():.0f}"
+    )

@@ -1,0 +1,58 @@
+"""A table keeps what a reader and a screen reader need."""
+
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+
+from salun_core.pages.tables.table import Table, is_numeric
+
+FRAME = pd.DataFrame({"Method": ["A", "B"], "UA": ["1.00 ± 0.10\n(2.00)", "diverged"], "What": ["a", "b"]})
+TABLE = Table(
+    FRAME, "results: of two methods", (1,), {(0, "UA"): "cell-1"}, {(0, "Method"): "a.html"}, roomy="What"
+)
+
+
+def page(table):
+    return BeautifulSoup(table._repr_html_(), "html.parser")
+
+
+def test_headers_have_a_scope_and_the_region_a_name():
+    found = page(TABLE)
+    assert [head["scope"] for head in found.find_all("th")] == ["col"] * 3
+    region = found.select_one("[role=region]")
+    assert region["aria-label"] == "results" and region["tabindex"] == "0"
+    assert found.figcaption.get_text() == "Results: of two methods"
+
+
+def test_bold_rows_links_tooltips_and_line_breaks():
+    found = page(TABLE)
+    assert [row.get("class") for row in found.select("tbody tr")] == [None, ["best"]]
+    assert found.a["href"] == "a.html"
+    assert found.select_one("td.origin")["title"] == "cell-1"
+    assert found.select_one("td.origin")["tabindex"] == "-1"
+    assert found.select_one("td.origin").find("br")
+
+
+def test_numbers_stand_to_the_right_and_words_to_the_left():
+    kinds = [cell["class"] for cell in page(TABLE).select("tbody tr")[0].find_all("td")]
+    assert kinds == [["words"], ["numbers", "origin"], ["words", "roomy"]]
+
+
+@pytest.mark.parametrize(
+    ("texts", "numeric"),
+    [
+        (["1", "2.5", ""], True),
+        (["–", "–"], False),
+        (["+1.20\n(n = 3)", "−0.3", "×6.1", "<0.001"], True),
+        (["12 of 20", "3"], True),
+        (["lr 0.1", "0.2"], False),
+        (["paper", "2023-10-11"], False),
+    ],
+)
+def test_what_counts_as_a_column_of_numbers(texts, numeric):
+    assert is_numeric(pd.Series(texts)) == numeric
+
+
+def test_a_table_that_is_not_numbered_is_told_apart():
+    assert page(TABLE).figure["class"] == ["result"]
+    assert page(Table(FRAME, "a", numbered=False)).figure["class"] == ["result", "unnumbered"]
