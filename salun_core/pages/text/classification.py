@@ -15,7 +15,7 @@ from salun_core.pages.findings.classification import (
     TradeOff,
 )
 from salun_core.pages.markup import Bold, Paragraph, Text
-from salun_core.pages.text.words import capital, counted, listed
+from salun_core.pages.text.words import capital, counted, listed, percent
 
 
 def sentences(cells: pd.DataFrame) -> Text:
@@ -117,8 +117,8 @@ def trade_off(found: TradeOff) -> str:
         f"to {found.scatter:.1f} points away from it"
     )
     if found.inside:
-        return f"{said}; no farther lie the means of {listed(found.inside)}."
-    return f"{said}; every method's mean lies farther, the least far {distance:.1f} points ({least})."
+        return f"{said}. As near lies the mean of {listed(found.inside)}."
+    return f"{said}. The mean of every method lies farther away, that of {least} by {distance:.1f} points."
 
 
 def agreement(found: Agreement) -> str:
@@ -135,7 +135,7 @@ def costs(found: Costs) -> str:
     """What the dearest and the cheapest method cost, and after how many requests tuning has paid."""
     dear, cheap = found.methods[0], found.methods[-1]
     text = (
-        f"Unlearning takes between {100 * cheap.seconds:.2g}% ({cheap.name}) and {100 * dear.seconds:.2g}% ({dear.name}) of "
+        f"Unlearning takes between {percent(cheap.seconds)} ({cheap.name}) and {percent(dear.seconds)} ({dear.name}) of "
         f"the {found.retrain:.1f} s of retraining"
     )
     tuned = [each for each in found.methods if not math.isnan(each.tuning)]

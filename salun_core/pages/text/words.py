@@ -15,6 +15,11 @@ def counted(n: int, one: str, several: str = "") -> str:
     return f"{n:,} {one if n == 1 else several or f'{one}s'}"
 
 
+def percent(share: float) -> str:
+    """A share in percent with at least two digits."""
+    return f"{100 * share:.0f}%" if share >= 0.1 else f"{100 * share:.2g}%"
+
+
 def capital(text: str) -> str:
     """A text with its first letter in upper case."""
     return text[:1].upper() + text[1:]
