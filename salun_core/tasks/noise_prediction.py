@@ -113,7 +113,7 @@ class NoisePrediction:
         images, given = batch
         clean = self.clean(images)
         shape = tuple(clean.shape[1:])
-        drawn = [fixed_draws(image, shape, draws=self.mask_draws) for image in images]
+        drawn = [fixed_draws(image, shape, draws=self.mask_draws) for image in images.detach().cpu()]
         times = self.objective.at(torch.cat([places for places, _ in drawn])).to(clean.device)  # (N * draws,)
         noise = torch.cat([e for _, e in drawn]).to(clean)
         clean = clean.repeat_interleave(self.mask_draws, dim=0)
