@@ -28,7 +28,7 @@ def test_a_method_that_diverges_is_a_result_and_not_the_end_of_the_run(lab, alph
 
 
 def test_a_mask_whose_ascent_overflows_makes_a_diverged_cell(lab, monkeypatch):
-    monkeypatch.setitem(SCORES, "drifting", replace(SCORES["drifting"], ascent=1e150))
+    monkeypatch.setitem(SCORES, "drifting", replace(SCORES["drifting"], ascent=1e30))
     cell = Cell(0, Scenario("random", fraction=0.5), "rl", MaskSpec("salient", 0.5, "drifting"))
     result = lab.run(cell)
     assert result.content["status"] == "diverged"
