@@ -5,7 +5,8 @@ schedule, and clean latent images, whatever made them.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,13 +143,7 @@ def search_embedding(
         with torch.no_grad():
             return sum(float(distance(embedding, x, t)) * len(x) for x, t in parts) / len(clean)
 
-    states = [(module, module.training) for module in (edited, original)]
-    frozen = [(w, w.requires_grad) for module in (edited, original) for w in module.parameters()]
-    for module, _ in states:
-        module.eval()
-    for weight, _ in frozen:
-        weight.requires_grad_(False)
-    try:
+    with frozen(edited, original):
         best, curve = [v.clone() for v in origin], [(0, score(first))]
         for step in range(1, steps + 1):
             rows = torch.randint(0, len(clean), (batch_size,), generator=rng).to(device)
@@ -165,11 +160,6 @@ def search_embedding(
                 if loss < min(value for _, value in curve):
                     best = now
                 curve.append((step, loss))
-    finally:
-        for module, was_training in states:
-            module.train(was_training)
-        for weight, trained in frozen:
-            weight.requires_grad_(trained)
     shifts = [
         ((b - v).norm(dim=1) / v.norm(dim=1).clamp_min(1e-12)).max()
         for b, v in zip(best, origin, strict=True)
@@ -266,8 +256,29 @@ def recovery(curve: Sequence[tuple[int, float]], share: float = 0.5) -> int | No
     return next((step for step, value in curve if value >= share), None)
 
 
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Networks in evaluation mode whose weights take no gradients; as they were afterwards."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    weights = [(w, w.requires_grad) for module in modules for w in module.parameters()]
+    for module in modules:
+        module.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+        for weight, trained in weights:
+            weight.requires_grad_(trained)
+
+
 def noised(
-    schedule: Any, clean: Tensor, rng: torch.Generator, *, spread: bool = False
+    schedule: Any,
+    clean: Tensor,
+    rng: torch.Generator,
+    *,
+    spread: bool = False,
+    times: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Noisy latents, their time steps (N,) and what a network in training should predict of them.
 
@@ -281,10 +292,14 @@ def noised(
         On the CPU.
     spread : bool
         One time step from each of N equal parts of those in training, in place of N independent ones.
+    times : Tensor, optional
+        A time step for all of them instead.
     """
     objective = objective_of(schedule)
     n = len(clean)
-    if spread:
+    if times is not None:
+        times = times.expand(n)
+    elif spread:
         times = objective.at((torch.arange(n) + torch.rand(n, generator=rng)) / n)
     else:
         times = objective.drawn(n, rng)
