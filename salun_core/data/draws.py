@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from salun_core.data.batches import Batches
 from salun_core.rng import derive
 
 
@@ -58,3 +59,9 @@ def stratified_order(labels: Tensor, numbers: Tensor) -> Tensor:
     order = numbers.argsort(stable=True)
     place = (class_ranks(labels, numbers) + 0.5) / torch.bincount(labels).double()[labels]
     return order[place[order].argsort(stable=True)]
+
+
+def drawn(batches: Batches, count: int, *purpose: object) -> Batches:
+    """At most ``count`` images of a set, every class in its share."""
+    order = stratified_order(batches.labels.cpu(), lots(batches.ids, *purpose))
+    return batches.subset(order[:count])

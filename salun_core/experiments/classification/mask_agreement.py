@@ -10,7 +10,7 @@ import torch
 
 from salun_core.code_digest import code_digest
 from salun_core.data.batches import Batches
-from salun_core.data.draws import lots, stratified_order
+from salun_core.data.draws import drawn, lots, stratified_order
 from salun_core.errors import Diverged
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
 from salun_core.experiments.runs.store import Key
@@ -109,13 +109,11 @@ def pairs_of_task(
     yield "augmentation", "none and one draw", mask, draws[0]
     yield "augmentation", "two draws", draws[0], draws[1]
     yield "control", "random mask", mask, of_lab(MaskSpec("random", keep))
-    drawn, retained = (
-        stratified_order(part.labels.cpu(), lots(part.ids, "agreement of images", seed))
-        for part in (forget, retain)
-    )
-    halves = [masked(forget.subset(rows)) for rows in drawn.tensor_split(2)]
+    order = stratified_order(forget.labels.cpu(), lots(forget.ids, "halves", seed))
+    halves = [masked(forget.subset(rows)) for rows in order.tensor_split(2)]
     yield "forget set", "two halves", halves[0], halves[1]
-    yield "forget set", "forget and retain images", mask, masked(retain.subset(retained[: forget.n]))
+    retained = drawn(retain, forget.n, "retained images", seed)
+    yield "forget set", "forget and retain images", mask, masked(retained)
     count = len(lab.data.classes)
     paper = MaskSpec("salient", keep)
     by_class = {c: of_lab(paper, Scenario("class", target=c)) for c in (0, count // 2, count - 1)}

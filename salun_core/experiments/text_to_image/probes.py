@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from salun_core.code_digest import code_digest
+from salun_core.data.draws import drawn
 from salun_core.data.prompts import PromptSet
 from salun_core.errors import Diverged, UserError
 from salun_core.experiments.runs.cells import Cell
@@ -241,7 +242,7 @@ class Prober:
 
         task = lab.task(cell.seed, cell.scenario)
         own = task.parts["forget"]
-        few = task.clean(own.images[: how.relearn_images])
+        few = task.clean(drawn(own, how.relearn_images, "probes", cell.seed).images)
         concept = task.condition(own.labels[:1])[0]
         start = time.perf_counter()
         attack = search_embedding(
@@ -256,8 +257,8 @@ class Prober:
             batch_size=how.attack_batch,
             seed=cell.seed,
         )
-        drawn = self._drawn(model, repeated(attack.embedding, how.attack_samples), forgotten)
-        values["shown"].append([ADVERSARIAL, self.shown(drawn, forgotten), how.attack_samples])
+        images = self._drawn(model, repeated(attack.embedding, how.attack_samples), forgotten)
+        values["shown"].append([ADVERSARIAL, self.shown(images, forgotten), how.attack_samples])
         values["attack"] = {"curve": attack.curve, "shift": attack.shift}
         values["seconds"]["attack"] = lab.since(start)
 
