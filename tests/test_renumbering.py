@@ -13,6 +13,7 @@ from torch import nn
 from salun_core.data import ImageData, from_datasets
 from salun_core.data.batches import Batches
 from salun_core.data.draws import drawn
+from salun_core.data.images import fewer
 from salun_core.data.splits import split_data
 from salun_core.experiments.classification.compatibility import _some
 from salun_core.experiments.generation.judging import real_images
@@ -97,6 +98,7 @@ def of_first_batch(data):
 
 
 PARTS = {
+    "a part of the training images": lambda data: fewer(data, 300).labels[:300],
     "validation": of_split("validation"),
     "forget": of_split("forget"),
     "test part of one set": of_given,
