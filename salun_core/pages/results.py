@@ -12,6 +12,7 @@ import pandas as pd
 from salun_core.experiments.runs.params import Params, parameter
 from salun_core.experiments.runs.store import read_results
 from salun_core.experiments.runs.table import read_table
+from salun_core.experiments.runs.tuning import FREE, judged, with_distance
 from salun_core.metrics.gaps import AVERAGE, METRICS, SPLIT, gaps
 from salun_core.pages.markup import Code, Text
 from salun_core.paths import output_folder, project_root
@@ -117,7 +118,7 @@ class Recorded:
     rows : DataFrame
         Its reported rows; empty where it was not recorded.
     tuning : DataFrame
-        The settings that were tried, with ``distance`` and ``chosen``.
+        The settings that were tried, as `tune` gives them.
     settings : dict
         Its parameters.
     """
@@ -161,9 +162,11 @@ def recorded(run: str, experiment: str) -> Recorded:
     record = json.loads((folder / "results" / f"{experiment}.json").read_text("utf8"))
     every = read_table(folder, experiment)
     tried = every[~every["reported"].astype(bool)]
-    tried = tried[tried["chosen"].notna()] if "chosen" in tried else tried.iloc[:0]
-    tried = tried.assign(chosen=tried.get("chosen", pd.Series(dtype=bool)).astype(bool))
-    return Recorded(run, experiment, rows, tried.reset_index(drop=True), dict(record["params"]))
+    tried = tried[tried["study"] == "tuning"] if "study" in tried else tried.iloc[:0]
+    if len(tried):
+        tried = judged(with_distance(tried.reset_index(drop=True)))
+        tried = tried[~tried["method"].isin(FREE)].reset_index(drop=True)
+    return Recorded(run, experiment, rows, tried, dict(record["params"]))
 
 
 def recorded_agreement(folder: Path) -> pd.DataFrame:

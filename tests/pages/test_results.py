@@ -30,7 +30,9 @@ def test_what_was_not_recorded_is_said_with_the_command(recorded):
 
 
 def test_recorded_rows_come_apart_into_reported_and_tried(recorded, monkeypatch):
-    cells = pd.concat([result_frames.classification(), result_frames.tuning()], ignore_index=True)
+    cells = pd.concat(
+        [result_frames.classification(study="methods"), result_frames.tuning_cells()], ignore_index=True
+    )
     (recorded / "mine" / "results").mkdir(parents=True)
     (recorded / "mine" / "results" / "classification.json").write_text(
         '{"params": {"seeds": [0]}, "rows": []}'
@@ -38,8 +40,8 @@ def test_recorded_rows_come_apart_into_reported_and_tried(recorded, monkeypatch)
     monkeypatch.setattr(results, "read_table", lambda folder, experiment: cells)
     found = results.recorded("mine", "classification")
     assert len(found.rows) == cells["reported"].sum()
-    assert set(found.tuning["method"]) == {"original", "ft", "ga"}
-    assert found.tuning["chosen"].dtype == bool
+    assert set(found.tuning["method"]) == {"ft", "ga"}
+    assert found.tuning.loc[found.tuning["chosen"], "seed"].tolist() == [1000, 1000, 1001, 1001]
     assert found.settings == {"seeds": [0]}
     assert found.scenarios == ["random 10%", "class airplane"]
     assert "gap" in found.rows

@@ -92,7 +92,7 @@ def run(params: StabilityParams, *, lab: ClassifierLab | None = None) -> Stabili
     cells = [
         cell
         for seed, scenario in product(seeds, shares)
-        for cell in params.cells(seed, scenario, settings, ends=("retrain",), study="shares")
+        for cell in params.cells(seed, scenario, settings, ends=("retrain", "original"), study="shares")
     ]
     by_share = done.execute(cells, "over shares")
     check_ran(by_share)

@@ -18,7 +18,7 @@ from salun_core.pages.published import read_published
 from salun_core.pages.tables.classification import methods_table
 from salun_core.pages.tables.published import TABLE1
 from salun_core.pages.text import classification as words
-from salun_core.pages.text.words import counted
+from salun_core.pages.words import counted
 
 
 def samples(data: ImageData, *, each: int = 8) -> Chart:

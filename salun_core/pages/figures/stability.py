@@ -11,8 +11,8 @@ from salun_core.metrics.gaps import by_method, gaps, noise_floor
 from salun_core.pages.figures.chart import Chart, look, panels, style
 from salun_core.pages.findings import stability as findings
 from salun_core.pages.text import stability as words
-from salun_core.pages.text.words import counted
 from salun_core.pages.tooltips import Tooltip, origin_of, origins_of_mean
+from salun_core.pages.words import counted
 
 
 def over_shares(cells: pd.DataFrame) -> Chart:

@@ -15,8 +15,8 @@ from salun_core.pages.findings import text_to_image as prompts
 from salun_core.pages.findings import unsafe as findings
 from salun_core.pages.text import text_to_image as prompt_words
 from salun_core.pages.text import unsafe as words
-from salun_core.pages.text.words import counted
 from salun_core.pages.tooltips import Tooltip, origin_of
+from salun_core.pages.words import counted
 
 
 def counts_per_category(counts: pd.DataFrame, *, concept: Sequence[str] = (), note: str = "") -> Chart:

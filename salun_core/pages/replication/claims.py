@@ -24,7 +24,7 @@ from salun_core.pages.replication.verdicts import (
 )
 from salun_core.pages.results import Run, all_runs
 from salun_core.pages.tables.table import Table
-from salun_core.pages.text.words import counted, listed
+from salun_core.pages.words import counted, listed
 
 Named = dict[str, dict[str, Any]]  # a function by its name, with its arguments
 

@@ -9,13 +9,14 @@ import pandas as pd
 from salun_core.errors import UserError
 from salun_core.experiments.classification.lab import ClassifierLab
 from salun_core.experiments.classification.method_comparison import Results
-from salun_core.experiments.runs.cells import Cell, default_mask
+from salun_core.experiments.runs.store import read_result
 from salun_core.methods import name_of
 from salun_core.metrics import ATTACKS
 from salun_core.metrics.gaps import AVERAGE, METRICS, by_method, floor_of, gaps, noise_floor
 from salun_core.pages.findings.classification import costs
 from salun_core.pages.tables.table import Table, number, spread
 from salun_core.pages.tooltips import origins_of_mean
+from salun_core.pages.words import seeds
 
 
 def methods_table(cells: pd.DataFrame, scenario: str) -> pd.DataFrame:
@@ -75,12 +76,12 @@ def main_table(cells: pd.DataFrame, scenario: str, *, caption: str | None = None
     shown["RTE (s)"] = [number(v) for v in numbers["RTE"]]
     if (numbers["lost"] > 0).any():
         shown["Diverged"] = [f"{r['lost']} of {r['lost'] + r['seeds']}" for _, r in numbers.iterrows()]
-    seeds = sorted(set(numbers["seeds"].astype(int)))
-    first = cells[cells["scenario"] == scenario].iloc[0]
+    part = cells[cells["scenario"] == scenario]
+    first = part.iloc[0]
     text = caption or (
-        f"{first['dataset']}, {first['arch']}, {scenario}: percent, mean ± standard deviation over "
-        f"{' to '.join(map(str, seeds))} seeds (training and unlearning both vary), in brackets the gap to the mean of "
-        f"all retrained models of the split, {first['n_forget']:.0f} forget images; smallest average gap bold."
+        f"{first['dataset']}, {first['arch']}, {scenario}: percent, mean ± standard deviation over {seeds(part)}, in "
+        "brackets the gap to the mean of all retrained models of the split, "
+        f"{first['n_forget']:.0f} forget images; smallest average gap bold."
     )
     return Table(shown, text, (best,) if best is not None else (), _origins(cells, scenario, numbers))
 
@@ -156,15 +157,13 @@ def attacks_table(results: Results, scenario: str) -> Table:
 
 def attacks(results: Results, scenario: str) -> tuple[pd.DataFrame, int]:
     """Shares of the forget set taken for non-members, by method (rows) and feature, and the size of the set."""
-    params, lab = results.params, results.lab
-    kind = next(s for s in params.scenarios() if s.label == scenario)
-    seed = params.seeds[0]
-    rows = []
+    lab, seed = results.lab, results.params.seeds[0]
     mine = results.cells[(results.cells["scenario"] == scenario) & (results.cells["seed"] == seed)]
-    mine = mine[(mine["replica"] == 0) & (mine["status"] == "done")]
+    mine = mine[(mine["replica"] == 0) & (mine["status"] == "done")].drop_duplicates(["method", "mask"])
+    rows = []
     for _, row in mine.iterrows():
-        mask = default_mask(row["method"], params.keep, params.score)
-        stored = lab.run(Cell(seed, kind, row["method"], mask, row["settings"]))
+        stored = read_result(lab.store.folder / f"{row['cell']}.json")
+        assert stored is not None
         evaluation = lab.evaluation(stored)
         rows.append({"method": row["method"]} | {n: float(m(evaluation)) for n, m in ATTACKS.items()})
     return pd.DataFrame(rows), int(mine["n_forget"].iloc[0])
@@ -182,7 +181,7 @@ def grid_table(
             line[str(row[across]).replace("_", " ")] = mean_and_lost(row)
         lines.append(line)
     shown = pd.DataFrame(lines).fillna("–")
-    return Table(shown, f"{caption}, mean ± standard deviation over {cells['seed'].nunique()} seeds")
+    return Table(shown, f"{caption}, mean ± standard deviation over {seeds(cells)}")
 
 
 def mean_and_lost(found: Mapping[str, Any], *, scale: float = 100) -> str:
@@ -222,5 +221,5 @@ def protocols_table(protocols: pd.DataFrame, cells: pd.DataFrame) -> Table:
     return Table(
         pd.DataFrame(lines),
         "What each release of the official code did to the mask, in percent, mean ± standard deviation over "
-        f"{part['seed'].nunique()} seeds; the settings are SalUn's, only mask and weight decay differ",
+        f"{seeds(part)}; the settings are SalUn's, only mask and weight decay differ",
     )

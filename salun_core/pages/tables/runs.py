@@ -11,9 +11,7 @@ import pandas as pd
 from salun_core.experiments.classification.compatibility import CompatibilityReport
 from salun_core.experiments.runs.store import read_results
 from salun_core.methods import name_of
-from salun_core.pages.tables.table import Table, compact, number, short
-
-NO_GAIN = 0.9  # of Original's distance to Retrain: a setting that stays above it does next to nothing
+from salun_core.pages.tables.table import Table, compact, short
 
 
 def settings_table(params: Mapping[str, Any]) -> Table:
@@ -29,93 +27,43 @@ def tuning_table(tuning: pd.DataFrame) -> Table:
     Parameters
     ----------
     tuning : DataFrame
-        One row for each candidate and tuning seed: ``scenario, method, mask, seed, settings, distance, chosen``. A
-        row of method "original" says how far doing nothing is from Retrain.
+        One row for each candidate and tuning seed, as `tune` gives them: ``scenario, method, mask, seed, settings,
+        distance, chosen, at_edge, tuned``.
     """
     if tuning.empty:
         return Table(
             pd.DataFrame({"Method": []}), "Tuning is off: every method has the settings it was given."
         )
     rows = []
-    candidates = tuning[~tuning["method"].isin(["original", "retrain"])]
-    for (scenario, method, mask), part in candidates.groupby(["scenario", "method", "mask"], sort=False):
-        found = tuned(part, untouched(tuning, scenario))
+    for (scenario, method, mask), part in tuning.groupby(["scenario", "method", "mask"], sort=False):
+        best, tried = part[part["chosen"]].iloc[0], varied(part["settings"])
+        remarks = [] if best["tuned"] else ["not tuned: no nearer than doing nothing"]
+        if best["at_edge"]:
+            remarks.append(f"{best['at_edge']} at the end of what was tried")
         rows.append(
             {
                 "Scenario": scenario,
                 "Method": name_of(method, mask),
-                "Tried": found["tried"],
-                "Searched": "; ".join(
-                    f"{n} {short(min(v))} to {short(max(v))}" for n, v in found["searched"].items()
-                )
+                "Tried": part["settings"].map(str).nunique(),
+                "Searched": "; ".join(f"{n} {short(min(v))} to {short(max(v))}" for n, v in tried.items())
                 or "nothing",
-                "Chosen": "; ".join(f"{n} {short(found['settings'][n])}" for n in found["searched"])
-                or "default",
-                "Distance": f"{100 * found['distance']:.2f}",
-                "Original": number(100 * found["untouched"]),
-                "Worst": f"{100 * found['worst']:.2f}",
-                "Remark": "; ".join(
-                    [*(["not tuned: no nearer than doing nothing"] if found["does nothing"] else [])]
-                    + [f"{name} at the end of what was tried" for name in found["at an end"]]
-                ),
+                "Chosen": "; ".join(f"{n} {short(best['settings'][n])}" for n in tried) or "default",
+                "Distance": f"{100 * best['distance']:.2f}",
+                "Worst": f"{100 * part['distance'].replace(math.inf, math.nan).max():.2f}",
+                "Remark": "; ".join(remarks),
             }
         )
     frame = pd.DataFrame(rows)
-    shown = frame.drop(columns=[c for c in ("Original", "Remark") if frame[c].isin(["–", ""]).all()])
+    marked = tuple(i for i, text in enumerate(frame["Remark"]) if text)
     seeds = sorted(tuning["seed"].unique())
     return Table(
-        shown,
+        frame if marked else frame.drop(columns="Remark"),
         f"Settings chosen on {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}, which "
         f"{'is' if len(seeds) == 1 else 'are'} not reported: mean gap to Retrain over UA, RA, validation accuracy and "
         "MIA, in points. Intervals over the reported seeds hold for these settings; how much the choice itself would "
         "vary with other tuning seeds is not in them.",
-        tuple(i for i, text in enumerate(frame["Remark"]) if text),
+        marked,
     )
-
-
-def tuned(candidates: pd.DataFrame, original: float = math.nan) -> dict[str, Any]:
-    """What tuning found for one method: settings, distances, and whether they can be relied on.
-
-    Parameters
-    ----------
-    candidates : DataFrame
-        Its candidates, see `tuning_table`; those with equal settings on several seeds are averaged.
-    original : float
-        Distance of doing nothing.
-
-    Returns
-    -------
-    dict
-        ``settings``, ``tried`` candidates, ``searched`` values by setting, ``distance`` of the chosen one, ``worst``
-        finite distance, ``untouched`` (Original's), names of settings chosen ``at an end`` of what was tried, and
-        whether the choice ``does nothing``.
-    """
-    keys = [json.dumps(settings, sort_keys=True) for settings in candidates["settings"]]
-    distance = candidates["distance"].astype(float).groupby(keys, sort=False).mean()
-    chosen = json.dumps(candidates[candidates["chosen"]].iloc[0]["settings"], sort_keys=True)
-    settings = json.loads(chosen)
-    searched = varied(candidates["settings"])
-    at_end = [
-        name
-        for name, values in searched.items()
-        if not isinstance(settings[name], str) and settings[name] in (min(values), max(values))
-    ]
-    return {
-        "settings": settings,
-        "tried": len(distance),
-        "searched": searched,
-        "distance": float(distance[chosen]),
-        "worst": float(distance.replace(math.inf, math.nan).max()),
-        "untouched": original,
-        "at an end": at_end,
-        "does nothing": bool(distance[chosen] > NO_GAIN * original),
-    }
-
-
-def untouched(tuning: pd.DataFrame, scenario: str) -> float:
-    """Distance of Original to Retrain on the tuning seeds; NaN where it was not measured."""
-    rows = tuning[(tuning["method"] == "original") & (tuning["scenario"] == scenario)]
-    return float(rows["distance"].astype(float).mean()) if len(rows) else math.nan
 
 
 def varied(settings: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -15,7 +15,7 @@ from salun_core.pages.findings.classification import (
     TradeOff,
 )
 from salun_core.pages.markup import Bold, Paragraph, Text
-from salun_core.pages.text.words import capital, counted, listed, percent
+from salun_core.pages.words import capital, counted, listed, percent
 
 
 def sentences(cells: pd.DataFrame) -> Text:

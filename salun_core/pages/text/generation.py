@@ -8,7 +8,7 @@ from salun_core.pages.findings import generation as findings
 from salun_core.pages.findings.generation import Forgetting, Instead, MaskChanges
 from salun_core.pages.markup import Text
 from salun_core.pages.text.masks import named
-from salun_core.pages.text.words import counted, listed
+from salun_core.pages.words import counted, listed
 
 
 def sentences(cells: pd.DataFrame) -> Text:

@@ -14,7 +14,7 @@ from salun_core.pages.findings.masks import (
     ScoreSpan,
 )
 from salun_core.pages.markup import Text
-from salun_core.pages.text.words import counted, listed
+from salun_core.pages.words import counted, listed
 
 
 def sentences(cells: pd.DataFrame) -> Text:

@@ -6,7 +6,7 @@ from salun_core.pages.markup import Text
 from salun_core.pages.published import read_published
 from salun_core.pages.results import Recorded
 from salun_core.pages.tables.published import TABLE1
-from salun_core.pages.text.words import counted
+from salun_core.pages.words import counted
 
 SETTINGS = {"random 10%": "random data forgetting 10%", "random 50%": "random data forgetting 50%"}
 """Settings of the paper's Table 1 by our name for them."""

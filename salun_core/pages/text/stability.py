@@ -5,7 +5,7 @@ import pandas as pd
 from salun_core.pages.findings import stability as findings
 from salun_core.pages.findings.stability import OverSettings, OverShares, Surface
 from salun_core.pages.markup import Text
-from salun_core.pages.text.words import counted, listed
+from salun_core.pages.words import counted, listed
 
 
 def sentences(cells: pd.DataFrame, spread: pd.DataFrame, surface: pd.DataFrame) -> Text:

@@ -5,7 +5,7 @@ import pandas as pd
 from salun_core.pages.findings import text_to_image as findings
 from salun_core.pages.findings.text_to_image import ErasureByPrompt
 from salun_core.pages.markup import Text
-from salun_core.pages.text.words import listed
+from salun_core.pages.words import listed
 
 
 def kinds_sentences(cells: pd.DataFrame) -> Text:

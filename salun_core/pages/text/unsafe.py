@@ -17,7 +17,7 @@ from salun_core.pages.findings.unsafe import (
     Unnamed,
 )
 from salun_core.pages.markup import Text
-from salun_core.pages.text.words import capital, counted, listed
+from salun_core.pages.words import capital, counted, listed
 
 
 def attack_sentences(results: UnsafeResults) -> Text:

@@ -3,7 +3,7 @@
 import math
 
 from salun_core.pages.findings.verdicts import ErrorRates
-from salun_core.pages.text.words import listed
+from salun_core.pages.words import listed
 
 
 def error_rates(found: ErrorRates) -> str:

@@ -99,7 +99,7 @@ def test_a_release_whose_mask_overflows_is_shown_as_diverged():
 def test_costs_are_beside_those_of_retrain():
     frame = tables.cost_table(CELLS, SCENARIO, result_frames.tuning()).frame.set_index("Method")
     assert frame.loc["FT", ["RTE (s)", "of Retrain", "Images seen"]].tolist() == ["10.00", "10%", "20%"]
-    assert (frame.loc["FT", "Tuning"], frame.loc["FT", "Break-even"]) == ("130%", "1.4")
+    assert (frame.loc["FT", "Tuning"], frame.loc["FT", "Break-even"]) == ("260%", "2.9")
     assert frame.loc["RL", "Break-even"] == "–"  # not tuned
     assert "FLOPs" not in frame
     counted = CELLS.assign(flops=[4e12 if method == "retrain" else 1e12 for method in CELLS["method"]])

@@ -1,51 +1,53 @@
-"""What is said of tuning, provenance and parameters."""
+"""What is said of tuning and parameters."""
 
 import pandas as pd
 import pytest
 import result_frames
 
+from salun_core.experiments.runs.tuning import judged
 from salun_core.pages.tables import runs
 
 TUNING = result_frames.tuning()
 
 
-def found(tuning, method):
-    rows = tuning[tuning["method"] == method]
-    return runs.tuned(rows, runs.untouched(tuning, "random 10%"))
+def by_method(tuning):
+    return runs.tuning_table(tuning).frame.set_index("Method")
 
 
 def test_a_choice_inside_what_was_tried_is_without_remark():
-    assert found(TUNING, "ft")["at an end"] == []
-    assert found(TUNING, "ft")["settings"]["lr"] == 0.2
-    assert found(TUNING, "ft")["tried"] == 3
-    assert not found(TUNING, "ft")["does nothing"]
+    frame = by_method(TUNING)
+    assert frame.loc["FT", ["Tried", "Searched", "Chosen", "Remark"]].tolist() == [
+        3,
+        "lr 0.1 to 0.3",
+        "lr 0.2",
+        "",
+    ]
+    assert float(frame.loc["FT", "Distance"]) == pytest.approx(10)
+    assert float(frame.loc["FT", "Worst"]) == pytest.approx(30)
 
 
-def test_a_choice_at_an_end_is_named():
-    turned = TUNING.assign(chosen=TUNING["settings"].map(lambda s: s["lr"] == 0.3))
-    assert found(turned, "ft")["at an end"] == ["lr"]
-
-
-def test_doing_next_to_nothing_is_not_tuned():
-    assert found(TUNING, "ga")["does nothing"]
-    frame = runs.tuning_table(TUNING).frame.set_index("Method")
-    assert frame.loc["GA", "Remark"].startswith("not tuned")
-    assert frame.loc["FT", "Remark"] == ""
+def test_a_choice_at_an_end_is_named_and_bold():
+    frame = by_method(TUNING)
+    assert "lr at the end of what was tried" in frame.loc["GA", "Remark"]
     assert runs.tuning_table(TUNING).bold == (1,)
-    without = TUNING[TUNING["method"] != "original"]  # nothing to compare with
-    assert not found(without, "ga")["does nothing"]
 
 
-def test_tuning_seeds_are_averaged():
-    two = result_frames.tuning(seeds=(1000, 1001))
-    two.loc[(two["seed"] == 1001) & (two["method"] == "ft"), "distance"] += 0.1
-    assert found(two, "ft")["distance"] == pytest.approx(0.15)
-    assert found(two, "ft")["tried"] == 3
-    assert "seeds 1000, 1001" in runs.tuning_table(two).caption
+def test_doing_no_more_than_nothing_is_not_tuned():
+    assert by_method(TUNING).loc["GA", "Remark"].startswith("not tuned")
+    fine = TUNING[TUNING["method"] == "ft"]
+    assert "Remark" not in runs.tuning_table(fine).frame
+
+
+def test_what_is_flagged_is_what_tuning_itself_says():
+    cells = result_frames.tuning_cells()
+    cells.loc[cells["method"] == "original", [c for c in cells if c.startswith("select_")]] = 0.05
+    worse = judged(result_frames.with_distance(cells)).query("method == 'ft'")
+    assert by_method(worse).loc["FT", "Remark"].startswith("not tuned")
 
 
 def test_intervals_say_that_they_lack_the_variance_of_tuning():
     assert "not in them" in runs.tuning_table(TUNING).caption
+    assert "seeds 1000, 1001" in runs.tuning_table(TUNING).caption
 
 
 def test_without_tuning_the_table_says_so():

@@ -10,11 +10,12 @@ import result_frames
 from bs4 import BeautifulSoup
 from markdown_it import MarkdownIt
 
+from salun_core.pages import words
 from salun_core.pages.figures import classification as figures
 from salun_core.pages.figures import masks as mask_figures
 from salun_core.pages.findings import classification as findings
 from salun_core.pages.tables import classification as tables
-from salun_core.pages.text import classification, generation, masks, stability, text_to_image, unsafe, words
+from salun_core.pages.text import classification, generation, masks, stability, text_to_image, unsafe
 from salun_core.pages.text import verdicts as rule
 
 CELLS = result_frames.classification()
@@ -79,7 +80,7 @@ def test_a_difference_has_a_direction_only_where_the_interval_has(low, high, wor
 
 def test_costs_say_from_which_request_tuning_has_paid():
     found = findings.costs(CELLS, SCENARIO, result_frames.tuning())
-    assert "from request 2" in classification.costs(found)
+    assert "from request 3" in classification.costs(found)
     assert "nothing was tuned" in classification.costs(findings.costs(CELLS, SCENARIO))
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import pandas as pd
+
 
 def listed(names: Sequence[str], none: str = "none") -> str:
     """Names in a sentence: "A, B and C"."""
@@ -13,6 +15,14 @@ def listed(names: Sequence[str], none: str = "none") -> str:
 def counted(n: int, one: str, several: str = "") -> str:
     """A number of things: "1 run", "2 runs"."""
     return f"{n:,} {one if n == 1 else several or f'{one}s'}"
+
+
+def seeds(cells: pd.DataFrame) -> str:
+    """How many seeds a table has: "5 training seeds", or "5 training seeds with 2 unlearning seeds each"."""
+    own = cells[~cells["method"].isin(["retrain", "original"])] if "method" in cells else cells
+    training = counted(own["seed"].nunique() if len(own) else cells["seed"].nunique(), "training seed")
+    each = own["unlearning_seed"].nunique() if "unlearning_seed" in own else 1
+    return f"{training} with {each} unlearning seeds each" if each > 1 else training
 
 
 def percent(share: float) -> str:
