@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from salun_core.tasks.diffusion import diffusion_task as diffusion_task
     from salun_core.tasks.text_to_image import text_to_image_task as text_to_image_task
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "METHODS": "salun_core.methods",

@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,14 @@ def main(words: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"salun_core: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if (extra := _extra_of(error.name or "")) is None:
+            raise
+        print(
+            f"salun_core: this needs {error.name}, which is not installed: pip install 'salun-companion[{extra}]'",
+            file=sys.stderr,
+        )
+        return 2
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -28,6 +38,21 @@ def main(words: Sequence[str] | None = None) -> int:
         print("salun_core: interrupted; finished cells are kept, the same command goes on", file=sys.stderr)
         return 130
     return status or 0
+
+
+def _extra_of(module: str) -> str | None:
+    """The extra of the installed package that brings a module."""
+    package = module.partition(".")[0].replace("_", "-")
+    try:
+        required = requires("salun-companion") or []
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return None
+    for text in required:
+        if re.match(rf"{re.escape(package)}\b(?!-)", text) and (
+            extra := re.search("extra == [\"']([a-z]+)", text)
+        ):
+            return extra[1]
+    return None
 
 
 def parser() -> argparse.ArgumentParser:

@@ -15,6 +15,7 @@ from typing import Any
 
 PACKAGE = __name__.partition(".")[0]
 HERE = Path(__file__).parents[1]  # the folder that holds the package
+INSTALLED = ("site-packages", "dist-packages")
 
 
 def code_digest(*modules: str, folders: Sequence[Path] = ()) -> str:
@@ -58,6 +59,8 @@ def search_path() -> tuple[Path, ...]:
     """Folders that are searched for modules: that of this package, then Python's own path without what is installed."""
     installed = {Path(get_path(part)).resolve() for part in ("stdlib", "purelib", "platlib", "platstdlib")}
     own = [Path(entry or ".").resolve() for entry in sys.path]
+    # Another environment's packages, or a user's own, can be on the path as well.
+    own = [folder for folder in own if folder.name not in INSTALLED]
     return (HERE, *(folder for folder in own if folder not in installed and folder != HERE))
 
 
@@ -127,6 +130,8 @@ def locate(name: str, folders: tuple[Path, ...]) -> Path | None:
 @cache
 def _locate(name: str, folders: tuple[Path, ...]) -> Path | None:
     for folder in folders:
+        if folder.name in INSTALLED and name.partition(".")[0] != PACKAGE:
+            continue  # this package is installed itself, beside all others
         base = folder.joinpath(*name.split("."))
         for file in (base / "__init__.py", base.with_suffix(".py")):
             if file.is_file():

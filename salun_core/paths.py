@@ -25,3 +25,8 @@ def sets_folder(given: Path | str | None) -> Path:
 def models_folder() -> Path:
     """``data/models`` of this project, where small trained models are committed."""
     return project_root() / "data" / "models"
+
+
+def shipped_folder() -> Path:
+    """Where an installed package keeps the part of ``data/models`` that comes with it; absent in a checkout."""
+    return Path(__file__).parent / "shipped"

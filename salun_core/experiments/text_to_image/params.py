@@ -20,7 +20,7 @@ from salun_core.metrics.generation.clip import Clip, load_clip
 from salun_core.metrics.generation.imagenet import imagenet_judge, imagenet_numbers
 from salun_core.models.diffusion.sampling import SAMPLERS
 from salun_core.models.text_to_image.pipelines import fitted, image_size, load_pipeline
-from salun_core.paths import models_folder, project_root
+from salun_core.paths import models_folder, project_root, shipped_folder
 from salun_core.tasks.text_to_image import OPTIMIZERS, PRECISIONS
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ def source_of(model: str) -> str | Path:
     UserError
         If it is the model that comes with the project, and the project is not here.
     """
-    for folder in (project_root(), models_folder()):
+    for folder in (project_root(), models_folder(), shipped_folder()):
         if (folder / model).is_dir():
             return folder / model
     if model in COMMITTED and not Path(model).is_dir():
