@@ -12,7 +12,8 @@ import os
 import re
 import shlex
 import sys
-from html import unescape
+import warnings
+from html import escape, unescape
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import copyfile
@@ -23,7 +24,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
-from sphinx.util.docutils import SphinxRole
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 log = logging.getLogger(__name__)
 
@@ -123,11 +124,12 @@ def spell_duration(seconds: float) -> str:
 def outdated(
     app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]
 ) -> list[str]:
-    """Pages whose notebook was executed, or whose copy went away, since they were read (env-get-outdated)."""
+    """Pages that show computed parts, or whose notebook was executed since they were read (env-get-outdated)."""
     return [
         doc
         for doc in env.found_docs - added
-        if (path := executed(app, doc)) and env.metadata[doc].get("companion_executed") != age(path)
+        if env.metadata[doc].get("companion_computed")
+        or ((path := executed(app, doc)) and env.metadata[doc].get("companion_executed") != age(path))
     ]
 
 
@@ -297,6 +299,73 @@ class Result(SphinxRole):
         return format(found, form)
 
 
+class Computed(SphinxDirective):
+    """What a function of the project returns, as a notebook would show it.
+
+    ``salun_core.pages.NAME:function`` is called with the folder of the runs that this book is built from. What
+    cannot be computed is a warning, which fails the build.
+    """
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Call the function and show what it gives."""
+        self.env.metadata[self.env.docname]["companion_computed"] = True
+        module, _, name = self.arguments[0].partition(":")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                found = getattr(importlib.import_module(module), name)(runs(self.env.app))
+        except Exception as error:
+            log.warning(
+                f"{self.arguments[0]} failed: {type(error).__name__}: {error}", location=self.get_location()
+            )
+            return [nodes.problematic(self.block_text, "?")]
+        if hasattr(found, "_repr_html_"):
+            return [nodes.raw("", found._repr_html_(), format="html")]
+        return self.parse_text_to_nodes(found._repr_markdown_())
+
+
+# --- what a page says of itself elsewhere --------------------------------------------------------------
+
+
+CARD = "_static/card.png"
+
+
+def describe(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Give a page a description and what a link to it shows elsewhere (event html-page-context)."""
+    if doctree is None:
+        return
+    said = summary_of(doctree)
+    title = unescape(re.sub(r"<[^>]*>", "", context.get("title", "")))
+    base = app.config.html_baseurl.rstrip("/")  # addresses of pictures must be whole, where there is one
+    values = {
+        ("name", "description"): said,
+        ("property", "og:title"): title,
+        ("property", "og:description"): said,
+        ("property", "og:type"): "article",
+        ("property", "og:site_name"): app.config.project,
+        ("property", "og:image"): f"{base}/{CARD}" if base else context["pathto"](CARD, 1),
+        ("property", "og:image:alt"): "The question of this book and its first finding",
+        ("name", "twitter:card"): "summary_large_image",
+    }
+    tags = (
+        f'<meta {kind}="{name}" content="{escape(value, quote=True)}">'
+        for (kind, name), value in values.items()
+        if value
+    )
+    context["metatags"] = context.get("metatags", "") + "\n".join(tags)
+
+
+def summary_of(doctree: nodes.document, length: int = 200) -> str:
+    """The first words of a page, behind its heading and the label of its first paragraph."""
+    for paragraph in doctree.findall(nodes.paragraph):
+        words = " ".join(paragraph.astext().split()).removeprefix("The question. ")
+        if len(words) > 30:
+            return words if len(words) <= length else words[: length - 1].rsplit(" ", 1)[0] + "…"
+    return ""
+
+
 # --- nothing from a network ---------------------------------------------------------------------------
 
 
@@ -346,6 +415,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     sys.path.insert(0, str(app.srcdir))  # docstrings come from this tree, whatever is installed
     app.add_config_value("companion_runs", os.environ.get("COMPANION_RUNS", "data/runs"), "env", [str])
     app.add_role("res", Result())
+    app.add_directive("computed", Computed)
     for node, what in ((ResultFigure, "figure"), (ResultTable, "table")):
         app.add_enumerable_node(node, what, title_of, html=(write_result, passed))
     app.connect("doctree-read", number_results)
@@ -355,5 +425,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("env-get-outdated", outdated)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("html-page-context", mend_roles)
+    app.connect("html-page-context", describe)
     app.connect("build-finished", finish)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

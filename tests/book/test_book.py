@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import execution
@@ -176,6 +177,71 @@ def test_a_number_that_is_not_there_is_a_warning(book, what):
     book.write("data/recorded/r.json", json.dumps({"a": 1}))
     book.write("index.md", f"# Home\n\n{{res}}`{what}`\n\n```{{toctree}}\nnotebooks/demo\n```\n")
     assert "no result for" in book.build()
+
+
+COMPUTED = """# Home
+
+The question. How many are there, {how} of them, on this page?
+
+```{{computed}} demo_computed:{name}
+```
+
+```{{toctree}}
+notebooks/demo
+```
+"""
+MODULE = """import pathlib
+class Words(str):
+    def _repr_markdown_(self): return self
+class Picture:
+    def _repr_html_(self): return '<figure class="result"><b>x</b><figcaption>Seen</figcaption></figure>'
+def words(runs): return Words('There are **' + (runs / 'n.txt').read_text() + '**.')
+def picture(runs): return Picture()
+"""
+
+
+@pytest.fixture
+def computed(book, monkeypatch):
+    book.write("demo_computed.py", MODULE)
+    book.write("data/runs/n.txt", "7")
+    monkeypatch.syspath_prepend(book.folder)
+    yield book
+    sys.modules.pop("demo_computed", None)
+
+
+def test_a_computed_part_follows_what_it_is_computed_from(computed):
+    computed.write("index.md", COMPUTED.format(how="all", name="words"))
+    assert computed.build() == ""
+    assert "There are <strong>7</strong>" in computed.page("index")
+    computed.write("data/runs/n.txt", "8")
+    assert computed.build() == ""
+    assert "There are <strong>8</strong>" in computed.page("index")
+
+
+def test_a_computed_figure_is_numbered(computed):
+    computed.write("index.md", COMPUTED.format(how="all", name="picture"))
+    assert computed.build(numfig=True) == ""
+    assert 'id="fig-index-1"' in computed.page("index")
+
+
+def test_a_part_that_cannot_be_computed_is_a_warning(computed):
+    computed.write("index.md", COMPUTED.format(how="all", name="words"))
+    (computed.folder / "data/runs/n.txt").unlink()
+    assert "demo_computed:words failed: FileNotFoundError" in computed.build()
+
+
+def test_a_page_tells_others_what_it_is_about(computed):
+    computed.write("index.md", COMPUTED.format(how='"all"', name="words"))
+    computed.build()
+    head = BeautifulSoup(computed.page("index"), "html.parser").head
+    said = head.find("meta", property="og:description")["content"]
+    assert said == "How many are there, “all” of them, on this page?"
+    assert head.find("meta", attrs={"name": "description"})["content"] == said
+    assert head.find("meta", property="og:title")["content"] == "Home"
+    assert head.find("meta", property="og:image")["content"] == "_static/card.png"
+    computed.build(html_baseurl="https://example.org/book/")
+    head = BeautifulSoup(computed.page("index"), "html.parser").head
+    assert head.find("meta", property="og:image")["content"] == "https://example.org/book/_static/card.png"
 
 
 def test_notebooks_of_a_public_copy_have_launch_buttons(book):
