@@ -21,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
 export PYTHONNOUSERSITE = 1
 export UV_PYTHON_DOWNLOADS = never
 
-.PHONY: help book test quick lint check bench record notebooks lock clean clean-all
+.PHONY: help book pdf test quick lint check bench record notebooks lock clean clean-all
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,9 @@ help: ## list the targets
 
 book: $(READY) ## execute what is out of date and build the book
 	@$(PY) book/_ext/execution.py --profile $(PROFILE) build --cores $(CORES)
+
+pdf: book ## the same as one PDF, printed by Chromium
+	@$(PY) book/_ext/paper.py $(PROFILE)
 
 test: $(READY) ## run the tests
 	@$(PY) -m pytest -q $(PYTEST)

@@ -59,7 +59,7 @@ def rooms() -> dict[str, Room]:
         If two rooms use each other.
     """
     sys.path.insert(0, str(ROOT))
-    from salun_core.experiments.runs.code_digest import imports_of
+    from salun_core.code_digest import imports_of
 
     files: dict[str, list[Path]] = {}
     uses: dict[str, Counter[str]] = {}

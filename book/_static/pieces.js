@@ -34,6 +34,15 @@ const slider = (label, last, value, changed) => {
   return { box: make("label", { class: "slider" }, name, input), input, name };
 };
 
+// One picture of a sheet of square ones.
+const tile = (sheet, i) => {
+  const shown = make("span", { class: "tile" }), side = 40;
+  shown.style.backgroundImage = `url(${sheet.uri})`;
+  shown.style.backgroundSize = `${sheet.columns * side}px`;
+  shown.style.backgroundPosition = `-${(i % sheet.columns) * side}px -${Math.floor(i / sheet.columns) * side}px`;
+  return shown;
+};
+
 const percent = (share) => `${(100 * share).toFixed(0)} %`;
 const range = (values, write) => {
   const [low, high] = [write(Math.min(...values)), write(Math.max(...values))];
@@ -137,15 +146,6 @@ const trajectories = (data) => {
   image.append(here);
 
   const said = make("output"), tiles = make("ul", { class: "tiles" });
-  const { tile, columns } = data.sprite;
-  const picture = (i) => {
-    const shown = make("span", { class: "tile" });
-    const factor = 40 / tile;
-    shown.style.backgroundImage = `url(${data.sprite.uri})`;
-    shown.style.backgroundSize = `${columns * 40}px`;
-    shown.style.backgroundPosition = `-${(i % columns) * 40}px -${Math.floor(i / columns) * tile * factor}px`;
-    return shown;
-  };
 
   const { box, go } = walk("Path", data.paths, (path, at) => {
     const frame = path.frames[at], retrain = path === data.paths[0];
@@ -157,7 +157,7 @@ const trajectories = (data) => {
     tiles.replaceChildren(...first.map((i) => {
       const { label, role } = data.images[i], name = data.classes;
       const right = frame.answers[i] === label ? "right" : "wrong";
-      return make("li", {}, picture(i), make("span", {}, `${role}: ${name[before[i]]} → ${name[frame.answers[i]]}, ${right}`));
+      return make("li", {}, tile(data.sprite, i), make("span", {}, `${role}: ${name[before[i]]} → ${name[frame.answers[i]]}, ${right}`));
     }));
     const where = retrain ? `${at + 1} of ${path.frames.length}` : `${frame.step} of ${path.frames.at(-1).step}`;
     const since = retrain ? "from the original model's" : at ? "since the last look" : "so far";
@@ -172,7 +172,65 @@ const trajectories = (data) => {
 
 // -----------------------------------------------------------------------------------------------------------
 
-const PIECES = { plane, trajectories };
+// --- the share kept: mask by layer, metrics beside Retrain's, answers -------------------------------------
+
+const keep = (data) => {
+  const masks = Object.keys(data.masks);
+  let mask = masks[0], rate = data.rates[0];
+  const [width, height] = [420, 120], bar = width / data.layers.length;
+  const image = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Share of each layer that may change, from input to output", class: "chart" });
+  const bars = data.layers.map((_, i) => make("rect", { x: i * bar + 0.5, width: Math.max(bar - 1, 1), class: "bar" }));
+  const line = make("line", { x1: 0, x2: width, class: "keep" });
+  image.append(...bars, line);
+  const body = make("tbody");
+  const table = make("table", {}, make("caption", {}, "Percent, means over seeds"),
+    make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Model"), ...data.metrics.map((name) => make("th", { scope: "col" }, name)))), body);
+  const row = (label, values) => make("tr", {}, make("th", { scope: "row" }, label),
+    ...data.metrics.map((name) => make("td", {}, values[name] === null ? "diverged" : values[name].toFixed(1))));
+  const said = make("output"), tiles = make("ul", { class: "tiles" });
+  const here = () => data.states.filter((state) => state.mask === mask && state.rate === rate).sort((a, b) => a.keep - b.keep);
+  const control = slider("", 0, 0, (at) => draw(at));
+
+  const draw = (at) => {
+    const state = here()[at];
+    const shareOf = (value) => `${+(100 * value).toFixed(1)} %`;
+    control.name.textContent = `Keep: ${shareOf(state.keep)}`;
+    control.input.setAttribute("aria-valuetext", shareOf(state.keep));
+    bars.forEach((element, i) => {
+      element.setAttribute("height", state.layers[i] * height);
+      element.setAttribute("y", height * (1 - state.layers[i]));
+    });
+    line.setAttribute("y1", height * (1 - state.keep));
+    line.setAttribute("y2", height * (1 - state.keep));
+    body.replaceChildren(row(data.masks[mask], state), row("Retrain", data.retrain));
+    const lost = data.metrics.some((name) => state[name] === null);
+    const gap = data.metrics.reduce((sum, name) => sum + Math.abs(state[name] - data.retrain[name]), 0) / data.metrics.length;
+    const [low, high] = [Math.min(...state.layers), Math.max(...state.layers)];
+    const distance = lost ? "The model diverged" : `${gap.toFixed(1)} points from Retrain on average (n = ${state.n})`;
+    said.textContent = `${data.masks[mask]}, learning rate ${rate}, ${shareOf(state.keep)} of the weights may change: `
+      + `${shareOf(low)} to ${shareOf(high)} of a layer. ${distance}.`;
+    tiles.replaceChildren(...data.labels.map((label, i) => {
+      const name = (answers) => (answers ? data.classes[answers[i]] : "diverged");
+      return make("li", {}, tile(data.sprite, i),
+        make("span", {}, `a ${data.classes[label]}: says ${name(state.answers)}; Retrain ${name(data.retrain.answers)}`));
+    }));
+  };
+  const update = (share) => {
+    const states = here(), apart = states.map((state) => Math.abs(state.keep - share));
+    const at = apart.indexOf(Math.min(...apart));
+    control.input.max = states.length - 1;
+    control.input.disabled = states.length < 2;
+    control.input.value = at;
+    draw(at);
+  };
+  const now = () => here()[Number(control.input.value)].keep;
+  const kinds = choice("Mask", Object.values(data.masks), (i) => { const share = now(); mask = masks[i]; update(share); });
+  const speeds = choice("Learning rate", data.rates, (i) => { const share = now(); rate = data.rates[i]; update(share); });
+  update(data.start);
+  return [make("div", { class: "controls" }, kinds, speeds, control.box), image, said, table, tiles];
+};
+
+const PIECES = { plane, trajectories, keep };
 
 for (const figure of document.querySelectorAll("figure[data-piece]")) {
   const data = JSON.parse(figure.querySelector("script").textContent);

@@ -5,16 +5,15 @@ The pages are served from this machine and shown by a headless Chromium that can
 
 import functools
 import http.server
-import os
-import shutil
+import re
 import threading
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlparse
 
 import pytest
 from bs4 import BeautifulSoup
+from paper import browser as chromium
 
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -97,6 +96,16 @@ def test_the_book_is_light(book):
     assert size < 40e6
 
 
+def test_a_page_is_light(book, page):
+    """What a reader fetches for one page beside what all pages share."""
+    assert (book / page).stat().st_size < 1e6
+
+
+def test_an_interactive_figure_is_light(book, page):
+    for figure in soup(book / page).select("figure[data-piece]"):
+        assert len(str(figure).encode()) < 300e3
+
+
 def test_links_to_the_outside_are_listed(book):
     found = set()
     for file in book.rglob("*.html"):
@@ -134,9 +143,10 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def browser(book):
     sync_api = pytest.importorskip("playwright.sync_api")
-    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUM)), None)
-    if program is None:
-        pytest.skip("no Chromium here: install it, or set CHROMIUM to its path")
+    try:
+        program = chromium()
+    except SystemExit as error:
+        pytest.skip(str(error))
     closed = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
     with sync_api.sync_playwright() as driver:
         launched = driver.chromium.launch(executable_path=program, args=["--no-sandbox", closed])
@@ -164,9 +174,8 @@ def leaves(url: str, host: str) -> bool:
     return parts.scheme not in ("data", "blob", "about") and parts.netloc != host
 
 
-@pytest.mark.parametrize(
-    ("size", "scheme"), [(WIDE, "light"), (PHONE, "dark")], ids=["wide-light", "phone-dark"]
-)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
 def test_a_page_loads_and_fits(browser, address, page, size, scheme):
     shown, wrong = visit(browser, address + page, size=size, scheme=scheme)
     try:
@@ -177,6 +186,9 @@ def test_a_page_loads_and_fits(browser, address, page, size, scheme):
         assert shown.locator("[data-mml-node=merror]").count() == 0
         assert wrong == []
         assert shown.evaluate(OVERFLOW) == []
+        assert shown.evaluate(CUT_CODE) == []
+        if size is WIDE:
+            assert shown.evaluate("document.documentElement.scrollHeight") < 10_000
         assert barriers(shown) == []
     finally:
         shown.context.close()
@@ -191,6 +203,10 @@ OVERFLOW = """() => {
     .filter(e => e.getBoundingClientRect().right > wide + 1 && !scrolls(e.parentElement))
     .map(e => e.tagName + "." + e.className).slice(0, 8).concat(["page is " + document.documentElement.scrollWidth]);
 }"""
+
+# Lines of code that go on beyond their frame.
+CUT_CODE = """() => [...document.querySelectorAll("article :is(.highlight, .cell_input) pre")]
+  .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 60))"""
 
 THEMES_OWN: set[str] = set()  # rule: parts of the theme that it breaks
 
@@ -240,3 +256,128 @@ def test_where_a_mark_comes_from_is_shown(browser, address):
         assert wrong == []
     finally:
         shown.context.close()
+
+
+# --- interactive figures ------------------------------------------------------------------------------
+
+
+PIECES = {
+    "plane": "notebooks/toy.html",
+    "trajectories": "notebooks/noise.html",
+    "keep": "notebooks/saliency.html",
+}
+
+
+@pytest.fixture(params=PIECES.values(), ids=PIECES)
+def piece_page(request, book):
+    assert (book / request.param).is_file()
+    return request.param
+
+
+def piece_of(shown):
+    figure = shown.locator("figure[data-piece]").first
+    figure.scroll_into_view_if_needed()
+    return figure
+
+
+def test_every_piece_of_the_script_is_in_the_book(book):
+    script = (book / "_static/pieces.js").read_text("utf8")
+    names = re.search(r"const PIECES = \{([^}]*)\}", script)[1].replace(" ", "").split(",")
+    assert set(names) == set(PIECES)
+
+
+def test_a_piece_answers_to_the_mouse(browser, address, piece_page):
+    shown, wrong = visit(browser, address + piece_page, size=WIDE, scheme="light")
+    try:
+        figure = piece_of(shown)
+        assert figure.locator(".still").is_hidden()
+        said = figure.locator("output")
+        first = said.inner_text()
+        figure.get_by_role("radio").nth(2).click()
+        second = said.inner_text()
+        box = figure.get_by_role("slider").first.bounding_box()
+        shown.mouse.click(box["x"] + 0.9 * box["width"], box["y"] + box["height"] / 2)
+        third = said.inner_text()
+        assert second != first
+        assert third != second
+        assert wrong == []
+    finally:
+        shown.context.close()
+
+
+def test_a_piece_answers_to_the_keyboard(browser, address, piece_page):
+    shown, wrong = visit(browser, address + piece_page, size=WIDE, scheme="dark")
+    try:
+        figure = piece_of(shown)
+        said = figure.locator("output")
+        figure.locator("input:checked").first.focus()
+        seen = [said.inner_text()]
+        shown.keyboard.press("ArrowRight")  # to the next radio button
+        seen.append(said.inner_text())
+        while shown.evaluate("document.activeElement.type") != "range":
+            shown.keyboard.press("Tab")
+            assert shown.evaluate("document.activeElement.closest('figure[data-piece]') !== null")
+        for key in ("End", "Home"):
+            shown.keyboard.press(key)
+            seen.append(said.inner_text())
+        assert seen[2] != seen[3]
+        assert seen[1] != seen[0]
+        spoken = shown.evaluate("document.activeElement.getAttribute('aria-valuetext')")
+        assert spoken
+        assert wrong == []
+    finally:
+        shown.context.close()
+
+
+def test_a_piece_answers_to_touch(browser, address, piece_page):
+    context = browser.new_context(viewport=PHONE, has_touch=True, is_mobile=True)
+    shown = context.new_page()
+    try:
+        shown.goto(address + piece_page, wait_until="networkidle")
+        figure = piece_of(shown)
+        said = figure.locator("output")
+        figure.get_by_role("radio").nth(2).tap()
+        before = said.inner_text()
+        slider = figure.get_by_role("slider").first
+        slider.scroll_into_view_if_needed()
+        box = slider.bounding_box()
+        shown.touchscreen.tap(box["x"] + 0.8 * box["width"], box["y"] + box["height"] / 2)
+        assert said.inner_text() != before
+    finally:
+        context.close()
+
+
+def test_a_piece_is_a_picture_without_scripts_and_on_paper(browser, address, piece_page):
+    context = browser.new_context(viewport=WIDE, java_script_enabled=False)
+    shown = context.new_page()
+    shown.goto(address + piece_page)
+    still = shown.locator("figure[data-piece] .still img").first
+    assert still.is_visible()
+    assert len(still.get_attribute("alt")) > 40
+    context.close()
+    shown, _ = visit(browser, address + piece_page, size=WIDE, scheme="light")
+    shown.emulate_media(media="print")
+    assert shown.locator("figure[data-piece] .still img").first.is_visible()
+    assert shown.locator("figure[data-piece] .panel").first.is_hidden()
+    shown.context.close()
+
+
+def test_a_click_on_a_trajectory_goes_there(browser, address):
+    shown, wrong = visit(browser, address + PIECES["trajectories"], size=WIDE, scheme="light")
+    figure = piece_of(shown)
+    before = figure.locator("output").inner_text()
+    figure.locator("svg .target").last.click(force=True)
+    assert figure.locator("output").inner_text() != before
+    assert wrong == []
+    shown.context.close()
+
+
+def test_pages_work_from_files(browser, book, piece_page):
+    context = browser.new_context(viewport=WIDE)
+    shown = context.new_page()
+    wrong: list[str] = []
+    shown.on("pageerror", lambda e: wrong.append(str(e)))
+    shown.goto((book / piece_page).as_uri(), wait_until="load")
+    shown.wait_for_selector("figure.live")
+    assert wrong == []
+    context.close()

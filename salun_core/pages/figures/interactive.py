@@ -5,24 +5,32 @@ The data lie in the page; ``book/_static/pieces.js`` draws them. Nothing is aske
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from salun_core.data.images import ImageData
+from salun_core.experiments.classification.lab import ClassifierLab
+from salun_core.experiments.classification.saliency import MaskResults
 from salun_core.experiments.classification.toy import CLASSES, REACH, Snapshot, Toy
 from salun_core.experiments.classification.trajectories import Trajectories
+from salun_core.experiments.runs.cells import MaskSpec
 from salun_core.methods import name_of
 from salun_core.metrics import METRICS
 from salun_core.metrics.classification.outputs import Evaluation
-from salun_core.pages.figures.chart import LOOK, Chart, panels, style
+from salun_core.metrics.gaps import METRICS as FOUR
+from salun_core.pages.figures.chart import LOOK, MASK_LABELS, MASK_LOOK, Chart, panels, style
 from salun_core.pages.markup import html_template, safe_html, script_json
 from salun_core.rng import generator
+from salun_core.saliency import Scores, least_salient_mask, top_mask
 
 PIECE = html_template(
     """<figure class="result" data-piece="{{ kind }}"><div class="still">{{ still }}</div>\
@@ -203,7 +211,7 @@ def trajectories(found: Trajectories, *, images: int = 160) -> Piece:
     data = {
         "x": axis_of([frame["UA"] for frame in every], "UA (%)"),
         "y": axis_of([frame["TA"] for frame in every], "TA (%)"),
-        "sprite": sprite(found, [i for _, i in shown]),
+        "sprite": sprite(found.data, [i for _, i in shown]),
         "classes": [str(name) for name in found.data.classes],
         "images": [{"role": role, "label": int(found.data.labels[i])} for role, i in shown],
         "original": next(iter(measured.values()))[0]["answers"],
@@ -231,7 +239,7 @@ def pictures(found: Trajectories, count: int) -> list[tuple[str, int]]:
         ids = found.split[role]
         order = torch.randperm(len(ids), generator=generator(0, "pictures", role))
         room = count - len(chosen) if role == "test" else count // 2
-        chosen += [(role, int(i)) for i in ids[order[:room]].sort().values]
+        chosen += [(role, int(i)) for i in ids[order[:room].sort()[0]]]
     return chosen
 
 
@@ -262,9 +270,9 @@ def spread_of(frames: Sequence[Mapping[str, Any]], name: str) -> str:
     return f"{min(values):.1f} to {max(values):.1f}%"
 
 
-def sprite(found: Trajectories, ids: Sequence[int], *, columns: int = 16) -> dict[str, Any]:
+def sprite(data: ImageData, ids: Sequence[int], *, columns: int = 16) -> dict[str, Any]:
     """Pictures side by side in one PNG."""
-    images = found.data.images[list(ids)]
+    images = data.images[list(ids)]
     n, channels, height, width = images.shape
     rows = -(-n // columns)
     sheet = torch.zeros(rows * columns, channels, height, width, dtype=torch.uint8)
@@ -296,3 +304,119 @@ def paths_chart(
         axis.set(xlabel="UA: forget images answered wrongly (%)", ylabel="TA: test accuracy (%)")
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return Chart(fig, finding)
+
+
+# --- the share kept -----------------------------------------------------------------------------------
+
+
+def keep(results: MaskResults, *, pictures: int = 12) -> Piece:
+    """The mask by layer, the four metrics and some answers, over the share of weights that may change.
+
+    Parameters
+    ----------
+    results : MaskResults
+        Of the saliency experiment.
+    pictures : int
+        Forget images of the first seed whose answers are shown.
+    """
+    lab, params = results.lab, results.params
+    seed, scenario = params.seeds[0], params.scenarios()[0]
+    scores, _ = lab.scores(seed, scenario, MaskSpec("salient", params.keep, params.score))
+    retrain = results.cells[(results.cells["method"] == "retrain") & (results.cells["replica"] == 0)]
+    forget = lab.split(seed, scenario)["forget"]
+    drawn = torch.randperm(len(forget), generator=generator(0, "pictures", "keep"))[:pictures]
+    ids = forget[drawn].sort()[0]
+    kinds = ("salient", "random", "least_salient")
+    tuned = results.cells[(results.cells["method"] == "rl") & results.cells["mask"].isin(kinds)]
+    rates = {"the same for all masks": results.density, "chosen for each mask": tuned}
+    shares = {share: shares_by_layer(scores, float(share)) for share in sorted(set(results.density["keep"]))}
+    states: list[dict[str, Any]] = []
+    for rate, rows in rates.items():
+        for (mask, share), mine in rows.groupby(["mask", "keep"], sort=False):
+            states.append(
+                {
+                    "rate": rate,
+                    "mask": str(mask),
+                    "keep": float(share),
+                    "layers": (shares.get(share) or shares_by_layer(scores, float(share)))[str(mask)],
+                    "n": int(mine["seed"].nunique()),
+                    **means_of(mine),
+                    "answers": answers_of(lab, mine[mine["seed"] == seed], ids),
+                }
+            )
+    least, most = min(shares), max(shares)
+    said = []
+    for mask in kinds:
+        both = [distance(results.density, retrain, mask, share) for share in (least, most)]
+        said.append(f"{MASK_LABELS[mask]} {both[0]} and {both[1]}")
+    finding = (
+        f"Distance to Retrain on the mean of UA, RA, TA and MIA where {100 * least:g}% and where {100 * most:g}% of the weights may "
+        f"change, in points: {'; '.join(said)}"
+    )
+    data = {
+        "masks": {mask: MASK_LABELS[mask] for mask in kinds},
+        "rates": list(rates),
+        "metrics": list(FOUR),
+        "layers": list(scores),
+        "states": states,
+        "retrain": means_of(retrain) | {"answers": answers_of(lab, retrain[retrain["seed"] == seed], ids)},
+        "start": params.keep,
+        "classes": [str(name) for name in lab.data.classes],
+        "labels": [int(lab.data.labels[i]) for i in ids],
+        "sprite": sprite(lab.data, ids.tolist()),
+    }
+    caption = (
+        f"{finding}. Random labelling, {scenario.label}; metrics are means over {retrain['seed'].nunique()} seeds, layers and answers those "
+        "of the first."
+    )
+    return Piece("keep", data, charts_over_keep(results.density, retrain, finding), caption)
+
+
+def shares_by_layer(scores: Scores, share: float) -> dict[str, list[float]]:
+    """Share of each tensor that a mask marks, in [0, 1], by kind of mask."""
+    made = {"salient": top_mask(scores, keep=share), "least_salient": least_salient_mask(scores, keep=share)}
+    by_layer = {
+        kind: [round(float(m.double().mean()), 3) for m in mask.values()] for kind, mask in made.items()
+    }
+    return by_layer | {"random": [round(share, 3)] * len(scores)}
+
+
+def means_of(rows: pd.DataFrame) -> dict[str, float | None]:
+    """Means of the four metrics, in percent; None where all runs diverged."""
+    means = {name: 100 * float(rows[name].astype(float).mean()) for name in FOUR}
+    return {name: None if math.isnan(mean) else round(mean, 2) for name, mean in means.items()}
+
+
+def distance(density: pd.DataFrame, retrain: pd.DataFrame, mask: str, share: float) -> str:
+    """How far the means of the four metrics lie from Retrain's on average, in points, in words."""
+    mine = density[(density["mask"] == mask) & (density["keep"] == share)]
+    apart = [100 * abs(mine[m].astype(float).mean() - retrain[m].astype(float).mean()) for m in FOUR]
+    return "diverged" if math.isnan(sum(apart)) else f"{sum(apart) / len(apart):.1f}"
+
+
+def answers_of(lab: ClassifierLab, rows: pd.DataFrame, ids: torch.Tensor) -> list[int] | None:
+    """What the model behind the first of some rows says of the pictures; None where it diverged."""
+    name = str(rows["cell"].iloc[0])
+    files = sorted(lab.store.folder.glob(f"{name}.outputs.*"))
+    if not files:
+        return None
+    seen = Evaluation.load(files[0])
+    row_of = {int(i): row for row, i in enumerate(seen.ids)}
+    return [int(seen.logits[row_of[int(i)]].argmax()) for i in ids]
+
+
+def charts_over_keep(density: pd.DataFrame, retrain: pd.DataFrame, finding: str) -> Chart:
+    """The four metrics over the share kept, a line a mask, with Retrain's mean."""
+    with style():
+        fig, axes = panels(1, len(FOUR), height=2.5)
+        for axis, name in zip(axes, FOUR, strict=True):
+            axis.axhline(100 * retrain[name].astype(float).mean(), color="black", lw=0.9, ls="--")
+            for mask, mine in density.groupby("mask", sort=False):
+                colour, marker = MASK_LOOK[str(mask)]
+                mean = 100 * mine.groupby("keep")[name].mean().astype(float)
+                axis.plot(mean.index, mean, color=colour, marker=marker, ms=4, label=MASK_LABELS[str(mask)])
+            axis.set_title(name)
+        axes[0].set_ylabel("percent")
+        fig.supxlabel("share of weights that may change", fontsize=10.5)
+        fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return Chart(fig, f"{finding}.")

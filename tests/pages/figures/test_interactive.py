@@ -3,10 +3,12 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from bs4 import BeautifulSoup
 
+from salun_core.experiments.classification import saliency
 from salun_core.experiments.classification.toy import ToyParams, run
-from salun_core.pages.figures.interactive import SIDE, area, frame, margins, plane
+from salun_core.pages.figures.interactive import SIDE, area, frame, keep, margins, plane, shares_by_layer
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +75,52 @@ def test_a_lower_half_is_drawn_in_the_lower_half():
 def test_margins_have_one_winner(toy):
     wins = sum((margin > 0).astype(int) for margin in margins(toy.retrained[0]))
     assert wins.max() == 1
+
+
+# --- the share kept -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory):
+    given = {
+        "epochs": 1,
+        "methods": ["rl"],
+        "seeds": [0, 1],
+        "tune": False,
+        "densities": [0.2, 0.5],
+        "protocols": [],
+    }
+    given |= {"noise_floor": 0, "settings": {"rl": {"steps": 2}}, "out_dir": tmp_path_factory.mktemp("runs")}
+    return saliency.run(saliency.MaskParams.load(given))
+
+
+def test_every_mask_and_share_has_its_metrics_layers_and_answers(masks):
+    made = keep(masks, pictures=5)
+    data = data_of(made)
+    states = {(s["rate"], s["mask"], s["keep"]): s for s in data["states"]}
+    rows = masks.density[(masks.density["mask"] == "random") & (masks.density["keep"] == 0.2)]
+    shown = states["the same for all masks", "random", 0.2]
+    assert shown["TA"] == pytest.approx(100 * rows["TA"].astype(float).mean(), abs=0.01)
+    assert shown["layers"] == [0.2] * len(data["layers"])
+    assert {rate for rate, *_ in states} == set(data["rates"])
+    assert len(shown["answers"]) == len(data["labels"]) == len(data["retrain"]["answers"]) == 5
+
+
+def test_layers_of_a_mask_make_up_its_share():
+    scores = {"a": torch.rand(30), "b": 2 * torch.rand(10)}
+    by_layer = shares_by_layer(scores, 0.25)
+    for kind in ("salient", "least_salient", "random"):
+        marked = by_layer[kind][0] * 30 + by_layer[kind][1] * 10
+        assert marked == pytest.approx(10, abs=0.05)
+
+
+def test_a_diverged_mask_says_so(masks):
+    from dataclasses import replace
+
+    density = masks.density.copy()
+    density.loc[density["mask"] == "random", ["UA", "RA", "TA", "MIA"]] = None
+    made = keep(replace(masks, density=density), pictures=3)
+    assert "random mask diverged and diverged" in made.caption
+    assert {
+        s["UA"] for s in data_of(made)["states"] if s["mask"] == "random" and s["rate"].startswith("the")
+    } == {None}
