@@ -44,7 +44,7 @@ def test_a_preset_can_be_a_file(tmp_path):
         ({"preset": "quik"}, "did you mean 'quick'"),
         ({"preset": "none.yaml"}, "none.yaml"),
         ({"dataset": "cifar11"}, "did you mean 'cifar10"),
-        ({"arch": "resnet19"}, "resnet18"),
+        ({"arch": "resnet19"}, "did you mean 'resnet"),
         ({"methods": ["salum"]}, "did you mean 'salun'"),
         ({"methods": []}, "methods is empty"),
         ({"forget_fraction": 0}, "forget_fraction must lie between 0 and 1.*got 0"),
