@@ -51,7 +51,7 @@ lint: $(READY) ## style, types, and which room may use which
 
 check: $(READY) ## look at every page of the built book in a headless browser
 	@test -f $(SITE)/index.html || { echo "no book in $(SITE): run 'make book PROFILE=$(PROFILE)' first" >&2; exit 2; }
-	@$(PY) -m pytest -q tests/book/test_pages.py --book $(SITE)
+	@$(PY) -m pytest -q tests/book/test_pages.py --book $(SITE) $(PYTEST)
 
 bench: $(READY) ## run the benchmarks
 	@$(PY) -m benchmarks
