@@ -5,6 +5,7 @@ tests/experiments/classification/test_mask_agreement.py.
 """
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,13 +13,13 @@ from torch import nn
 
 from salun_core.data import ImageData, from_datasets
 from salun_core.data.batches import Batches
-from salun_core.data.draws import drawn
 from salun_core.data.images import fewer
 from salun_core.data.splits import split_data
 from salun_core.experiments.classification.compatibility import _some
 from salun_core.experiments.generation.judging import real_images
 from salun_core.experiments.runs.cells import MaskSpec
 from salun_core.experiments.runs.masks import scores_of
+from salun_core.experiments.text_to_image.probes import Prober, Probing
 from salun_core.methods.classification.iu import iu
 from salun_core.metrics.generation import frechet
 from salun_core.tasks.classification import ClassificationTask
@@ -97,13 +98,21 @@ def of_first_batch(data):
     return torch.cat(seen)
 
 
+def of_probes(data):
+    """The forget images from which a network is to learn the concept again."""
+    forget = batches(data, torch.arange(TRAIN))
+    lab = SimpleNamespace(task=lambda *_: SimpleNamespace(parts={"forget": forget}))
+    cell = SimpleNamespace(seed=0, scenario=None)
+    return Prober(lab, Probing(relearn_images=100)).examples(cell).labels
+
+
 PARTS = {
     "a part of the training images": lambda data: fewer(data, 300).labels[:300],
     "validation": of_split("validation"),
     "forget": of_split("forget"),
     "test part of one set": of_given,
     "compatibility": lambda data: _some(data, 200, 1e-9).labels,
-    "images to relearn from": lambda data: drawn(batches(data, torch.arange(TRAIN)), 100, "test").labels,
+    "images to relearn from": of_probes,
     "IU": of_influence,
     "first batch": of_first_batch,
     "real images": lambda data: of_images(real_images(data, 0, train=True, most=200)),

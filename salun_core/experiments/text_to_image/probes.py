@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from salun_core.code_digest import code_digest
+from salun_core.data.batches import Batches
 from salun_core.data.draws import drawn
 from salun_core.data.prompts import PromptSet
 from salun_core.errors import Diverged, UserError
@@ -157,6 +158,11 @@ class Prober:
         }
         return Key("probe", what, f"{code_digest(*CODE)} {result.key.code}")
 
+    def examples(self, cell: Cell) -> Batches:
+        """Images of the forget set that attack and relearning are given."""
+        forget = self.lab.task(cell.seed, cell.scenario).parts["forget"]
+        return drawn(forget, self.how.relearn_images, "probes", cell.seed)
+
     def detections(self, probed: Result) -> Detections:
         """What was detected in images for the prompts that do not name the concept."""
         return Detections.load(self.lab.store.path(probed.key, ".detections.safetensors"))
@@ -242,7 +248,7 @@ class Prober:
 
         task = lab.task(cell.seed, cell.scenario)
         own = task.parts["forget"]
-        few = task.clean(drawn(own, how.relearn_images, "probes", cell.seed).images)
+        few = task.clean(self.examples(cell).images)
         concept = task.condition(own.labels[:1])[0]
         start = time.perf_counter()
         attack = search_embedding(
