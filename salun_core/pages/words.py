@@ -25,6 +25,12 @@ def seeds(cells: pd.DataFrame) -> str:
     return f"{training} with {each} unlearning seeds each" if each > 1 else training
 
 
+def diverged(cells: pd.DataFrame) -> str:
+    """How many runs of a table diverged and are in none of its means, as a sentence; empty where none did."""
+    lost = int(((cells["status"] != "done") & (cells["replica"] == 0)).sum()) if "status" in cells else 0
+    return f" {counted(lost, 'run')} diverged and {'is' if lost == 1 else 'are'} in no mean." if lost else ""
+
+
 def percent(share: float) -> str:
     """A share in percent with at least two digits."""
     return f"{100 * share:.0f}%" if share >= 0.1 else f"{100 * share:.2g}%"

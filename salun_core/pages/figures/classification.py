@@ -18,7 +18,7 @@ from salun_core.pages.published import read_published
 from salun_core.pages.tables.classification import methods_table
 from salun_core.pages.tables.published import TABLE1
 from salun_core.pages.text import classification as words
-from salun_core.pages.words import counted
+from salun_core.pages.words import counted, diverged
 
 
 def samples(data: ImageData, *, each: int = 8) -> Chart:
@@ -83,7 +83,8 @@ def gap_to_retrain(cells: pd.DataFrame, scenario: str) -> Chart:
     return Chart(
         fig,
         said,
-        f"{scenario}. {said} Mean and 95% t interval, n = {found.seeds} seeds; small dots are seeds.{grey}",
+        f"{scenario}. {said} Mean and 95% t interval over n = {found.seeds} training seeds; small dots are runs.{grey}"
+        f"{diverged(part)}",
         found,
         tooltips=tuple(tooltips),
     )
@@ -116,7 +117,8 @@ def trade_off(cells: pd.DataFrame, scenario: str) -> Chart:
     return Chart(
         fig,
         said,
-        f"{scenario}. {said} Small points are single seeds (n = {found.seeds}), large ones means.",
+        f"{scenario}. {said} Small points are single runs (n = {found.seeds} training seeds), large ones means."
+        f"{diverged(cells[cells['scenario'] == scenario])}",
         found,
     )
 
@@ -220,7 +222,8 @@ def class_by_class(cells: pd.DataFrame) -> Chart:
     return Chart(
         fig,
         said,
-        f"{said} Average gap in points, mean of n = {found.seeds} seeds; settings chosen on one class and kept for all.",
+        f"{said} Average gap in points, mean of n = {found.seeds} seeds; settings chosen on one class and kept for all."
+        f"{diverged(cells)}",
         found,
     )
 

@@ -12,6 +12,7 @@ from salun_core.metrics.gaps import AVERAGE, METRICS, by_method, gaps, noise_flo
 from salun_core.pages.figures.chart import MASK_LABELS, MASK_LOOK, Chart, panels, style
 from salun_core.pages.findings import masks as findings
 from salun_core.pages.text import masks as words
+from salun_core.pages.words import diverged
 from salun_core.saliency import layer_table
 
 
@@ -126,7 +127,7 @@ def masks_compared(cells: pd.DataFrame, scenario: str) -> Chart:
         fig,
         said,
         f"{scenario}. {said} The same density for all; points are seeds (n = {found.seeds}), markers means; grey: models "
-        f"retrained on one split among themselves. RL with the salient mask is SalUn. {words.rule(found)}",
+        f"retrained on one split among themselves. RL with the salient mask is SalUn. {words.rule(found)}{diverged(part)}",
         found,
     )
 
@@ -168,6 +169,6 @@ def over_density(density: pd.DataFrame, retrain: pd.DataFrame) -> Chart:
         fig,
         said,
         f"{said} Random labelling with SalUn's setting, only the mask changes; mean and 95% t interval, "
-        f"n = {density['seed'].nunique()} seeds; dashed: Retrain.",
+        f"n = {density['seed'].nunique()} seeds; dashed: Retrain.{diverged(density)}",
         found,
     )

@@ -12,7 +12,7 @@ from salun_core.pages.figures.chart import Chart, look, panels, style
 from salun_core.pages.findings import stability as findings
 from salun_core.pages.text import stability as words
 from salun_core.pages.tooltips import Tooltip, origin_of, origins_of_mean
-from salun_core.pages.words import counted
+from salun_core.pages.words import counted, diverged
 
 
 def over_shares(cells: pd.DataFrame) -> Chart:
@@ -68,7 +68,7 @@ def over_shares(cells: pd.DataFrame) -> Chart:
         fig,
         said,
         f"{said} Mean and 95% t interval, n = {found.seeds} seeds; settings chosen once, for the tuning share. Grey: models "
-        "retrained on one split among themselves.",
+        f"retrained on one split among themselves.{diverged(part)}",
         found,
         tooltips=tuple(tooltips),
     )

@@ -59,6 +59,12 @@ class Ranking:
     no_nearer: tuple[str, ...]
     diverged: Mapping[str, int]
 
+    @property
+    def within_noise(self) -> bool:
+        """Whether the two smallest gaps differ by less than two retrained models of one split."""
+        values = list(self.gaps.values())
+        return self.floor is not None and len(values) > 1 and values[1] - values[0] < self.floor.mean
+
 
 def floor(cells: pd.DataFrame, column: str = AVERAGE) -> Floor | None:
     """The noise of retraining in a column of gaps; None where no split was retrained twice."""

@@ -40,6 +40,11 @@ def ranking(found: Ranking) -> str:
     """Which methods may be the nearest to Retrain."""
     names = list(found.gaps)
     first = names[0]
+    if len(found.nearest) == 1 and found.within_noise:
+        return (
+            f"{first} has the smallest average gap over {found.seeds} seeds, {found.gaps[first]:.2f} points; the next is "
+            f"{names[1]} with {found.gaps[names[1]]:.2f}, and two retrained models differ by more than that."
+        )
     if len(found.nearest) == 1:
         return (
             f"{first} is the nearest to Retrain, with an average gap of {found.gaps[first]:.2f} points; over "

@@ -59,6 +59,36 @@ def test_nearest_is_said_of_one_method_only_if_the_seeds_tell():
     assert "the nearest to" not in classification.ranking(replace(open_, nearest=(), seeds=1))
 
 
+def test_nearest_is_not_said_within_the_noise_of_retraining():
+    found = replace(
+        findings.ranking(CELLS, SCENARIO),
+        gaps={"SalUn": 1.0, "IU": 1.2},
+        nearest=("SalUn",),
+        floor=findings.Floor(0.5, 0.9, 4),
+    )
+    assert found.within_noise
+    assert "nearest" not in classification.ranking(found)
+    far = replace(found, gaps={"SalUn": 1.0, "IU": 1.6})
+    assert not far.within_noise
+    assert "nearest" in classification.ranking(far)
+
+
+def test_runs_that_diverged_are_counted_in_captions():
+    lost = CELLS.copy()
+    lost.loc[(lost["method"] == "iu") & (lost["seed"] < 2), "status"] = "diverged"
+    lost.loc[lost["status"] != "done", ["UA", "RA", "TA", "MIA"]] = None
+    for figure in (figures.gap_to_retrain, figures.trade_off):
+        assert "2 runs diverged and are in no mean" in figure(lost, SCENARIO).caption
+        assert "diverged" not in figure(CELLS, SCENARIO).caption
+
+
+def test_seeds_of_training_and_of_unlearning_are_told_apart():
+    assert words.seeds(CELLS) == "4 training seeds"
+    nested = pd.concat([CELLS.assign(unlearning_seed=0), CELLS.assign(unlearning_seed=1)])
+    assert words.seeds(nested) == "4 training seeds with 2 unlearning seeds each"
+    assert words.seeds(nested) in tables.main_table(nested, SCENARIO).caption
+
+
 def test_settings_that_differ_are_said_and_never_compared_with_the_noise():
     rows = findings.named(findings.gaps(CELLS[CELLS["scenario"] == SCENARIO]))
     found = findings.pair(rows, "RL", "SalUn")
