@@ -210,7 +210,7 @@ def show_modules(app: Sphinx, docname: str, source: list[str]) -> None:
     def reference(found: re.Match[str]) -> str:
         sections = []
         top = Path(app.srcdir)
-        load([name for _, name in modules(top, found[1])])
+        load([name for _, name in modules(top, found[1].partition(".")[0])])
         for folder, name in modules(top, found[1]):
             app.env.note_dependency(str(folder))  # a new file is a new section
             automodule = f".. automodule:: {name}\n   :members:\n   :ignore-module-all:\n   :no-value:"

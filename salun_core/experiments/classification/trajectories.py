@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from salun_core.metrics.classification.outputs import Evaluation
 from salun_core.saliency import check_keep, saliency_mask
 from salun_core.tasks.classification import ClassificationTask
 
-Seen = TypeVar("Seen")
 FOLLOWED = ("ft", "ga", "rl", "salun", "l1_sparse")
 """Methods that descend on a loss, step by step."""
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -124,9 +123,9 @@ def follow(
     method: str,
     task: ClassificationTask,
     at: Collection[int],
-    look: Callable[[nn.Module], Seen],
+    look: Callable[[nn.Module], Any],
     **settings: Any,
-) -> list[Seen]:
+) -> list[Any]:
     """Run a method once and look at its model after some of its steps.
 
     Parameters
@@ -142,7 +141,7 @@ def follow(
     **settings
         Of the method, without ``steps``.
     """
-    seen: list[Seen] = []
+    seen: list[Any] = []
     done = 0
 
     def watch(model: nn.Module) -> None:

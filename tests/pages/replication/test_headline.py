@@ -1,0 +1,63 @@
+"""The first page says what the ledger says."""
+
+import re
+
+import pandas as pd
+import pytest
+import result_frames
+
+from salun_core.pages.replication import claims, headline
+from salun_core.pages.results import Run
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    frames = {"saliency": result_frames.saliency(), "classification": result_frames.classification()}
+    found = [Run(name, lambda e: frames.get(e, pd.DataFrame())) for name in ("quick", "kept")]
+    monkeypatch.setattr(headline, "all_runs", lambda out_dir=None: found)
+    monkeypatch.setattr(claims, "all_runs", lambda out_dir=None: found)
+    return found
+
+
+def test_every_number_of_a_finding_is_in_the_ledger(runs):
+    entries = {
+        entry.claim.name: entry for entry in claims.ledger(runs) if entry.run == "kept" and entry.found
+    }
+    said = str(headline.findings()).splitlines()
+    assert len(said) == 3
+    for line, name in zip(said, headline.QUESTIONS, strict=True):
+        entry = entries[name]
+        low, high = entry.found.evidence.interval()
+        for value in (entry.found.evidence.mean, low, high):
+            assert entry.claim.shown(value) in line
+        assert entry.verdict.word in line.lower()
+        assert "run kept" in line
+
+
+def test_a_recorded_run_speaks_before_the_quick_one(runs):
+    assert {entry.run for _, entry in headline.headline_findings() if entry} == {"kept"}
+
+
+def test_a_question_without_a_run_says_so(monkeypatch):
+    monkeypatch.setattr(claims, "all_runs", lambda out_dir=None: [])
+    assert str(headline.findings()).count("Not run.") == 3
+
+
+def test_the_guide_links_each_measured_claim_to_its_chapter(runs):
+    text = headline.guide()._repr_markdown_()
+    assert re.search(r"\[salient beats random\]\(\.\./notebooks/saliency\.ipynb\)", text)
+
+
+def test_the_figure_shows_every_mask_and_the_papers_values(runs):
+    chart = headline.figure()
+    labels = [tick.get_text() for tick in chart.figure.axes[0].get_yticklabels()]
+    assert labels[0] == "salient mask"
+    hollow = [line for line in chart.figure.axes[0].lines if line.get_markerfacecolor() == "none"]
+    assert {round(float(line.get_xdata()[0]), 2) for line in hollow} == {1.15, 7.15}
+    assert "run kept" in chart.caption
+
+
+def test_without_any_comparison_of_masks_there_is_no_figure(monkeypatch):
+    monkeypatch.setattr(headline, "all_runs", lambda out_dir=None: [])
+    with pytest.raises(LookupError, match="no run has compared masks"):
+        headline.figure()
