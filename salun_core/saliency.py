@@ -254,13 +254,12 @@ def check_mask(mask: Mask, model: nn.Module) -> None:
     Raises
     ------
     UserError
-        If a weight has no mask, or a mask no weight of its shape.
+        If a weight has no mask, or a mask no weight of its shape. A frozen weight needs none.
     """
-    shapes = {name: tuple(w.shape) for name, w in model.named_parameters() if w.requires_grad}
+    shapes = {name: tuple(w.shape) for name, w in model.named_parameters()}
     marked = {name: tuple(m.shape) for name, m in mask.items()}
-    if wrong := sorted(
-        name for name in shapes.keys() | marked.keys() if shapes.get(name) != marked.get(name)
-    ):
+    needed = {name for name, w in model.named_parameters() if w.requires_grad} | marked.keys()
+    if wrong := sorted(name for name in needed if shapes.get(name) != marked.get(name)):
         name = wrong[0]
         raise UserError(
             f"the mask does not fit the model: {name} has shape {shapes.get(name, 'none')} in the model and "

@@ -295,5 +295,16 @@ def test_a_mask_of_another_network_is_refused():
         check_mask({"weight": torch.ones(2, 3, dtype=torch.bool)}, nn.Linear(2, 2, bias=False))
 
 
+def test_a_frozen_weight_may_have_a_mask_and_needs_none():
+    net = nn.Linear(2, 2)
+    net.bias.requires_grad_(False)
+    weight, bias = torch.ones(2, 2, dtype=torch.bool), torch.ones(2, dtype=torch.bool)
+    check_mask({"weight": weight}, net)
+    check_mask({"weight": weight, "bias": bias}, net)
+    for wrong in ({"bias": bias}, {"weight": weight, "bias": bias[:1]}, {"weight": weight, "other": bias}):
+        with pytest.raises(UserError, match="does not fit"):
+            check_mask(wrong, net)
+
+
 def test_same_tells_models_apart():
     assert not same(nn.Linear(2, 2), nn.Linear(2, 2))

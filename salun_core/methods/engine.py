@@ -10,18 +10,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from salun_core.data.batches import Batch
 from salun_core.errors import Diverged, UserError, one_of
 from salun_core.methods.lora import Lora
 from salun_core.methods.search import Range
+from salun_core.methods.settings import BatchNormStats, Order, check_value
 from salun_core.rng import isolated
 from salun_core.saliency import Mask, check_mask, restore_unmarked_
 from salun_core.tasks.base import Task
-
-ORDERS = ("forget_then_retain", "interleaved", "joint", "forget", "retain")
-BN_STATS = ("update", "freeze")
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,8 @@ class Method:
         Where the method comes from.
     like : Method, optional
         Method whose settings it hands on through ``**settings``.
+    check : callable, optional
+        Raises `UserError` for settings that are right by themselves and not together. It is given all of them.
     """
 
     run: Callable[..., Unlearned]
@@ -72,6 +73,7 @@ class Method:
     search: Mapping[str, Range] = field(default_factory=dict)
     source: str = ""
     like: "Method | None" = None
+    check: Callable[[Mapping[str, Any]], None] | None = None
 
     def __post_init__(self) -> None:
         # So that `help`, `?` and `inspect.signature` tell of the function behind, not of this class.
@@ -118,15 +120,60 @@ class Method:
         return self.run.__module__
 
     def __call__(self, task: Task, **settings: Any) -> Unlearned:
-        """Run the method; refuse a task of another kind, and settings it does not have."""
+        """Run the method; refuse a task of another kind, and settings that `check_settings` refuses."""
         if self.tasks and task.kind not in self.tasks:
             raise UserError(f"{self.label} works on {', '.join(self.tasks)} only, not on {task.kind}")
-        parameters = self._signature().parameters.values()
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-            for name in settings:
-                one_of(name, known, f"setting of {self.label}")
+        check_settings(
+            self, {name: value for name, value in settings.items() if name not in ("mask", "seed")}
+        )
         return self.run(task, **settings)
+
+
+def check_settings(method: Method, settings: Mapping[str, Any]) -> None:
+    """Refuse settings that a method does not have, or whose values it cannot use.
+
+    The types of the method's parameters say what it can use, see `methods.settings`; nothing is computed.
+
+    Parameters
+    ----------
+    method : Method
+        One of ``METHODS``, or another.
+    settings : mapping
+        Values by name, on top of the defaults.
+
+    Raises
+    ------
+    UserError
+        One sentence that names the method, the setting, the value, and what to give instead.
+    """
+    parameters = {
+        p.name: p for p in method._signature().parameters.values() if p.name not in ("mask", "seed")
+    }
+    known = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name, value in settings.items():
+        if not anything:
+            one_of(name, known, f"setting of {method.label}")
+        kind = parameters[name].annotation if name in known else inspect.Parameter.empty
+        if kind is not inspect.Parameter.empty:
+            remedy = _advice(method, name, parameters[name].default)
+            check_value(f"{method.label}: {name}", value, kind, remedy=remedy)
+    if method.check is not None:
+        method.check({**method.defaults, **settings})
+
+
+def check_search(method: Method, search: Mapping[str, Range]) -> None:
+    """Refuse bounds within which a method could not run, as `check_settings` refuses a setting."""
+    for name, bounds in search.items():
+        for value in bounds.choices or (bounds.at(0), bounds.at(1)):
+            check_settings(method, {name: value})
+
+
+def _advice(method: Method, name: str, default: Any) -> str:
+    bounds = method.search.get(name)
+    if bounds is not None and not bounds.choices:
+        return f"give one from {bounds.low:g} to {bounds.high:g}, where it is usually searched"
+    return f"the default is {default!r}"
 
 
 @dataclass(frozen=True)
@@ -147,7 +194,7 @@ class Round:
 
 
 def rounds(
-    task: Task, rng: torch.Generator, *, order: str, epochs: int, steps: int | None = None
+    task: Task, rng: torch.Generator, *, order: Order, epochs: int, steps: int | None = None
 ) -> Iterator[Round]:
     """Cut a run into optimiser steps.
 
@@ -166,10 +213,12 @@ def rounds(
     steps : int, optional
         End after this many optimiser steps instead, repeating epochs as needed.
     """
-    one_of(order, ORDERS, "order of the batches")
-    for name, value in (("epochs", epochs), ("steps", steps)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}")
+    for name, value, kind in (
+        ("order", order, Order),
+        ("epochs", epochs, PositiveInt),
+        ("steps", steps, PositiveInt | None),
+    ):
+        check_value(name, value, kind)
     retain_stream = _endless(task, rng) if order == "joint" else iter(())
     by_step = steps is not None or epochs == 1  # by epochs, a run of one epoch would never be under way
     total = round_count(task, order=order, epochs=epochs, steps=steps) if by_step else epochs
@@ -184,7 +233,7 @@ def rounds(
             done += 1
 
 
-def round_count(task: Task, *, order: str, epochs: int, steps: int | None = None) -> int:
+def round_count(task: Task, *, order: Order, epochs: int, steps: int | None = None) -> int:
     """Number of optimiser steps that `rounds` will give."""
     forget, retain = len(task.forget), len(task.retain)
     an_epoch = {"forget": forget, "joint": forget, "retain": retain}.get(order, forget + retain)
@@ -192,7 +241,7 @@ def round_count(task: Task, *, order: str, epochs: int, steps: int | None = None
 
 
 def _epoch(
-    task: Task, rng: torch.Generator, order: str, retain_stream: Iterator[Batch]
+    task: Task, rng: torch.Generator, order: Order, retain_stream: Iterator[Batch]
 ) -> Iterator[tuple[Batch | None, Batch | None]]:
     if order == "joint":
         for batch in task.forget.shuffled(rng):
@@ -227,7 +276,7 @@ def descend(
     lr: float,
     mask: Mask | Lora | None,
     seed: int,
-    bn_stats: str = "update",
+    bn_stats: BatchNormStats = "update",
     decay_unmarked: bool = False,
     prepare: Callable[[nn.Module, torch.optim.Optimizer], None] | None = None,
 ) -> Unlearned:
@@ -261,9 +310,8 @@ def descend(
     UserError
         If a setting is out of range, the mask does not fit, or the loss stops being finite.
     """
-    one_of(bn_stats, BN_STATS, "treatment of BatchNorm statistics")
-    if not lr > 0:
-        raise UserError(f"lr must be positive, got {lr}")
+    check_value("bn_stats", bn_stats, BatchNormStats)
+    check_value("lr", lr, PositiveFloat)
     model = trainable_copy(task.model)
     adapters = None
     if isinstance(mask, Lora):
@@ -328,7 +376,7 @@ def trainable_copy(model: nn.Module) -> nn.Module:
     return twin.float() if any(w.itemsize < 4 for w in twin.parameters()) else twin
 
 
-def set_train_mode(model: nn.Module, *, bn_stats: str) -> None:
+def set_train_mode(model: nn.Module, *, bn_stats: BatchNormStats) -> None:
     """Switch to training mode, with BatchNorm layers left in evaluation mode for ``bn_stats="freeze"``."""
     model.train()
     if bn_stats == "freeze":

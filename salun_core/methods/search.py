@@ -12,7 +12,7 @@ from salun_core.rng import derive
 class Range(BaseModel):
     """Values a setting may take: an interval (``log`` for a logarithmic scale) or a list of choices."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     low: float | None = None
     high: float | None = None

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,8 @@ from salun_core.models.diffusion.objectives import Objective, objective_of
 from salun_core.models.diffusion.unet import guided_noise, predict_noise
 from salun_core.rng import derive
 
-TARGETS = ("original", "current")
+Target = Literal["original", "current"]
+TARGETS = get_args(Target)
 
 
 class NoisePrediction:

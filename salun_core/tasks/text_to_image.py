@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 OPTIMIZERS = ("adam", "adafactor")
-TOKENS = ("concept", "all", "padded")
+Tokens = Literal["concept", "all", "padded"]
+TOKENS = get_args(Tokens)
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class TextToImageTask(NoisePrediction):
         """What the network is given for prompts by number."""
         return self.prompts.rows(conditions)
 
-    def tokens(self, which: str = "concept") -> Tensor:
+    def tokens(self, which: Tokens = "concept") -> Tensor:
         """Tokens of each prompt, bool (M, L).
 
         Parameters

@@ -1,9 +1,12 @@
 import copy
 import inspect
+import math
 import pydoc
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +19,8 @@ from salun_core.errors import Diverged, UserError
 from salun_core.methods import METHODS, methods_for
 from salun_core.methods.classification.be import classifier_head
 from salun_core.methods.classification.bs import label_across
-from salun_core.methods.engine import descend, round_count, rounds
+from salun_core.methods.contract import check_method, check_refusals
+from salun_core.methods.engine import check_search, check_settings, descend, round_count, rounds
 from salun_core.methods.search import Range, between, candidates, one_from
 from salun_core.saliency import random_mask, saliency_mask
 from salun_core.tasks.classification import random_labels
@@ -32,16 +36,9 @@ def run(name, task=None, **more):
 
 
 @pytest.mark.parametrize("name", CLASSIFIER_METHODS)
-def test_every_method_is_pure_and_repeatable(name):
-    task = trained_task()
-    before = copy.deepcopy(task.model)
-    state = torch.get_rng_state()
-    first, again = (run(name, seed=3).model for _ in range(2))
-    assert torch.equal(torch.get_rng_state(), state)  # the caller's random numbers go on as if nothing ran
-    assert same(task.model, before)  # the task's own model is untouched
-    assert same(first, again)  # one seed, one result
-    assert same(first, before) == (name == "original")  # and something was learned
-    assert not first.training
+def test_every_method_keeps_the_contract(name):
+    check_method(METHODS[name], trained_task(), maskable=name in MASKABLE, **QUICK.get(name, {}))
+    assert same(run(name).model, trained_task().model) == (name == "original")  # and something was learned
 
 
 @pytest.mark.parametrize("name", MASKABLE)
@@ -249,18 +246,60 @@ def test_frozen_statistics_stay_and_others_move():
 
 
 @pytest.mark.parametrize(
-    ("settings_", "message"),
+    ("name", "wrong", "message"),
     [
-        ({"lr": 0}, "lr must be positive"),
-        ({"epochs": 0}, "epochs"),
-        ({"order": "backwards"}, "order"),
-        ({"bn_stats": "melt"}, "BatchNorm"),
-        ({"mask": {"0.weight": torch.ones(1, dtype=torch.bool)}}, "does not fit"),
+        ("rl", {"lr": 0}, "RL: lr must be positive, got 0: give one from 0.0005 to 0.05"),
+        ("rl", {"lr": math.nan}, "RL: lr must be a finite number, got nan"),
+        ("rl", {"lr": "abc"}, "RL: lr must be a number, got 'abc'"),
+        ("rl", {"lr": True}, "RL: lr must be a number, got True"),
+        ("salun", {"epochs": 0}, "SalUn: epochs must be at least 1, got 0: the default is 10"),
+        ("salun", {"epochs": 1.5}, "SalUn: epochs must be a whole number, got 1.5"),
+        ("salun", {"steps": 0}, "SalUn: steps must be at least 1, got 0"),
+        ("salun", {"keep": 1.5}, "SalUn: keep must be at most 1, got 1.5"),
+        ("rl", {"order": "joints"}, "RL: order must be .* got 'joints'"),
+        ("rl", {"order": "joints"}, "did you mean 'joint'"),
+        ("ga", {"bn_stats": "sometimes"}, "GA: bn_stats must be 'update' or 'freeze'"),
+        ("l1_sparse", {"alpha": -1e-4}, "ℓ1-sparse: alpha must be at least 0, got -0.0001"),
+        ("salun_soft", {"beta": 2.0, "shrink": "quantile"}, "SalUn-soft: beta must be at most 1"),
+        ("retrain", {"replica": -1}, "Retrain: replica must be at least 0"),
+        ("esd", {"eta": math.inf}, "ESD: eta must be a finite number"),
     ],
 )
-def test_bad_settings_are_refused(settings_, message):
+def test_a_setting_out_of_range_names_method_setting_value_and_remedy(name, wrong, message):
     with pytest.raises(UserError, match=message):
-        METHODS["rl"](trained_task(), **settings_)
+        check_settings(METHODS[name], wrong)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_setting_of_every_method_refuses_nonsense(name):
+    method = METHODS[name]
+    check_refusals(method, trained_task() if not method.tasks else SimpleNamespace(kind=method.tasks[0]))
+    for number in (np.float64(0.01), np.float32(0.01)):
+        if "lr" in method.defaults:
+            check_settings(method, {"lr": number})
+    if "epochs" in method.defaults:
+        check_settings(method, {"epochs": np.int64(3)})
+
+
+def test_bounds_of_the_search_are_checked_like_settings():
+    for method in METHODS.values():
+        check_search(method, method.search)
+    for wrong, message in (
+        ({"lr": between(-1, 1, log=False)}, "RL: lr must be positive, got -1"),
+        ({"epochs": between(1, 5)}, "RL: epochs must be a whole number"),
+        ({"lr": one_from("a", "b")}, "RL: lr must be a number, got 'a'"),
+        ({"speed": between(1, 2)}, "setting of RL 'speed'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_search(METHODS["rl"], wrong)
+    for end in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="finite number"):
+            between(0.1, end)
+
+
+def test_a_mask_of_another_network_is_refused():
+    with pytest.raises(UserError, match="does not fit"):
+        METHODS["rl"](trained_task(), mask={"0.weight": torch.ones(1, dtype=torch.bool)})
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from salun_core.methods.engine import Method, Unlearned, descend, rounds
 from salun_core.methods.search import between
+from salun_core.methods.settings import BatchNormStats
 from salun_core.rng import generator
 from salun_core.saliency import Mask
 from salun_core.tasks.base import Task
@@ -15,10 +17,10 @@ def ga(
     task: Task,
     *,
     mask: Mask | None = None,
-    epochs: int = 5,
-    steps: int | None = None,
-    lr: float = 1e-4,
-    bn_stats: str = "update",
+    epochs: PositiveInt = 5,
+    steps: PositiveInt | None = None,
+    lr: PositiveFloat = 1e-4,
+    bn_stats: BatchNormStats = "update",
     seed: int = 0,
 ) -> Unlearned:
     """Descend on the negative loss of the forget set; the retain set is not used.

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from salun_core.methods.engine import Method, Unlearned, descend, rounds
 from salun_core.methods.search import between
+from salun_core.methods.settings import BatchNormStats
 from salun_core.rng import generator
 from salun_core.saliency import Mask
 from salun_core.tasks.base import Task
@@ -15,11 +17,11 @@ def l1_sparse(
     task: Task,
     *,
     mask: Mask | None = None,
-    epochs: int = 10,
-    steps: int | None = None,
-    lr: float = 0.01,
-    alpha: float = 1e-4,
-    bn_stats: str = "update",
+    epochs: PositiveInt = 10,
+    steps: PositiveInt | None = None,
+    lr: PositiveFloat = 0.01,
+    alpha: NonNegativeFloat = 1e-4,
+    bn_stats: BatchNormStats = "update",
     seed: int = 0,
 ) -> Unlearned:
     r"""Minimise ``loss(retain) + alpha * (1 - e / E) * sum |weight|`` in epoch e of E, counted from 0.

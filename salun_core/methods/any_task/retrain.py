@@ -1,5 +1,7 @@
 """Retrain: the gold standard that every other method is measured against."""
 
+from pydantic import NonNegativeInt
+
 from salun_core.errors import UserError
 from salun_core.methods.engine import Method, Unlearned
 from salun_core.rng import derive
@@ -8,7 +10,7 @@ from salun_core.tasks import FROM_SCRATCH
 from salun_core.tasks.base import Task
 
 
-def retrain(task: Task, *, mask: Mask | None = None, replica: int = 0, seed: int = 0) -> Unlearned:
+def retrain(task: Task, *, mask: Mask | None = None, replica: NonNegativeInt = 0, seed: int = 0) -> Unlearned:
     """Train a new model on the retain set alone, as the original was trained on all data.
 
     Parameters

@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator
 
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from salun_core.methods.engine import Losses, Method, Unlearned, descend, rounds
 from salun_core.methods.search import between
+from salun_core.methods.settings import BatchNormStats, Order
 from salun_core.rng import generator
 from salun_core.saliency import Mask
 from salun_core.tasks.base import Task
 
 
 def relabelled_losses(
-    task: Task, *, order: str, alpha: float, epochs: int, steps: int | None, seed: int
+    task: Task, *, order: Order, alpha: float, epochs: int, steps: int | None, seed: int
 ) -> Losses:
     """The losses of random labelling, step by step: relabelled forget batches, and ``alpha`` times retain."""
     rng = generator(seed, "rl")
@@ -33,12 +35,12 @@ def rl(
     task: Task,
     *,
     mask: Mask | None = None,
-    epochs: int = 10,
-    steps: int | None = None,
-    lr: float = 0.013,
-    alpha: float = 1.0,
-    order: str = "forget_then_retain",
-    bn_stats: str = "update",
+    epochs: PositiveInt = 10,
+    steps: PositiveInt | None = None,
+    lr: PositiveFloat = 0.013,
+    alpha: NonNegativeFloat = 1.0,
+    order: Order = "forget_then_retain",
+    bn_stats: BatchNormStats = "update",
     decay_unmarked: bool = False,
     seed: int = 0,
 ) -> Unlearned:

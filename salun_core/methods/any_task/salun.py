@@ -5,12 +5,13 @@ from typing import Any
 from salun_core.methods.any_task import rl
 from salun_core.methods.engine import Method, Unlearned
 from salun_core.methods.search import between
+from salun_core.methods.settings import Share
 from salun_core.saliency import Mask, saliency_mask
 from salun_core.tasks.base import Task
 
 
 def salun(
-    task: Task, *, mask: Mask | None = None, keep: float = 0.5, seed: int = 0, **settings: Any
+    task: Task, *, mask: Mask | None = None, keep: Share = 0.5, seed: int = 0, **settings: Any
 ) -> Unlearned:
     """Run `rl` with a saliency mask, and nothing else.
 

@@ -1,38 +1,37 @@
 """SalUn-soft: no fixed mask, but a penalty that keeps most weights where they were."""
 
 import copy
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from salun_core.errors import UserError, one_of
+from salun_core.errors import UserError
 from salun_core.methods.any_task.rl import relabelled_losses
 from salun_core.methods.engine import Method, Unlearned, descend, round_count
 from salun_core.methods.search import between
+from salun_core.methods.settings import BatchNormStats, Order
 from salun_core.methods.step_size import Size, StepSizes, soft_threshold_
 from salun_core.saliency import Mask, kth_largest
 from salun_core.tasks.base import Task
-
-SHRINK = ("penalty", "quantile")
-ANCHORS = ("original", "epoch")
-DECLINES = ("linear", "constant")
 
 
 def salun_soft(
     task: Task,
     *,
     mask: Mask | None = None,
-    epochs: int = 10,
-    steps: int | None = None,
-    lr: float = 0.013,
-    alpha: float = 1.0,
-    order: str = "forget_then_retain",
-    shrink: str = "penalty",
-    beta: float = 1e-3,
-    decline: str = "linear",
-    anchor: str = "original",
-    bn_stats: str = "update",
+    epochs: PositiveInt = 10,
+    steps: PositiveInt | None = None,
+    lr: PositiveFloat = 0.013,
+    alpha: NonNegativeFloat = 1.0,
+    order: Order = "forget_then_retain",
+    shrink: Literal["penalty", "quantile"] = "penalty",
+    beta: NonNegativeFloat = 1e-3,
+    decline: Literal["linear", "constant"] = "linear",
+    anchor: Literal["original", "epoch"] = "original",
+    bn_stats: BatchNormStats = "update",
     seed: int = 0,
 ) -> Unlearned:
     r"""Random labelling with an :math:`\ell_1` penalty on the distance to the original weights.
@@ -78,11 +77,6 @@ def salun_soft(
     Fan et al., SalUn, ICLR 2024, section on the soft-thresholding variant. Gao, Rodomanov and Stich, ICML 2024 (proximal
     steps with momentum); Yun, Lozano and Yang, NeurIPS 2021 (with adaptive step sizes).
     """
-    one_of(shrink, SHRINK, "rule for the threshold")
-    one_of(anchor, ANCHORS, "anchor")
-    one_of(decline, DECLINES, "decline of the penalty")
-    if beta < 0 or (shrink == "quantile" and beta > 1):
-        raise UserError(f"beta must be at least 0 (at most 1 for a quantile), got {beta}")
     total = round_count(task, order=order, epochs=epochs, steps=steps)
     an_epoch = round_count(task, order=order, epochs=1)
     reference: nn.Module = task.model
@@ -122,9 +116,17 @@ def _quantile(model: nn.Module, anchors: dict[str, nn.Parameter], share: float) 
     return kth_largest(sizes, count - undone + 1) if undone else 0.0
 
 
+def _check(settings: Mapping[str, Any]) -> None:
+    if settings["shrink"] == "quantile" and settings["beta"] > 1:
+        raise UserError(
+            f"SalUn-soft: beta must be at most 1 with shrink='quantile', where it is a share, got {settings['beta']:g}"
+        )
+
+
 METHOD = Method(
     salun_soft,
     "SalUn-soft",
     search={"lr": between(5e-4, 5e-2), "beta": between(1e-4, 1e-2)},
     source="Fan et al., ICLR 2024",
+    check=_check,
 )

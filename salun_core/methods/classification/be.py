@@ -3,32 +3,33 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Literal
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from salun_core.errors import UserError, one_of
+from salun_core.errors import UserError
 from salun_core.methods.engine import Method, Unlearned, descend, rounds
 from salun_core.methods.search import between
+from salun_core.methods.settings import BatchNormStats
 from salun_core.models.classification.scores import class_scores
 from salun_core.networks import evaluating
 from salun_core.rng import generator
 from salun_core.saliency import Mask, check_mask
 from salun_core.tasks.base import Task
 
-EXTRA_LOGIT = ("removed", "kept")
-
 
 def be(
     task: Task,
     *,
     mask: Mask | None = None,
-    epochs: int = 10,
-    steps: int | None = None,
-    lr: float = 1e-5,
-    extra_logit: str = "removed",
-    bn_stats: str = "update",
+    epochs: PositiveInt = 10,
+    steps: PositiveInt | None = None,
+    lr: PositiveFloat = 1e-5,
+    extra_logit: Literal["removed", "kept"] = "removed",
+    bn_stats: BatchNormStats = "update",
     seed: int = 0,
 ) -> Unlearned:
     """Add a class, train the forget images towards it, and remove it.
@@ -49,7 +50,6 @@ def be(
     ----------
     Chen et al., Boundary Unlearning, CVPR 2023.
     """
-    one_of(extra_logit, EXTRA_LOGIT, "treatment of the extra logit")
     rng = generator(seed, "be")
     name, head = classifier_head(task)
     if mask is not None:
@@ -137,7 +137,9 @@ def _uninitialised(head: nn.Linear, outputs: int) -> nn.Linear:
         dtype=head.weight.dtype,
     )
     assert isinstance(layer, nn.Linear)
-    return layer
+    for name, weight in layer.named_parameters():
+        weight.requires_grad_(head.get_parameter(name).requires_grad)
+    return layer.train(head.training)
 
 
 METHOD = Method(

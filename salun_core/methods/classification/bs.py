@@ -4,12 +4,14 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from salun_core.data.batches import Batch
 from salun_core.errors import UserError
 from salun_core.methods.engine import Method, Unlearned, descend, rounds
 from salun_core.methods.search import between
+from salun_core.methods.settings import BatchNormStats
 from salun_core.models.classification.scores import class_scores
 from salun_core.networks import evaluating
 from salun_core.rng import generator
@@ -21,11 +23,11 @@ def bs(
     task: Task,
     *,
     mask: Mask | None = None,
-    epochs: int = 10,
-    steps: int | None = None,
-    lr: float = 1e-6,
-    bound: float = 0.1,
-    bn_stats: str = "update",
+    epochs: PositiveInt = 10,
+    steps: PositiveInt | None = None,
+    lr: PositiveFloat = 1e-6,
+    bound: PositiveFloat = 0.1,
+    bn_stats: BatchNormStats = "update",
     seed: int = 0,
 ) -> Unlearned:
     """Train forget images towards the class that the original model sees after one adversarial step.

@@ -1,12 +1,13 @@
 """Influence unlearning: one step along an approximate inverse Hessian."""
 
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from salun_core.data.batches import Batches, Loader
-from salun_core.errors import Diverged, UserError
+from salun_core.errors import Diverged
 from salun_core.methods.engine import Method, Unlearned, trainable_copy
 from salun_core.methods.search import between
 from salun_core.rng import generator
@@ -17,7 +18,12 @@ GRADIENT_BYTES = 1 << 29  # memory for the per-image gradients held at once
 
 
 def iu(
-    task: Task, *, mask: Mask | None = None, alpha: float = 5.0, samples: int = 1000, seed: int = 0
+    task: Task,
+    *,
+    mask: Mask | None = None,
+    alpha: NonNegativeFloat = 5.0,
+    samples: PositiveInt = 1000,
+    seed: int = 0,
 ) -> Unlearned:
     r"""Move the weights by ``alpha`` times an inverse-Hessian product of the influence of the forget set.
 
@@ -46,8 +52,6 @@ def iu(
     ----------
     Koh and Liang, ICML 2017; Izzo et al., AISTATS 2021; Singh and Alistarh, NeurIPS 2020 (WoodFisher).
     """
-    if samples < 1:
-        raise UserError(f"samples must be at least 1, got {samples}")
     model = trainable_copy(task.model).eval()
     if mask is not None:
         check_mask(mask, model)

@@ -1,13 +1,15 @@
 """AdvUnlearn: ESD against the embedded prompt that would bring the concept back best, sought anew at each step."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from salun_core.errors import UserError, one_of
-from salun_core.methods.diffusion.network_parts import part_mask
+from salun_core.errors import UserError
+from salun_core.methods.diffusion.network_parts import Part, part_mask
 from salun_core.methods.engine import Method, Unlearned, descend, rounds
 from salun_core.methods.search import between
 from salun_core.models.diffusion.conditions import Condition, bounded_, vectors, with_vectors
@@ -16,7 +18,7 @@ from salun_core.saliency import Mask
 from salun_core.tasks.base import Task
 from salun_core.tasks.text_to_image import TextToImageTask
 
-SEARCHES = ("adam", "sign")
+Search = Literal["adam", "sign"]
 SCALE = 2.0**12  # gradients of a multiple of the loss do not vanish in half precision
 
 
@@ -24,17 +26,17 @@ def advunlearn(
     task: Task,
     *,
     mask: Mask | None = None,
-    epochs: int = 10,
-    steps: int | None = 1000,
-    lr: float = 1e-5,
-    eta: float = 1.0,
-    gamma: float = 0.3,
-    warmup: int = 200,
-    attack_steps: int = 30,
-    attack_lr: float = 1e-3,
-    attack_radius: float = 0.5,
-    attack: str = "adam",
-    part: str = "full",
+    epochs: PositiveInt = 10,
+    steps: PositiveInt | None = 1000,
+    lr: PositiveFloat = 1e-5,
+    eta: NonNegativeFloat = 1.0,
+    gamma: NonNegativeFloat = 0.3,
+    warmup: NonNegativeInt = 200,
+    attack_steps: PositiveInt = 30,
+    attack_lr: PositiveFloat = 1e-3,
+    attack_radius: PositiveFloat = 0.5,
+    attack: Search = "adam",
+    part: Part = "full",
     seed: int = 0,
 ) -> Unlearned:
     r"""Minimise the loss of ESD for the worst embedded prompt near c, and keep predictions for other prompts.
@@ -80,17 +82,6 @@ def advunlearn(
     """
     if not isinstance(task, TextToImageTask):
         raise UserError("AdvUnlearn works on a text-to-image model only")
-    one_of(attack, SEARCHES, "attack of AdvUnlearn")
-    for name, value, ok, least in (
-        ("eta", eta, eta >= 0, "at least 0"),
-        ("gamma", gamma, gamma >= 0, "at least 0"),
-        ("warmup", warmup, warmup >= 0, "at least 0"),
-        ("attack_steps", attack_steps, attack_steps >= 1, "at least 1"),
-        ("attack_lr", attack_lr, attack_lr > 0, "positive"),
-        ("attack_radius", attack_radius, attack_radius > 0, "positive"),
-    ):
-        if not ok:
-            raise UserError(f"{name} must be {least}, got {value:g}")
     mask = part_mask(task.model, part, mask)
     rng = generator(seed, "advunlearn")
 
@@ -138,7 +129,7 @@ def strongest(
     steps: int,
     lr: float,
     radius: float,
-    search: str = "adam",
+    search: Search = "adam",
 ) -> Condition:
     """The embedded prompts :math:`c^*` described in `advunlearn`, one for each image.
 

@@ -2,35 +2,36 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from salun_core.errors import UserError, one_of
-from salun_core.methods.diffusion.network_parts import part_mask
+from salun_core.errors import UserError
+from salun_core.methods.diffusion.network_parts import Part, part_mask
 from salun_core.methods.engine import Method, Unlearned, descend, rounds
 from salun_core.methods.search import between
+from salun_core.methods.settings import Order
 from salun_core.rng import generator
 from salun_core.saliency import Mask
 from salun_core.tasks.base import Task
-from salun_core.tasks.noise_prediction import TARGETS
+from salun_core.tasks.noise_prediction import Target
 from salun_core.tasks.text_to_image import TextToImageTask
-
-IMAGES = ("anchor", "concept")
 
 
 def ca(
     task: Task,
     *,
     mask: Mask | None = None,
-    epochs: int = 10,
-    steps: int | None = 100,
-    lr: float = 1.6e-5,
-    images: str = "anchor",
-    alpha: float = 0.0,
-    target: str = "current",
-    part: str = "kv",
+    epochs: PositiveInt = 10,
+    steps: PositiveInt | None = 100,
+    lr: PositiveFloat = 1.6e-5,
+    images: Literal["anchor", "concept"] = "anchor",
+    alpha: NonNegativeFloat = 0.0,
+    target: Target = "current",
+    part: Part = "kv",
     seed: int = 0,
 ) -> Unlearned:
     r"""Match the prediction for the forgotten prompt c to that for its anchor c', on the anchor's images.
@@ -71,15 +72,13 @@ def ca(
     """
     if not isinstance(task, TextToImageTask):
         raise UserError("Concept Ablation works on a text-to-image model only")
-    one_of(images, IMAGES, "images to ablate with")
-    one_of(target, TARGETS, "target of Concept Ablation")
     with_anchors = images == "anchor"
     used, asked_by = anchored(task) if with_anchors else (task, {})
     mask = part_mask(task.model, part, mask)
     rng = generator(seed, "ca")
 
     def losses(model: nn.Module) -> Iterator[tuple[Tensor, int]]:
-        order = "retain" if with_anchors else "forget"
+        order: Order = "retain" if with_anchors else "forget"
         for step in rounds(used, rng, order=order, epochs=epochs, steps=steps):
             batch = step.retain if with_anchors else step.forget
             assert batch is not None

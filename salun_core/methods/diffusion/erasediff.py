@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from salun_core.data.batches import Batch
-from salun_core.errors import UserError, one_of
 from salun_core.methods.engine import Method, Unlearned, descend, rounds
 from salun_core.methods.lora import Lora
 from salun_core.methods.search import between
@@ -15,11 +16,12 @@ from salun_core.rng import generator
 from salun_core.saliency import Mask
 from salun_core.tasks.base import Task
 
+Rule = Literal["gradient", "value", "cosine", "fixed"]
 SCALE = 2.0**12  # gradients of a multiple of the loss do not vanish in half precision
 
 
 def multiplier(
-    rule: str, eta: float, gap: float, keeping: float, forgetting: float, between_them: float
+    rule: Rule, eta: float, gap: float, keeping: float, forgetting: float, between_them: float
 ) -> float:
     r"""The weight :math:`\lambda` of the forgetting gradient q beside the gradient r of the rest.
 
@@ -39,7 +41,7 @@ def multiplier(
     return max(0.0, RULES[rule](eta, gap, keeping, forgetting, between_them))
 
 
-RULES: dict[str, Callable[[float, float, float, float, float], float]] = {
+RULES: dict[Rule, Callable[[float, float, float, float, float], float]] = {
     # <q, r + λ q> = η |q|²: each step lowers the forgetting loss by at least a share η of what q alone would.
     "gradient": lambda eta, gap, rr, qq, rq: (eta * qq - rq) / qq,
     # The same with a demand that fades as the forgetting loss comes near what can be reached.
@@ -55,12 +57,12 @@ def erasediff(
     task: Task,
     *,
     mask: Mask | None = None,
-    epochs: int = 5,
-    steps: int | None = None,
-    lr: float = 1e-5,
-    rule: str = "gradient",
-    eta: float = 0.1,
-    inner: int = 2,
+    epochs: PositiveInt = 5,
+    steps: PositiveInt | None = None,
+    lr: PositiveFloat = 1e-5,
+    rule: Rule = "gradient",
+    eta: PositiveFloat = 0.1,
+    inner: PositiveInt = 2,
     seed: int = 0,
 ) -> Unlearned:
     r"""Minimise the training loss on the retain set, subject to forgetting being as good as it can be made.
@@ -100,11 +102,6 @@ def erasediff(
     Wu et al., Erasing undesirable influence in diffusion models, CVPR 2025, arXiv:2401.05779; Liu et al.,
     BOME! Bilevel optimization made easy, NeurIPS 2022 (the rules for a).
     """
-    one_of(rule, RULES, "rule of EraseDiff")
-    if not eta > 0:
-        raise UserError(f"eta must be positive, got {eta:g}: at 0 nothing asks for forgetting")
-    if inner < 1:
-        raise UserError(f"inner must be at least 1, got {inner}: it is the number of steps looked ahead")
     rng = generator(seed, "erasediff")
 
     def losses(model: nn.Module) -> Iterator[tuple[Tensor, int]]:

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from salun_core.errors import UserError
-from salun_core.methods.diffusion.network_parts import part_mask
+from salun_core.methods.diffusion.network_parts import Part, part_mask
 from salun_core.methods.engine import Method, Unlearned, descend, rounds
 from salun_core.methods.search import between
 from salun_core.rng import generator
@@ -20,11 +21,11 @@ def esd(
     task: Task,
     *,
     mask: Mask | None = None,
-    epochs: int = 10,
-    steps: int | None = None,
-    lr: float = 1e-5,
-    eta: float = 1.0,
-    part: str = "full",
+    epochs: PositiveInt = 10,
+    steps: PositiveInt | None = None,
+    lr: PositiveFloat = 1e-5,
+    eta: NonNegativeFloat = 1.0,
+    part: Part = "full",
     seed: int = 0,
 ) -> Unlearned:
     r"""Match the prediction for the forgotten class or prompt c to negative guidance, away from c.
@@ -56,8 +57,6 @@ def esd(
     """
     if not isinstance(task, NoisePrediction):
         raise UserError("ESD works on a diffusion model only")
-    if eta < 0:
-        raise UserError(f"eta must be at least 0, got {eta:g}: 0 makes the class 'no class'")
     mask = part_mask(task.model, part, mask)
     rng = generator(seed, "esd")
 

@@ -5,27 +5,28 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from salun_core.errors import UserError
-from salun_core.methods.diffusion.network_parts import part_mask
+from salun_core.methods.diffusion.network_parts import Part, part_mask
 from salun_core.methods.engine import Method, Unlearned, descend, rounds
 from salun_core.methods.search import between
 from salun_core.rng import generator
 from salun_core.saliency import Mask
 from salun_core.tasks.base import Task
-from salun_core.tasks.text_to_image import TextToImageTask
+from salun_core.tasks.text_to_image import TextToImageTask, Tokens
 
 
 def fmn(
     task: Task,
     *,
     mask: Mask | None = None,
-    epochs: int = 10,
-    steps: int | None = 35,
-    lr: float = 2e-6,
-    tokens: str = "concept",
-    part: str = "full",
+    epochs: PositiveInt = 10,
+    steps: PositiveInt | None = 35,
+    lr: PositiveFloat = 2e-6,
+    tokens: Tokens = "concept",
+    part: Part = "full",
     seed: int = 0,
 ) -> Unlearned:
     r"""Minimise the attention that noisy images of the forgotten concept pay to its words.

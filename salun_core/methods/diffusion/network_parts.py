@@ -1,15 +1,19 @@
 """Parts of a text-conditioned denoising network, as masks."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import nn
 
-from salun_core.errors import UserError, one_of
+from salun_core.errors import UserError
 from salun_core.methods.lora import Lora
+from salun_core.methods.settings import check_value
 from salun_core.saliency import Mask, check_mask
 
-PARTS: dict[str, Callable[[str], bool]] = {
+Part = Literal["full", "xattn", "noxattn", "selfattn", "kv"]
+
+PARTS: dict[Part, Callable[[str], bool]] = {
     "full": lambda name: True,
     "xattn": lambda name: ".attn2." in name,
     # Neither the embedding of the time step nor the last layer, as in the authors' code.
@@ -26,7 +30,7 @@ self-attention. "kv": the keys and values of cross-attention.
 """
 
 
-def part_mask(model: nn.Module, part: str, mask: Mask | None = None) -> Mask | None:
+def part_mask(model: nn.Module, part: Part, mask: Mask | None = None) -> Mask | None:
     """A mask for one part of a network, and within a mask that is given.
 
     Parameters
@@ -43,7 +47,8 @@ def part_mask(model: nn.Module, part: str, mask: Mask | None = None) -> Mask | N
     UserError
         If the network has no such part.
     """
-    belongs = PARTS[one_of(part, PARTS, "part of the network")]
+    check_value("part", part, Part)
+    belongs = PARTS[part]
     if part == "full":
         return mask
     if isinstance(mask, Lora):

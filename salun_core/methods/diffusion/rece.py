@@ -1,9 +1,10 @@
 """RECE: UCE, then again for the embeddings with which the edited network would still draw the concept."""
 
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from salun_core.errors import Diverged, UserError
+from salun_core.errors import Diverged
 from salun_core.methods.diffusion.network_parts import PARTS
 from salun_core.methods.diffusion.uce import edited, edited_tokens, kept_tokens, uce
 from salun_core.methods.engine import Method, Unlearned
@@ -17,11 +18,11 @@ def rece(
     task: Task,
     *,
     mask: Mask | None = None,
-    epochs: int = 3,
-    erase: float = 1.0,
-    preserve: float = 0.1,
-    ridge: float = 0.1,
-    bound: float = 0.1,
+    epochs: PositiveInt = 3,
+    erase: NonNegativeFloat = 1.0,
+    preserve: NonNegativeFloat = 0.1,
+    ridge: PositiveFloat = 0.1,
+    bound: PositiveFloat = 0.1,
     seed: int = 0,
 ) -> Unlearned:
     r"""Edit keys and values as `uce` does, and then against the strongest embeddings that are left.
@@ -55,10 +56,6 @@ def rece(
     Gong et al., Reliable and efficient concept erasure of text-to-image diffusion models, ECCV 2024,
     arXiv:2407.12383.
     """
-    if epochs < 1:
-        raise UserError(f"epochs must be at least 1, got {epochs}: without any this is UCE")
-    if not bound > 0:
-        raise UserError(f"bound must be positive, got {bound:g}: it keeps the equation solvable")
     first = uce(task, mask=mask, erase=erase, preserve=preserve, ridge=ridge)
     assert isinstance(task, TextToImageTask)
     before = dict(task.model.named_parameters())

@@ -1,6 +1,7 @@
 """Unified Concept Editing: new keys and values of cross-attention, in closed form."""
 
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from salun_core.errors import Diverged, UserError
@@ -17,9 +18,9 @@ def uce(
     task: Task,
     *,
     mask: Mask | None = None,
-    erase: float = 1.0,
-    preserve: float = 0.1,
-    ridge: float = 0.1,
+    erase: NonNegativeFloat = 1.0,
+    preserve: NonNegativeFloat = 0.1,
+    ridge: PositiveFloat = 0.1,
     seed: int = 0,
 ) -> Unlearned:
     r"""Replace each key and value projection W by the minimiser V of a weighted sum of squares.
@@ -49,11 +50,6 @@ def uce(
         raise UserError("UCE works on a text-to-image model only")
     if isinstance(mask, Lora):
         raise UserError("UCE solves for weights and trains none: use it with a mask, not with adapters")
-    for name, value, least in (("erase", erase, 0), ("preserve", preserve, 0)):
-        if value < least:
-            raise UserError(f"{name} must be at least {least}, got {value:g}")
-    if not ridge > 0:
-        raise UserError(f"ridge must be positive, got {ridge:g}: it keeps the equation solvable")
     model = trainable_copy(task.model)
     if mask is not None:
         check_mask(mask, model)

@@ -1,0 +1,83 @@
+"""What values the settings of a method may take.
+
+The type of a parameter says it: ``PositiveFloat``, ``NonNegativeInt``, … of pydantic for numbers, ``Literal`` for
+choices. Numbers are finite, a whole number is no other number, and neither is a truth value.
+"""
+
+import difflib
+from typing import Annotated, Any, Literal, get_args
+
+import numpy as np
+from pydantic import ConfigDict, Field, PositiveFloat, TypeAdapter, ValidationError
+
+from salun_core.errors import UserError
+
+Order = Literal["forget_then_retain", "interleaved", "joint", "forget", "retain"]
+"""Which batches the steps take, see `engine.rounds`."""
+
+BatchNormStats = Literal["update", "freeze"]
+"""Whether running statistics of BatchNorm follow the batches, see `engine.descend`."""
+
+Share = Annotated[PositiveFloat, Field(le=1)]
+"""A share in (0, 1]."""
+
+CONFIG = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+WANTED = {
+    "finite_number": "a finite number",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "greater_than": "greater than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "literal_error": "{expected}",
+}
+"""The errors of pydantic in words."""
+
+
+def what_is_wanted(kind: Any, value: Any) -> str:
+    """Why ``value`` is none of type ``kind``: what it must be, or an empty text if it is right.
+
+    Parameters
+    ----------
+    kind : type
+        As a parameter is annotated with it.
+    value : Any
+        Scalars of numpy count as numbers of Python.
+    """
+    try:
+        TypeAdapter(kind, config=CONFIG).validate_python(
+            value.item() if isinstance(value, np.generic) else value
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        context = first.get("ctx", {})
+        if context.get("gt") == 0:
+            return "at least 1" if _is_whole(kind) else "positive"
+        said = WANTED.get(first["type"], first["msg"].removeprefix("Input should be "))
+        return said.format(**context) + _near(kind, value)
+    return ""
+
+
+def check_value(name: str, value: Any, kind: Any, *, remedy: str = "") -> None:
+    """Refuse a value that is none of type ``kind``.
+
+    Raises
+    ------
+    UserError
+        One sentence: what it must be, what it is, and the remedy.
+    """
+    if wanted := what_is_wanted(kind, value):
+        raise UserError(f"{name} must be {wanted}, got {value!r}" + (f": {remedy}" if remedy else ""))
+
+
+def _is_whole(kind: Any) -> bool:
+    return kind is int or any(_is_whole(part) for part in get_args(kind))
+
+
+def _near(kind: Any, value: Any) -> str:
+    near = difflib.get_close_matches(str(value), [str(choice) for choice in get_args(kind)], n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
