@@ -101,13 +101,6 @@ class TextToImageTask(NoisePrediction):
             raise UserError(
                 f"the prompt {self.prompts.texts[number]!r} is to be forgotten but has no replacement: give one"
             )
-        instead = self.replacement[asked]
-        if torch.isin(instead, asked).any():
-            number = int(instead[torch.isin(instead, asked)][0])
-            raise UserError(
-                f"the prompt {self.prompts.texts[number]!r} is to be forgotten and replaces another one: "
-                "replace prompts by one that stays"
-            )
 
     @property
     def forget(self) -> Batches:
@@ -236,6 +229,10 @@ def text_to_image_task(
     instead = dict.fromkeys(asked, replacement) if isinstance(replacement, str) else dict(replacement)
     if missing := [text for text in asked if text not in instead]:
         raise UserError(f"the prompt {missing[0]!r} is to be forgotten but has no replacement: give one")
+    if gone := [instead[text] for text in asked if instead[text] in asked]:
+        raise UserError(
+            f"the prompt {gone[0]!r} is to be forgotten and cannot replace one: replace prompts by one that stays"
+        )
     needed = [*asked, *(instead[text] for text in asked), *dict.fromkeys(read["retain"][1])]
     for i in too_long(pipe, needed):
         most = pipe.tokenizer.model_max_length

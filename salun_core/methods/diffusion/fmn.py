@@ -9,7 +9,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from salun_core.errors import UserError
-from salun_core.methods.diffusion.network_parts import Part, part_mask
+from salun_core.methods.diffusion.network_parts import Part, cross_attention_layers, part_mask
 from salun_core.methods.engine import Method, Unlearned, descend, rounds
 from salun_core.methods.search import between
 from salun_core.rng import generator
@@ -74,8 +74,6 @@ def fmn(
 
 def attention_to(maps: list[Tensor], tokens: Tensor) -> Tensor:
     """Mean square over layers of the attention (N, heads, places, L) to the marked tokens (N, L)."""
-    if not maps:
-        raise UserError("the network attends to no text: give one with cross-attention")
     share = tokens / tokens.sum()  # (N, L): the mean over the marked tokens as a weighted sum over all
     squares = [attention.float().square().mean(dim=(1, 2)) for attention in maps]  # (N, L) each
     return torch.stack([(square * share).sum() for square in squares]).mean()
@@ -98,7 +96,7 @@ def cross_attention(model: nn.Module) -> Iterator[list[Tensor]]:
             seen.add(layer)
             maps.append(found.view(len(text), -1, *found.shape[1:]))
 
-    layers = [module for name, module in model.named_modules() if name.endswith(".attn2")]
+    layers = cross_attention_layers(model)
     hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     try:
         yield maps

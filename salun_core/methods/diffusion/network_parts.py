@@ -1,7 +1,7 @@
 """Parts of a text-conditioned denoising network, as masks."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -30,6 +30,29 @@ self-attention. "kv": the keys and values of cross-attention.
 """
 
 
+def cross_attention_layers(model: nn.Module) -> list[Any]:
+    """The layers in which a network attends to text and to nothing else, in order.
+
+    There are none in a transformer that attends to image and text jointly, as that of Stable Diffusion 3
+    does; what bears the same name in version 3.5 is a second self-attention.
+
+    Raises
+    ------
+    UserError
+        If there are none.
+    """
+    found = [
+        module
+        for name, module in model.named_modules()
+        if name.endswith(".attn2") and getattr(module, "is_cross_attention", False)
+    ]
+    if not found:
+        raise UserError(
+            "the network has no cross-attention, layers that attend to text alone: give one with it"
+        )
+    return found
+
+
 def part_mask(model: nn.Module, part: Part, mask: Mask | None = None) -> Mask | None:
     """A mask for one part of a network, and within a mask that is given.
 
@@ -53,9 +76,11 @@ def part_mask(model: nn.Module, part: Part, mask: Mask | None = None) -> Mask | 
         return mask
     if isinstance(mask, Lora):
         raise UserError(f"adapters name their own layers: give them with part 'full', not {part!r}")
+    try:
+        cross_attention_layers(model)
+    except UserError as error:
+        raise UserError(f"the network has no cross-attention, so no part {part!r}: choose 'full'") from error
     weights = dict(model.named_parameters())
-    if not any(belongs(name) and ".attn" in name for name in weights):
-        raise UserError(f"the network attends to no text, so it has no part {part!r}: choose 'full'")
     # One value seen as many: the mask of a part takes no memory.
     whole = {
         name: torch.tensor(belongs(name), device=w.device).expand(w.shape) for name, w in weights.items()

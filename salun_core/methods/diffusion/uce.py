@@ -5,7 +5,7 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from salun_core.errors import Diverged, UserError
-from salun_core.methods.diffusion.network_parts import PARTS
+from salun_core.methods.diffusion.network_parts import PARTS, cross_attention_layers
 from salun_core.methods.engine import Method, Unlearned, trainable_copy
 from salun_core.methods.lora import Lora
 from salun_core.methods.search import between
@@ -53,11 +53,10 @@ def uce(
     model = trainable_copy(task.model)
     if mask is not None:
         check_mask(mask, model)
+    cross_attention_layers(model)
     concepts, anchors = edited_tokens(task)
     kept = kept_tokens(task)
     layers = [(name, w) for name, w in model.named_parameters() if PARTS["kv"](name)]
-    if not layers:
-        raise UserError("the network attends to no text: give one with cross-attention")
     with torch.no_grad():
         for _, weight in layers:
             solved = edited(weight, concepts, anchors, kept, erase=erase, preserve=preserve, ridge=ridge)
