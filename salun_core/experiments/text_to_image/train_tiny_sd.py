@@ -188,14 +188,12 @@ def noise_loss(
     """The loss of the task, with a caption drawn for each image in each step."""
     prompts = encode_prompts(pipe, [c.text for c in every])
     by_digit = captions_by_digit(pipe, every)
-    # Nothing is forgotten here, so every image counts as asked for by the first caption, and the next stands for it.
-    unused = replace(latents, labels=torch.zeros_like(latents.labels))
-    instead = (torch.arange(len(prompts.texts)) + 1) % len(prompts.texts)
+    nothing = torch.zeros(len(prompts.texts), dtype=torch.int64)
     task = TextToImageTask(
         pipe.unet,
-        {"forget": unused, "retain": latents},
+        {"forget": latents, "retain": latents},
         prompts,
-        instead,
+        nothing,
         pipe.scheduler,
         drop_share=drop,
         antithetic=True,
