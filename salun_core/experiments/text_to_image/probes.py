@@ -1,4 +1,4 @@
-"""Probes of an unlearned pipeline: prompts that do not name the concept, attacks on embeddings, relearning."""
+"""Probes of an unlearned pipeline: prompts that do not name the concept, attacks, relearning."""
 
 import time
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ from salun_core.experiments.runs.params import Group, parameter
 from salun_core.experiments.runs.store import Key, Result
 from salun_core.experiments.text_to_image.lab import FIRST, TextLab
 from salun_core.experiments.text_to_image.problem import STREAMS
+from salun_core.experiments.text_to_image.prompt_attacks import PromptAttacker, PromptAttacking
 from salun_core.metrics.generation.detection import (
     ANY,
     EXPOSED,
@@ -40,6 +41,7 @@ from salun_core.metrics.generation.detection import (
     thresholds_of,
 )
 from salun_core.metrics.generation.erasure import nearest_classes, relearning_curve, search_embedding
+from salun_core.metrics.generation.prompt_attacks import PROMPT_ATTACKS
 from salun_core.models.diffusion.conditions import Condition, repeated
 from salun_core.models.text_to_image.sampling import sample_prompts
 
@@ -47,6 +49,7 @@ DETECTORS = ("classifier", "nudenet")
 CODE = (
     "salun_core.metrics.generation.detection",
     "salun_core.metrics.generation.erasure",
+    "salun_core.metrics.generation.prompt_attacks",
     "salun_core.models.text_to_image.sampling",
     "salun_core.tasks.text_to_image",
 )
@@ -54,6 +57,8 @@ CHUNK = 256  # images drawn and searched at a time
 UNNAMED = "prompts without its name"
 ADVERSARIAL = "adversarial search"
 RELEARNED = "relearned"
+ATTACKS = (ADVERSARIAL, *PROMPT_ATTACKS.values(), RELEARNED)
+"""Probes that need more than a prompt in words."""
 
 
 class Probing(Group):
@@ -90,10 +95,19 @@ class Prober:
         Budgets.
     prompts : PromptSet, optional
         Prompts that do not name the concept; the lab's indirect ones by default.
+    attacking : PromptAttacking, optional
+        Attacks in prompt space and their budgets; none by default.
     """
 
-    def __init__(self, lab: TextLab, probing: Probing, prompts: PromptSet | None = None) -> None:
+    def __init__(
+        self,
+        lab: TextLab,
+        probing: Probing,
+        prompts: PromptSet | None = None,
+        attacking: PromptAttacking | None = None,
+    ) -> None:
         self.lab, self.how, self.given = lab, probing, prompts
+        self.attacker = PromptAttacker(lab, attacking or PromptAttacking(prompt_attacks=()))
 
     @cached_property
     def detector(self) -> Detector:
@@ -153,6 +167,7 @@ class Prober:
         what = {
             "cell": dict(result.key.what),
             "probing": self.how.identity(),
+            "attacking": self.attacker.how.identity(),
             "prompts": self.unnamed(forgotten).identity,
             "detector": asdict(self.detector.card) | {"classes": list(self.detector.card.classes)},
         }
@@ -269,6 +284,15 @@ class Prober:
         values["seconds"]["attack"] = lab.since(start)
 
         start = time.perf_counter()
+        values["prompt_attacks"] = []
+        unnamed = self.unnamed(forgotten).texts[0]
+        for name in self.attacker.how.prompt_attacks:
+            shares = self._attacked(name, model, few, forgotten, unnamed, seed=cell.seed)
+            values["prompt_attacks"].append(shares)
+            values["shown"].append([shares["attack"], shares["after"], how.attack_samples])
+        values["seconds"]["prompt attacks"] = lab.since(start)
+
+        start = time.perf_counter()
         texts = lab.prompts.test[FIRST][forgotten]
         asked = [texts[i % len(texts)] for i in range(how.relearn_samples)]
         try:
@@ -296,6 +320,32 @@ class Prober:
             ),
         }
         return lab.store.put(key, values, lab.provenance(), files)
+
+    def _attacked(
+        self, name: str, model: nn.Module, latents: Tensor, forgotten: int, unnamed: str, *, seed: int
+    ) -> dict[str, Any]:
+        """What an attack in prompt space found, what it cost, and how often the concept is shown with and without."""
+        found = self.attacker.found(name, model, latents, forgotten, unnamed, seed=seed)
+        space, count = self.attacker.space, self.how.attack_samples
+        plain = space.padded(space.ids(self.lab.prompts.training[forgotten]))
+        before, after = (
+            self.shown(
+                self._drawn(model, repeated(space.embedded(ids[None])[0], count), forgotten), forgotten
+            )
+            for ids in (plain, found.ids)
+        )
+        return {
+            "attack": PROMPT_ATTACKS[name],
+            "text": found.text,
+            "typed": found.typed,
+            "before": before,
+            "after": after,
+            "n": count,
+            "loss_before": found.before,
+            "loss_after": found.after,
+            "passes": found.passes,
+            "encoded": found.encoded,
+        }
 
     def _named(self, result: Result, forgotten: int) -> dict[str, float]:
         """Share of the cell's own samples of the forgotten class that show it, by kind of prompt."""

@@ -24,8 +24,10 @@ from salun_core.experiments.text_to_image import class_forgetting as text_to_ima
 from salun_core.experiments.text_to_image.lab import TextLab
 from salun_core.experiments.text_to_image.params import TextToImageParams
 from salun_core.experiments.text_to_image.probes import Prober, Probing
+from salun_core.experiments.text_to_image.prompt_attacks import PromptAttacking
 from salun_core.metrics.generation.detection import detect, detection_counts, redacted
 from salun_core.metrics.generation.erasure import neighbour_damage
+from salun_core.metrics.generation.prompt_attacks import PromptSpace
 from salun_core.models.text_to_image.deltas import weights_digest
 from salun_core.models.text_to_image.pipelines import too_long
 from salun_core.models.text_to_image.sampling import sample_prompts
@@ -75,6 +77,7 @@ class UnsafeParams(TextToImageParams):
     masks: tuple[str, ...] = parameter((), "none in this experiment")
     unnamed: UnsafePrompts = UnsafePrompts()
     probing: Probing = Probing()
+    attacking: PromptAttacking = PromptAttacking()
 
     @model_validator(mode="after")
     def _together(self) -> "UnsafeParams":
@@ -100,6 +103,8 @@ class UnsafeParams(TextToImageParams):
                 "pipeline reads the beginning",
                 file=sys.stderr,
             )
+        if self.attacking.prompt_attacks:
+            PromptSpace(pipe)  # refused now, if the pipeline has several text encoders
         if self.unnamed.own_images and data is None:
             data = self._drawn(pipe)
         made = super().lab(data=data, pipe=pipe)
@@ -169,6 +174,9 @@ class UnsafeResults:
         Detections for prompts without the concept's name, by category and threshold.
     damage : DataFrame
         The other classes of each model, the neighbours of the forgotten one first.
+    attacks : DataFrame
+        A row for each model and attack in prompt space: the prompt found, the share of ``n`` images that show
+        the concept ``before`` (its own prompt) and ``after``, the attack's loss before and after, and its cost.
     prober : Prober
         For a closer look.
     params : UnsafeParams
@@ -180,6 +188,7 @@ class UnsafeResults:
     curves: pd.DataFrame
     counts: pd.DataFrame
     damage: pd.DataFrame
+    attacks: pd.DataFrame
     prober: Prober
     params: UnsafeParams
 
@@ -199,9 +208,9 @@ def run(params: UnsafeParams, *, lab: TextLab | None = None) -> UnsafeResults:
     """
     lab = lab or params.lab()
     found = text_to_image.run(params, lab=lab)
-    prober = Prober(lab, params.probing, params.unnamed.read())
+    prober = Prober(lab, params.probing, params.unnamed.read(), params.attacking)
     done = found.cells[found.cells["status"] == "done"]
-    probes, curves, counts, damage = [], [], [], []
+    probes, curves, counts, damage, attacks = [], [], [], [], []
     with tqdm(total=len(done), desc="probes", unit="model", dynamic_ncols=True) as progress:
         for _, row in done.iterrows():
             progress.set_postfix_str(f"{row['scenario']}, seed {row['seed']}, {row['method']}")
@@ -218,6 +227,7 @@ def run(params: UnsafeParams, *, lab: TextLab | None = None) -> UnsafeResults:
                 name | {"probe": probe, "shown": share, "n": n, "utility": utility}
                 for probe, share, n in values["shown"]
             ]
+            attacks += [name | attack for attack in values["prompt_attacks"]]
             curves += [
                 name
                 | {"step": step, "shown": share, "n": params.probing.relearn_samples}
@@ -256,6 +266,7 @@ def run(params: UnsafeParams, *, lab: TextLab | None = None) -> UnsafeResults:
         pd.DataFrame(curves),
         pd.concat(counts, ignore_index=True),
         pd.concat(damage, ignore_index=True),
+        pd.DataFrame(attacks),
         prober,
         params,
     )

@@ -70,6 +70,33 @@ def probes_table(summary: pd.DataFrame, probes: pd.DataFrame) -> Table:
     )
 
 
+def attacks_table(attacks: pd.DataFrame) -> Table:
+    """Model × attack in prompt space: images with the concept before and after, the cost, and the prompt found."""
+    lines = []
+    for (method, mask, attack), mine in attacks.groupby(["method", "mask", "attack"], sort=False):
+        first, n = mine.iloc[0], int(mine["n"].sum())
+        before, after = (
+            wilson(round(float((mine[when] * mine["n"]).sum())), n=n) for when in ("before", "after")
+        )
+        lines.append(
+            {
+                "Method": name_of(str(method), str(mask)),
+                "Attack": attack,
+                "Before": number(100 * before.value, 0),
+                "After": f"{100 * after.value:.0f}\n({100 * after.low:.0f}–{100 * after.high:.0f})",
+                "Images denoised": f"{int(mine['passes'].mean()):,}",
+                "Prompts embedded": f"{int(mine['encoded'].mean()):,}",
+                "Prompt found": first["text"] if first["typed"] else f"{first['text']} *",
+            }
+        )
+    return Table(
+        pd.DataFrame(lines),
+        f"Attacks in prompt space: images that show the concept in percent, asked for by its own prompt (before) and by the "
+        f"prompt found (after, with 95% Wilson intervals; n = {int(attacks['n'].max())} images of each seed), and the "
+        "budget of a search. * The text, typed in, is cut into other tokens than those found",
+    )
+
+
 def neighbours_table(damage: pd.DataFrame, *, most: int = 3) -> Table:
     """Model × nearest neighbours of the forgotten class: share of images recognised, and the loss."""
     near = damage[damage["rank"] <= most]

@@ -3,7 +3,7 @@ import torch
 
 from salun_core.errors import UserError
 from salun_core.experiments.runs.params import read_preset
-from salun_core.experiments.text_to_image.probes import ADVERSARIAL, RELEARNED, UNNAMED, Prober
+from salun_core.experiments.text_to_image.probes import ADVERSARIAL, ATTACKS, RELEARNED, UNNAMED, Prober
 from salun_core.experiments.text_to_image.unsafe import UnsafeParams, run
 from salun_core.metrics.generation.detection import Redacted, detect
 from salun_core.metrics.generation.erasure import erasure_summary
@@ -25,6 +25,10 @@ SMALL = {
     "relearn_every": 1,
     "relearn_samples": 3,
     "pictures": 5,
+    "prompt_steps": 2,
+    "prompt_tokens": 3,
+    "ring_population": 4,
+    "ring_generations": 2,
 }
 
 
@@ -44,12 +48,28 @@ def test_every_model_goes_through_every_probe_and_the_original_first(results):
         "misspelt",
         "composed",
         UNNAMED,
-        ADVERSARIAL,
-        RELEARNED,
+        *ATTACKS,
     ]
+    assert ATTACKS == (ADVERSARIAL, "UnlearnDiffAtk", "P4D", "Ring-A-Bell", RELEARNED)
     assert table.stack().between(0, 1).all()
     assert results.curves.groupby("method", sort=False)["step"].apply(list).tolist() == [[0, 1, 2]] * 2
     assert erasure_summary(results.probes)["method"].tolist() == ["original", "uce"]
+
+
+def test_attacks_in_prompt_space_are_reported_with_their_budget(results):
+    found = results.attacks
+    assert found["method"].tolist() == ["original"] * 3 + ["uce"] * 3
+    assert found["attack"].tolist() == ["UnlearnDiffAtk", "P4D", "Ring-A-Bell"] * 2
+    assert (found["n"] == 3).all() and found[["before", "after"]].stack().between(0, 1).all()
+    shown = results.probes.set_index(["method", "probe"])["shown"]
+    for _, row in found.iterrows():
+        assert row["after"] == shown[row["method"], row["attack"]]
+    black_box = found[found["attack"] == "Ring-A-Bell"]
+    assert (black_box["passes"] == 0).all() and black_box["text"].nunique() == 1
+    assert (found.loc[found["attack"] != "Ring-A-Bell", "passes"] > 0).all()
+    # With its own prompt the original predicts what it does.
+    p4d = found[found["attack"] == "P4D"].set_index("method")["loss_before"]
+    assert p4d["original"] == 0 and p4d["uce"] > 0
 
 
 def test_the_search_finds_the_original_at_once(results):
@@ -115,6 +135,7 @@ def test_what_the_notebook_shows(results):
         tables.counts_table(results.counts),
         tables.probes_table(summary, results.probes),
         tables.neighbours_table(results.damage),
+        tables.attacks_table(results.attacks),
     ]
     assert all(len(table.frame) and table.caption for table in made)
     shown = dict(made[0].frame.to_numpy())
@@ -237,6 +258,7 @@ def test_both_quick_presets_unlearn_alike():
         ({"own_images": 5}, "own_images needs class_names"),
         ({"keep_models": False}, "unsafe probes the models it made"),
         ({"threshold": 0}, "threshold"),
+        ({"prompt_attacks": ["p4"]}, "did you mean 'p4d'"),
         ({"atack_steps": 1}, "did you mean 'attack_steps'"),
     ],
 )
