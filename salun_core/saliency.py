@@ -8,7 +8,7 @@ import copy
 import io
 import json
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,14 @@ class Rule:
     first_batch_only: bool = False
     train_mode: bool = False  # batch statistics in BatchNorm, dropout on
     ascent: float = 0.0  # learning rate of a step of gradient ascent after each batch
+    clip: float = 0.0  # largest norm of a batch's gradient over all weights; 0 for no limit
 
 
 SCORES: dict[str, Rule] = {
     "abs_sum": Rule(),  # the paper's: |gradient of the loss summed over the forget set|
     "sum_abs": Rule(absolute_per_batch=True),
     "batch_means": Rule(batch_means=True),  # released code since December 2023
+    "clipped_batches": Rule(batch_means=True, clip=1.0),  # released code for class-conditional diffusion
     "first_batch": Rule(first_batch_only=True),
     "train_mode": Rule(train_mode=True),
     # October 2023: the weights moved by gradient ascent while the gradients were collected.
@@ -58,6 +60,9 @@ SCORES: dict[str, Rule] = {
     "drifting": Rule(batch_means=True, ascent=0.01),  # 1 to 17 December 2023
 }
 """Definitions of the score found in the paper, in its code over time, and in public ports."""
+
+
+LARGE = 100_000_000  # weights from which gradients are added up, and scores kept, on the CPU
 
 
 def saliency_scores(
@@ -91,7 +96,8 @@ def saliency_scores(
     Returns
     -------
     dict of str to Tensor
-        Non-negative float32 tensors, one for each trainable weight, on the model's device.
+        Non-negative float32 tensors, one for each trainable weight: on the model's device, or on the CPU for a
+        network of more than ``LARGE`` weights, whose sums would fill an accelerator.
 
     Raises
     ------
@@ -119,7 +125,8 @@ def saliency_scores(
         if not weights:
             raise UserError("all weights of the model are frozen: set requires_grad on those that may change")
         total = _summed_gradients(net, weights, data, loss, rule)
-    scores = {name: grad.abs().float() for name, grad in total.items()}
+    # One at a time, so that sums and scores of a large network are not held together.
+    scores = {name: total.pop(name).abs().float() for name in list(total)}
     finite = torch.stack([values.isfinite().all() for values in scores.values()]).tolist()
     for name, is_finite in zip(scores, finite, strict=True):
         if not is_finite:
@@ -132,15 +139,23 @@ def saliency_scores(
 def _summed_gradients(
     net: nn.Module, weights: Mapping[str, Tensor], forget: Iterable[Batch], loss: Loss, rule: Rule
 ) -> dict[str, Tensor]:
-    dtype = next(iter(weights.values())).dtype
+    first = next(iter(weights.values()))
+    dtype = first.dtype
+    place = torch.device("cpu") if _count(weights) > LARGE else first.device
     total: list[Tensor] = []
     for images, condition in forget:
         images = images.to(dtype) if images.is_floating_point() else images
         value = loss(net, (images, condition)) * (1 if rule.batch_means else len(images))
         grads = torch.autograd.grad(value, list(weights.values()), allow_unused=True, materialize_grads=True)
+        if rule.clip:
+            grads = _limited(grads, rule.clip)
         parts = [g.abs() for g in grads] if rule.absolute_per_batch else list(grads)
         # In double precision, so that the sum does not depend on how many batches there are.
-        total = [_added(t, p) for t, p in zip(total, parts, strict=True)] if total else parts
+        total = (
+            [_added(t, p.to(place)) for t, p in zip(total, parts, strict=True)]
+            if total
+            else [p.to(place) for p in parts]
+        )
         if rule.first_batch_only:
             break
         if rule.ascent:
@@ -148,9 +163,17 @@ def _summed_gradients(
                 scale = rule.ascent / (1 if rule.batch_means else len(images))
                 for weight, grad in zip(weights.values(), grads, strict=True):
                     weight.add_(grad, alpha=scale)
+        del value, grads, parts  # or they would be held while the next batch is computed
     if not total:
         raise UserError("the forget set holds no images: choose a larger forget_fraction or another class")
     return dict(zip(weights, total, strict=True))
+
+
+def _limited(grads: Sequence[Tensor], most: float) -> tuple[Tensor, ...]:
+    """Gradients scaled down together until their norm is ``most`` at most, as `clip_grad_norm_` does."""
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads]))
+    scale = (most / (norm + 1e-6)).clamp(max=1.0)
+    return tuple(g * scale for g in grads)
 
 
 def _added(total: Tensor, part: Tensor) -> Tensor:
@@ -245,7 +268,7 @@ def restore_unmarked_(model: nn.Module, original: nn.Module, mask: Mask) -> None
         before = dict(original.named_parameters())
         for name, weight in model.named_parameters():
             if name in mask:
-                torch.where(mask[name], weight, before[name], out=weight)
+                torch.where(mask[name].to(weight.device), weight, before[name], out=weight)
 
 
 def check_mask(mask: Mask, model: nn.Module) -> None:

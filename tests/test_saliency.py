@@ -106,6 +106,43 @@ def test_batch_means_do_depend_on_batches():
     assert mask_iou(*masks) < 1
 
 
+def test_clipped_batches_are_limited_each_by_itself():
+    task = trained_task()
+    batches = list(task.forget.resized(50))
+    total = None
+    for batch in batches:
+        net = copy.deepcopy(task.model).double().eval()
+        (1000 * task.loss(net, (batch[0].double(), batch[1]))).backward()
+        norm = nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        assert norm > 1
+        grads = {name: weight.grad.clone() for name, weight in net.named_parameters()}
+        total = grads if total is None else {name: total[name] + grads[name] for name in grads}
+    found = saliency_scores(
+        task.model,
+        batches,
+        lambda model, batch: 1000 * task.loss(model, batch),
+        score="clipped_batches",
+        dtype=torch.float64,
+    )
+    for name, values in found.items():
+        torch.testing.assert_close(values, total[name].abs().float(), rtol=1e-4, atol=1e-7)
+    gentle = {
+        s: saliency_scores(task.model, batches, lambda m, b: 1e-6 * task.loss(m, b), score=s)
+        for s in ("clipped_batches", "batch_means")
+    }
+    for name, values in gentle["clipped_batches"].items():
+        torch.testing.assert_close(values, gentle["batch_means"][name])
+
+
+def test_sums_of_large_networks_are_the_same(monkeypatch):
+    task = trained_task()
+    small = saliency_scores(task.model, task.forget.resized(50), task.loss)
+    monkeypatch.setattr(saliency, "LARGE", 10)
+    large = saliency_scores(task.model, task.forget.resized(50), task.loss)
+    assert all(torch.equal(values, small[name]) for name, values in large.items())
+    assert {values.device.type for values in large.values()} == {"cpu"}
+
+
 @pytest.mark.parametrize("score", SCORES)
 def test_scoring_leaves_the_model_alone(score):
     task = trained_task()

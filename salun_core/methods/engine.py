@@ -323,6 +323,9 @@ def descend(
             adapters, mask = mask.attach(model), None
     if mask is not None:
         check_mask(mask, model)
+        mask = {
+            name: mask[name].to(weight.device) for name, weight in model.named_parameters() if name in mask
+        }
     # What may not change at all needs no gradient and no state of the optimiser.
     fixed = [] if mask is None or decay_unmarked else unmarked_weights(model, mask)
     for weight in fixed:

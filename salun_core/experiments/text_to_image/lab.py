@@ -19,6 +19,8 @@ from salun_core.metrics.generation.clip import Clip, clip_scores, nearest_text
 from salun_core.metrics.generation.imagenet import imagenet_judge
 from salun_core.metrics.generation.recognition import recognise
 from salun_core.models.text_to_image.deltas import load_delta, weights_digest
+from salun_core.models.text_to_image.families import family_of, network_of
+from salun_core.models.text_to_image.pipelines import resting
 from salun_core.tasks.text_to_image import TextToImageTask
 
 if TYPE_CHECKING:
@@ -136,6 +138,15 @@ class TextLab(GenerationLab):
         if spec.kind == "lora":
             return Lora(self.lora_rank), 0.0
         return super().mask(seed, scenario, spec)
+
+    def unlearned(self, cell: Cell, values: dict[str, Any]) -> tuple[Any, Any]:
+        """See `Lab.unlearned`; meanwhile whatever only draws and judges leaves the accelerator."""
+        self.task(cell.seed, cell.scenario)  # encodes images and prompts, for which they are needed
+        parts = family_of(self.pipe).parts(self.pipe)
+        idle = [part for part in parts.values() if part is not network_of(self.pipe)]
+        idle += [getattr(self.pipe, "safety_checker", None), self.clip.model if self.clip else None]
+        with resting(*idle):
+            return super().unlearned(cell, values)
 
     def finished(self, model: nn.Module) -> nn.Module:
         """The unlearned network in the pipeline's own precision: what is measured is what is stored."""

@@ -88,4 +88,4 @@ def part_mask(model: nn.Module, part: Part, mask: Mask | None = None) -> Mask | 
     if mask is None:
         return whole
     check_mask(mask, model)
-    return {name: whole[name] & mask[name] for name in whole}
+    return {name: whole[name] & mask[name].to(whole[name].device) for name in whole}

@@ -18,6 +18,7 @@ from salun_core.models.diffusion.conditions import Condition, Embedded, stacked
 from salun_core.models.diffusion.objectives import PREDICTIONS, Denoising, objective_of
 from salun_core.models.diffusion.unet import quiet
 from salun_core.models.text_to_image.families import family_of, named_family, network_of
+from salun_core.networks import device_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -262,6 +263,21 @@ def fitted(images: Tensor, size: int) -> Tensor:
         return images
     # Few at a time: resampling takes floats, four times the bytes.
     return torch.cat([resized_pixels(part, size) for part in images.split(64)])
+
+
+@contextlib.contextmanager
+def resting(*networks: nn.Module | None) -> Iterator[None]:
+    """Networks that are not needed for a while, on the CPU; where they were afterwards."""
+    moved = [(network, device_of(network)) for network in networks if network is not None]
+    for network, _ in moved:
+        network.to("cpu")
+    if any(device.type == "cuda" for _, device in moved):
+        torch.cuda.empty_cache()
+    try:
+        yield
+    finally:
+        for network, device in moved:
+            network.to(device)
 
 
 @contextlib.contextmanager
