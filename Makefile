@@ -21,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
 export PYTHONNOUSERSITE = 1
 export UV_PYTHON_DOWNLOADS = never
 
-.PHONY: help book pdf test quick lint check bench record notebooks lock clean clean-all
+.PHONY: help book pdf test quick lint check bench rehearse record notebooks lock clean clean-all
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -55,6 +55,9 @@ check: $(READY) ## look at every page of the built book in a headless browser
 
 bench: $(READY) ## run the benchmarks
 	@$(PY) -m benchmarks
+
+rehearse: $(READY) ## run every preset that is not recorded in small, and print what it needs in full
+	@$(PY) -m salun_core rehearse
 
 record: $(READY) ## run or resume a preset into data/recorded: make record PRESET=paper
 	@test -n "$(PRESET)" || { echo "which preset? for instance: make record PRESET=paper" >&2; exit 2; }

@@ -101,6 +101,16 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--keep", type=float, default=0.5, help="density of the mask")
     check.set_defaults(do=_check)
 
+    rehearse = commands.add_parser(
+        "rehearse", help="run presets made for a GPU in small, here, and print what they need in full"
+    )
+    rehearse.add_argument("names", nargs="*", metavar="NAME", help="experiments or presets; all by default")
+    rehearse.add_argument(
+        "--tflops", type=float, default=30.0, help="speed, sustained, that hours are printed for"
+    )
+    rehearse.add_argument("--threads", type=int, default=0, help="processor threads; 0: as torch chooses")
+    rehearse.set_defaults(do=_rehearse)
+
     results = commands.add_parser("results", help="print the results of an experiment's last run")
     results.add_argument("experiment")
     results.add_argument("--format", choices=("table", "csv", "json"), default="table")
@@ -207,6 +217,26 @@ def _check(given: argparse.Namespace) -> int:
     )
     print(report)
     return 0 if report.ok else 1
+
+
+def _rehearse(given: argparse.Namespace) -> None:
+    import torch
+
+    from salun_core.experiments.rehearsal import chosen, rehearse, shown
+
+    if not given.tflops > 0:
+        raise UserError(f"tflops must be positive, got {given.tflops:g}: 30 is a fast GPU in half precision")
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    done = []
+    for outcome in rehearse(chosen(given.names)):
+        done.append(outcome)
+        print(
+            f"{outcome.act.label}: {outcome.cells} cells in {outcome.seconds:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+    print(shown(done, tflops=given.tflops).to_string(index=False))
 
 
 def _results(given: argparse.Namespace) -> None:

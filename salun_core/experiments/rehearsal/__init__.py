@@ -1,0 +1,212 @@
+"""Every preset that has not been recorded, run on the processor in small, before it is run in full elsewhere."""
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from salun_core.errors import UserError, one_of
+from salun_core.experiments import EXPERIMENTS
+from salun_core.experiments.rehearsal import stand_ins
+from salun_core.experiments.rehearsal.estimate import Estimate, Rehearsed, estimate
+from salun_core.experiments.rehearsal.networks import SD_UNET, Flops
+from salun_core.experiments.rehearsal.smaller import smaller
+from salun_core.experiments.rehearsal.stand_ins import SHAPES, Shape
+from salun_core.experiments.runs.cells import Cell
+from salun_core.experiments.runs.params import preset_names, read_preset
+from salun_core.experiments.runs.store import Result
+from salun_core.experiments.runs.table import read_table
+from salun_core.paths import project_root
+
+BOOK = "quick"  # the preset that the book runs
+
+FURTHER: tuple[tuple[str, str, dict[str, Any]], ...] = tuple(
+    ("classification", "paper", given)
+    for given in (
+        {"dataset": "cifar100"},
+        {"dataset": "svhn"},
+        {"dataset": "tiny_imagenet"},
+        {"arch": "vgg16"},
+        {"arch": "swin_t", "width": 96},
+    )
+)
+"""The paper's other data sets and networks."""
+
+
+@dataclass(frozen=True)
+class Act:
+    """One preset to rehearse, with what is given on top of it."""
+
+    experiment: str
+    preset: str
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Name in the table: "classification paper, dataset cifar100"."""
+        more = "".join(f", {name} {value}" for name, value in self.given.items() if name != "width")
+        return f"{self.experiment} {self.preset}{more}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a rehearsal took, and what the preset is estimated to need."""
+
+    act: Act
+    cells: int
+    seconds: float
+    full: Estimate
+
+
+def unrecorded() -> list[Act]:
+    """Presets that are neither run by the book nor recorded, and the paper's other data sets and networks."""
+    recorded = project_root() / "data" / "recorded"
+    found = [
+        Act(experiment, preset)
+        for experiment in EXPERIMENTS
+        for preset in preset_names(experiment)
+        if preset != BOOK and not (recorded / preset / "results" / f"{experiment}.json").is_file()
+    ]
+    return found + [Act(*further) for further in FURTHER]
+
+
+def chosen(words: Sequence[str]) -> list[Act]:
+    """The presets that words name, an experiment or a preset each; all of them without words.
+
+    Raises
+    ------
+    UserError
+        If a word names neither.
+    """
+    every = unrecorded()
+    known = {act.experiment for act in every} | {act.preset for act in every}
+    for word in words:
+        one_of(word, sorted(known), "experiment or preset")
+    return [act for act in every if set(words) <= {act.experiment, act.preset}]
+
+
+def rehearse(acts: Sequence[Act]) -> Iterator[Outcome]:
+    """Run each in a folder of its own, which is deleted afterwards."""
+    for act in acts:
+        with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
+            yield rehearsed(act, Path(folder))
+
+
+def rehearsed(act: Act, folder: Path) -> Outcome:
+    """Run one preset in small and estimate what it needs in full."""
+    start = time.perf_counter()
+    experiment = EXPERIMENTS[act.experiment]
+    needs = _needs(read_preset(act.experiment, act.preset), folder)
+    full = experiment.params.load({**act.given, **needs.given, "preset": act.preset})
+    small = experiment.params.load(
+        {
+            **act.given,
+            **needs.given,
+            **smaller(full),
+            **needs.small,
+            "preset": act.preset,
+            "out_dir": folder / "out",
+        }
+    )
+    data = stand_ins.images_like(small.data.dataset) if small.data.dataset in SHAPES else None
+    lab = Metered(small.lab(data=data))
+    experiment.run(small, lab=lab)
+    rows = read_table(folder / "out", act.experiment)
+    rows = rows.assign(flops=rows["cell"].map(lab.flops))
+    rows["variant"] = rows[["scenario", "method", "mask", "keep", "score"]].astype(str).agg("|".join, axis=1)
+    if hasattr(lab.lab, "pipe"):
+        rows.attrs["unet"] = {
+            name: lab.lab.pipe.unet.config[name] for name in (*SD_UNET, "norm_num_groups", "layers_per_block")
+        }
+    shape = SHAPES["imagenette" if needs.small else small.data.dataset if data is not None else "cifar10"]
+    if full.shown().get("own_images"):
+        shape = SHAPES["own images"]
+    shape = replace(shape, train=full.shown().get("train_images") or shape.train)
+    done = Rehearsed(full, small, shape, _shape_of(lab.lab.data), rows, folder / "out")
+    return Outcome(act, len(rows), time.perf_counter() - start, estimate(done))
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """Files that a preset needs: to be checked at all (``given``), and to be run in small (``small``)."""
+
+    given: dict[str, Any]
+    small: dict[str, Any]
+
+
+def _needs(preset: Mapping[str, Any], folder: Path) -> _Needs:
+    given: dict[str, Any] = {}
+    small: dict[str, Any] = {}
+    if preset.get("prompts_file"):
+        given["prompts_file"] = stand_ins.prompts_file(folder / "prompts.csv")
+        given["prompts_rows"] = stand_ins.PROMPTS
+    if "pipeline" in preset:
+        words = {word for name in preset["class_names"] for word in name.lower().split()}
+        small["pipeline"] = str(
+            stand_ins.pipeline_folder(folder / "pipeline", words | {"a", "of", "photo", "image"})
+        )
+        small["clip"] = str(stand_ins.clip_folder(folder / "clip", folder / "pipeline"))
+    if preset.get("dataset") == "imagefolder":
+        made = stand_ins.imagenette_folder if "pipeline" in preset else _cifar_folder
+        given["data_dir"] = made(folder / "images")
+    if preset.get("features") == "inception":
+        given["inception_weights"] = stand_ins.inception_weights(folder / "inception.pth")
+    if preset.get("judge") == "imagenet":
+        given["judge_weights"] = stand_ins.resnet50_weights(folder / "resnet50.pth")
+    return _Needs(given, small)
+
+
+def _cifar_folder(folder: Path) -> Path:
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    return stand_ins.image_folder(folder, classes=tuple(names), size=32)
+
+
+def _shape_of(data: Any) -> Shape:
+    _, channels, _, size = data.images.shape
+    return Shape(len(data.classes), channels, size, data.n_train, len(data.labels) - data.n_train)
+
+
+class Metered:
+    """A lab that counts the arithmetic of each cell, without what its trained model and its judge took."""
+
+    def __init__(self, lab: Any) -> None:
+        self.lab = lab
+        self.flops: dict[str, float] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.lab, name)
+
+    def run(self, cell: Cell) -> Result:
+        """The cell's result."""
+        self.lab.task(cell.seed, cell.scenario)
+        if hasattr(self.lab, "judge_accuracy"):
+            assert self.lab.judge_accuracy is not None
+        with Flops() as meter:
+            result: Result = self.lab.run(cell)
+        if result.content["status"] not in ("done", "diverged"):
+            raise UserError(f"{result.key.name} ended as {result.content['status']}")
+        self.flops.setdefault(result.key.name, meter.total)
+        return result
+
+
+def shown(outcomes: Sequence[Outcome], *, tflops: float) -> pd.DataFrame:
+    """A row for each rehearsal."""
+    return pd.DataFrame(
+        {
+            "preset": o.act.label,
+            "rehearsed": f"{o.cells} cells, {o.seconds:.0f} s",
+            "in full": f"{o.full.cells:,} cells",
+            "PFLOP": f"{o.full.flops / 1e15:,.0f}",
+            f"hours at {tflops:g} TFLOP/s": f"{o.full.hours(tflops):,.1f}",
+            "memory, GB": f"{o.full.memory / 1e9:.1f}",
+            "disk, GB": f"{o.full.disk / 1e9:.1f}",
+        }
+        for o in outcomes
+    )
+
+
+__all__ = ["Act", "Outcome", "chosen", "rehearse", "shown", "unrecorded"]

@@ -1,0 +1,108 @@
+"""The parameters of a preset made small: shorter, fewer, narrower, and otherwise the same."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from salun_core.experiments.runs.params import Params
+from salun_core.methods import METHODS
+
+NUMBERS: dict[str, int] = {
+    # Networks and their training.
+    "width": 4,
+    "epochs": 1,
+    "steps": 3,
+    "warmup": 1,
+    "judge_width": 4,
+    "judge_epochs": 1,
+    # Forgetting.
+    "batch_size": 32,
+    "forget_steps": 2,
+    "tuning_budget": 2,
+    "spread_candidates": 2,
+    "noise_floor": 1,
+    "mask_draws": 1,
+    # Measuring.
+    "samples": 2,
+    "sample_steps": 3,
+    "reference": 20,
+    "kept_outputs": 20,
+    "own_images": 4,
+    "probe_samples": 4,
+    "attack_steps": 2,
+    "attack_batch": 2,
+    "attack_samples": 2,
+    "relearn_steps": 2,
+    "relearn_every": 1,
+    "relearn_samples": 2,
+    "train_images": 80,
+}
+"""Numbers are cut to these."""
+
+LENGTHS: dict[str, int] = {"seeds": 1, "unlearning_seeds": 2, "tuning_seed": 1}
+"""Of these lists the beginning is kept."""
+
+ENDS = ("fractions", "densities", "surface_lrs", "surface_keeps")
+"""Of these lists the first and the last entry are kept."""
+
+SETTINGS: dict[str, int] = {"epochs": 1, "steps": 2, "samples": 6}
+"""Settings of every method that has them."""
+
+
+def smaller(full: Params) -> dict[str, Any]:
+    """Parameters to give on top of the preset that ``full`` was made from."""
+    values = full.shown()
+    found: dict[str, Any] = {}
+    for name, most in NUMBERS.items():
+        if isinstance(values.get(name), int):
+            found[name] = min(values[name], most)
+    if "recipe" in values:
+        found["epochs"] = 1
+    if "judge_recipe" in values and values["judge"] != "imagenet":
+        found["judge_epochs"] = 1
+    for name, length in LENGTHS.items():
+        if name in values:
+            found[name] = values[name][:length]
+    for name in ENDS:
+        if values.get(name):
+            found[name] = list(dict.fromkeys([values[name][0], values[name][-1]]))
+    if values.get("surface_epochs"):
+        found["surface_epochs"] = [1]
+    if "widths" in values:  # of a denoising network: as many, each a sixteenth
+        found["widths"] = [max(8, width // 16) for width in values["widths"]]
+    if "classes" in values:
+        found["classes"] = [0, 1]
+    if isinstance(values.get("forget_class"), list):
+        found["forget_class"] = values["forget_class"][:1]
+    if values.get("precision") == "auto":
+        found["precision"] = "bf16"  # as on a GPU
+    found["settings"] = {
+        method: values["settings"].get(method, {}) | short
+        for method in METHODS
+        if (short := _short(METHODS[method].defaults, values["settings"].get(method, {})))
+        and _known(full, method)
+    }
+    return found
+
+
+def ratio(full: Mapping[str, Any], small: Mapping[str, Any], name: str) -> float:
+    """How many times more of a parameter there is in full: of a list its length, of a number its size."""
+    sizes = [
+        float(len(value) if isinstance(value, list | tuple) else value or 1)
+        for value in (full.get(name), small.get(name))
+    ]
+    return sizes[0] / max(sizes[1], 1.0)
+
+
+def _short(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, int]:
+    every = {**defaults, **given}
+    found = {
+        name: min(every[name], most) for name, most in SETTINGS.items() if isinstance(every.get(name), int)
+    }
+    # What generates forgets by steps, whose number is a parameter of its own.
+    return found
+
+
+def _known(full: Params, method: str) -> bool:
+    kind = getattr(full, "kind", "classification")
+    tasks = METHODS[method].tasks
+    return not tasks or kind in tasks
