@@ -18,7 +18,7 @@ class Experiment:
     """An experiment's parameters and how it is run."""
 
     params: type[Params]
-    run: Callable[[Any], Any]
+    run: Callable[..., Any]
     title: str
 
 

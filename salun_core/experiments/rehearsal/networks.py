@@ -124,7 +124,11 @@ def decoder_cost(config: dict[str, Any]) -> Cost:
     from diffusers import AutoencoderKL
 
     side = config["sample_size"] // 2 ** (len(config["block_out_channels"]) - 1)
-    return cost(lambda: AutoencoderKL(**config), lambda net: net.decode(torch.zeros(1, 4, side, side)).sample)
+
+    def run(net: Any) -> Any:
+        return net.decode(torch.zeros(1, 4, side, side)).sample
+
+    return cost(lambda: AutoencoderKL(**config), run)
 
 
 def cost(build: Callable[[], nn.Module], run: Callable[[nn.Module], Tensor], *, images: int = 1) -> Cost:

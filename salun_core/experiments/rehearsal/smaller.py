@@ -95,11 +95,9 @@ def ratio(full: Mapping[str, Any], small: Mapping[str, Any], name: str) -> float
 
 def _short(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, int]:
     every = {**defaults, **given}
-    found = {
+    return {
         name: min(every[name], most) for name, most in SETTINGS.items() if isinstance(every.get(name), int)
     }
-    # What generates forgets by steps, whose number is a parameter of its own.
-    return found
 
 
 def _known(full: Params, method: str) -> bool:
