@@ -1,6 +1,7 @@
 """A labelled image data set that lives in memory."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from salun_core.data.draws import lots, stratified_order
-from salun_core.errors import UserError
+from salun_core.errors import UserError, one_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +119,33 @@ def fewer(data: ImageData, count: int | None) -> ImageData:
     kept = torch.cat([order[:count].sort().values, torch.arange(data.n_train, len(data.labels))])
     note = f"{data.note}, {count:,} of {data.n_train:,} training images".removeprefix(", ")
     return replace(data, images=data.images[kept], labels=data.labels[kept], n_train=count, note=note)
+
+
+def only(data: ImageData, names: Sequence[str]) -> ImageData:
+    """The images of some classes, numbered anew in the order of ``names``; without names, all of them.
+
+    Raises
+    ------
+    UserError
+        If a name is not that of a class, or fewer than two are given.
+    """
+    if not names:
+        return data
+    numbers = [data.classes.index(one_of(name, data.classes, f"class of {data.name}")) for name in names]
+    if len(numbers) < 2:
+        raise UserError(f"only_classes names one class, {names[0]}: give at least two")
+    anew = torch.full((len(data.classes),), -1)
+    anew[numbers] = torch.arange(len(numbers))
+    kept = (anew[data.labels] >= 0).nonzero().view(-1)
+    note = f"{data.note}, {len(names)} of {len(data.classes)} classes".removeprefix(", ")
+    return replace(
+        data,
+        images=data.images[kept],
+        labels=anew[data.labels[kept]],
+        n_train=int((kept < data.n_train).sum()),
+        classes=tuple(names),
+        note=note,
+    )
 
 
 def resized(data: ImageData, size: int | None) -> ImageData:

@@ -21,7 +21,7 @@ from torchvision import datasets as tv
 from salun_core.data import from_datasets, load_dataset
 from salun_core.data.augment import augmentation, crop_and_flip
 from salun_core.data.batches import Batches
-from salun_core.data.images import ImageData, fewer, resized
+from salun_core.data.images import ImageData, fewer, only, resized
 from salun_core.data.sources import digits as digits_source
 from salun_core.data.sources.noisy_digits import with_noise
 from salun_core.data.splits import ROLES, read_ids, split_data, validation_ids
@@ -139,6 +139,19 @@ def test_fewer_training_images_keep_the_class_shares_and_every_test_image():
     assert fewer(data, None) is data and fewer(data, 100) is data
     with pytest.raises(UserError, match="train_images 101 is asked for, and made has 100"):
         fewer(data, 101)
+
+
+def test_some_classes_only_in_the_order_asked_for():
+    data = made([0, 1, 2, 3] * 5 + [3, 2, 1, 0], 20, classes=4)
+    part = only(data, ["c3", "c1"])
+    assert part.classes == ("c3", "c1") and part.n_train == 10
+    assert part.labels.tolist() == [1, 0] * 5 + [0, 1]
+    assert torch.equal(part.images, data.images[(data.labels == 1) | (data.labels == 3)])
+    assert part.note == "2 of 4 classes" and only(data, ()) is data
+    with pytest.raises(UserError, match="did you mean 'c1'"):
+        only(data, ["c1", "c11"])
+    with pytest.raises(UserError, match="only_classes names one class, c1"):
+        only(data, ["c1"])
 
 
 @pytest.mark.parametrize(

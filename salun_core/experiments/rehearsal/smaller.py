@@ -86,11 +86,13 @@ def smaller(full: Params) -> dict[str, Any]:
 
 def ratio(full: Mapping[str, Any], small: Mapping[str, Any], name: str) -> float:
     """How many times more of a parameter there is in full: of a list its length, of a number its size."""
-    sizes = [
-        float(len(value) if isinstance(value, list | tuple) else value or 1)
-        for value in (full.get(name), small.get(name))
-    ]
-    return sizes[0] / max(sizes[1], 1.0)
+    return _size(full.get(name)) / _size(small.get(name))
+
+
+def _size(value: Any) -> float:
+    if isinstance(value, list | tuple):
+        return max(len(value), 1)
+    return float(value) if isinstance(value, int | float) and value else 1.0
 
 
 def _short(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 from pydantic import model_validator
 
 from salun_core.data import DATASETS, ImageData, load_dataset
-from salun_core.data.images import fewer
+from salun_core.data.images import fewer, only
 from salun_core.errors import UserError
 from salun_core.experiments.runs.params import Group, parameter
 
@@ -24,6 +24,9 @@ class DataChoice(Group):
         no_effect=READ,
     )
     image_size: int | None = parameter(None, "pixels; resize all images", ge=4, le=1024, no_effect=READ)
+    only_classes: tuple[str, ...] = parameter(
+        (), "use only these classes, by name; all by default", no_effect=READ
+    )
     train_images: int | None = parameter(
         None, "use so many of the training images, drawn by class; all by default", ge=2, no_effect=READ
     )
@@ -47,5 +50,5 @@ class DataChoice(Group):
     def load(self, *, size: int | None = None) -> ImageData:
         """Read the images, at ``size`` pixels unless a size was chosen."""
         data = load_dataset(self.dataset, self.data_dir, size=self.image_size or size)
-        data = fewer(data, self.train_images)
+        data = fewer(only(data, self.only_classes), self.train_images)
         return data if self.crop is None else replace(data, pad=self.crop)
