@@ -143,7 +143,7 @@ class TextLab(GenerationLab):
         """See `Lab.unlearned`; meanwhile whatever only draws and judges leaves the accelerator."""
         self.task(cell.seed, cell.scenario)  # encodes images and prompts, for which they are needed
         parts = family_of(self.pipe).parts(self.pipe)
-        idle = [part for part in parts.values() if part is not network_of(self.pipe)]
+        idle: list[nn.Module | None] = [part for part in parts.values() if part is not network_of(self.pipe)]
         idle += [getattr(self.pipe, "safety_checker", None), self.clip.model if self.clip else None]
         with resting(*idle):
             return super().unlearned(cell, values)
