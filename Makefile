@@ -14,6 +14,7 @@ UV_VERSION = 0.13.9
 UV ?= .tools/bin/uv
 PY = .venv/bin/python
 READY = .venv/.ready
+CHECK = .venv/bin/check-jsonschema --quiet --builtin-schema
 SITE = $(if $(filter smoke,$(PROFILE)),data/runs/smoke/)_build/html
 
 # An environment without byte code imports torch three times slower; one user's packages are not another's.
@@ -21,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
 export PYTHONNOUSERSITE = 1
 export UV_PYTHON_DOWNLOADS = never
 
-.PHONY: help book pdf test quick lint check bench rehearse record notebooks lock clean clean-all
+.PHONY: help book pdf test quick install lint lint-workflows check bench rehearse record notebooks lock clean clean-all
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -42,12 +43,23 @@ test: $(READY) ## run the tests
 quick: $(READY) ## run the unit tests only: under a minute
 	@$(PY) -m pytest -q -m "unit and not slow" $(PYTEST)
 
-lint: $(READY) ## style, types, and which room may use which
+install: $(READY) ## only install the locked packages into .venv
+
+lint: $(READY) lint-workflows ## style, types, which room may use which, and the files of .github
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 	@.venv/bin/lint-imports --no-cache >.venv/arrows.log || { cat .venv/arrows.log; exit 1; }
 	@tail -n 2 .venv/arrows.log
+
+lint-workflows: $(READY)
+	@$(CHECK) vendor.github-workflows .github/workflows/*.yml
+	@$(CHECK) custom.github-workflows-require-timeout .github/workflows/*.yml
+	@$(CHECK) vendor.dependabot .github/dependabot.yml
+	@$(CHECK) vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	@$(CHECK) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	@$(CHECK) vendor.citation-file-format CITATION.cff
+	@.venv/bin/zizmor --offline --quiet --no-progress --pedantic .
 
 check: $(READY) ## look at every page of the built book in a headless browser
 	@test -f $(SITE)/index.html || { echo "no book in $(SITE): run 'make book PROFILE=$(PROFILE)' first" >&2; exit 2; }
