@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from salun_core.experiments.classification.method_comparison import PAPER
 from salun_core.experiments.runs.tuning import FREE, judged, with_distance
-from salun_core.methods import METHODS, methods_for
+from salun_core.methods import METHODS
 
 # Mean distance of each method to Retrain in UA, RA, TA and MIA.
 AWAY: Mapping[str, tuple[float, float, float, float]] = {
@@ -65,7 +66,7 @@ def classification(
     *,
     seeds: int = 4,
     scenarios: Sequence[str] = ("random 10%", "class airplane"),
-    methods: Sequence[str] = methods_for("classification"),
+    methods: Sequence[str] = PAPER,
     replicas: int = 2,
     away: Mapping[str, Sequence[float]] = AWAY,
     **more: Any,

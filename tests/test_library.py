@@ -249,7 +249,7 @@ STREAMED = """
         mask = saliency_mask(model, forget, task.loss, keep=0.5)
         for name in methods_for("classification"):
             if name != "retrain":
-                more = {"iu": {"samples": 20}, "original": {}, "salun": {"epochs": 1}}.get(name, {"steps": 6})
+                more = {"iu": {"samples": 20}, "original": {}, "salun": {"epochs": 1}, "ssd": {}}.get(name, {"steps": 6})
                 result = METHODS[name](task, mask=mask, **more)
         print(evaluate(result.model, forget=forget, retain=retain, test=test))
 

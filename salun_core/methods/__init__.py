@@ -1,7 +1,7 @@
 """Unlearning methods. A new one is a file with a ``METHOD`` and a line in ``METHODS``."""
 
 from salun_core.methods.any_task import ft, ga, l1_sparse, original, retrain, rl, salun, salun_soft
-from salun_core.methods.classification import be, bs, iu
+from salun_core.methods.classification import be, bs, iu, neggrad_plus, scrub, ssd
 from salun_core.methods.diffusion import advunlearn, ca, erasediff, esd, fmn, rece, uce
 from salun_core.methods.engine import Method, Unlearned
 
@@ -15,6 +15,9 @@ METHODS: dict[str, Method] = {
     "be": be.METHOD,
     "bs": bs.METHOD,
     "l1_sparse": l1_sparse.METHOD,
+    "neggrad_plus": neggrad_plus.METHOD,
+    "scrub": scrub.METHOD,
+    "ssd": ssd.METHOD,
     "esd": esd.METHOD,
     "fmn": fmn.METHOD,
     "ca": ca.METHOD,

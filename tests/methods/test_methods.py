@@ -26,6 +26,7 @@ from salun_core.saliency import random_mask, saliency_mask
 from salun_core.tasks.classification import random_labels
 
 QUICK = {"iu": {"samples": 20}, "ft": {"epochs": 1}, "rl": {"epochs": 1}, "salun": {"epochs": 1}}
+QUICK |= {"scrub": {"epochs": 1}, "neggrad_plus": {"epochs": 2}}
 QUICK |= {"salun_soft": {"epochs": 1}, "l1_sparse": {"epochs": 1}, "ga": {"lr": 1e-2}}
 CLASSIFIER_METHODS = methods_for("classification")
 MASKABLE = [name for name in CLASSIFIER_METHODS if name not in ("original", "retrain")]
@@ -181,6 +182,109 @@ def test_boundary_expanding_takes_its_extra_class_away():
     with torch.no_grad():  # and the forget images did go there
         images, _ = next(iter(task.forget))
         assert (kept(images).argmax(1) == 10).float().mean() > 0.5
+
+
+def plain_steps(task):
+    """The task in single batches with plain gradient descent, so that a step shows its gradient."""
+
+    class Plain(type(task)):
+        def optimizer(self, model, lr):
+            return torch.optim.SGD(model.parameters(), lr=lr)
+
+    whole = {role: batches.resized(1000) for role, batches in task.parts.items()}
+    return Plain(**{**vars(task), "parts": whole})
+
+
+def moved_by(task, expected, changed, lr):
+    """Compare the change of the weights with minus ``lr`` times the gradients of an expected loss."""
+    model = copy.deepcopy(task.model).train()
+    expected(model).backward()
+    for before, after in zip(model.parameters(), changed.parameters(), strict=True):
+        torch.testing.assert_close(before - lr * before.grad, after, rtol=1e-4, atol=1e-6)
+
+
+def whole(batches):
+    return batches.images.float() / 255, batches.labels
+
+
+def test_neggrad_plus_weighs_the_retain_loss_against_the_forget_loss():
+    task = plain_steps(trained_task())
+    changed = METHODS["neggrad_plus"](task, steps=1, lr=0.1, beta=0.7).model
+    (x, y), (fx, fy) = whole(task.retain), whole(task.forget)
+    moved_by(
+        task,
+        lambda net: 0.7 * F.nll_loss(net(x).log_softmax(1), y) - 0.3 * F.nll_loss(net(fx).log_softmax(1), fy),
+        changed,
+        0.1,
+    )
+
+
+def divergence_by_hand(task, net, images):
+    """Sum over classes of p log(p / q), p of the original model in evaluation mode and q of another, mean over images."""
+    p = copy.deepcopy(task.model).eval()(images).softmax(1).detach()
+    return (p * (p / net(images).softmax(1)).log()).sum(1).mean()
+
+
+def test_scrub_climbs_away_from_the_original_model_and_descends_towards_it():
+    # At the original weights the divergence has no slope in evaluation mode; batch statistics give it one.
+    task = plain_steps(trained_task())
+    fx, _ = whole(task.forget)
+    x, y = whole(task.retain)
+    up = METHODS["scrub"](task, steps=1, lr=0.1).model
+    moved_by(task, lambda net: -divergence_by_hand(task, net, fx), up, 0.1)
+    back = METHODS["scrub"](task, steps=2, lr=0.1, alpha=0.3, gamma=0.6).model
+
+    between = replace(task, model=up)
+    moved_by(
+        between,
+        lambda net: 0.3 * divergence_by_hand(task, net, x) + 0.6 * F.cross_entropy(net(x), y),
+        back,
+        0.1,
+    )
+
+
+def test_scrub_uses_the_forget_set_in_the_first_epochs_only():
+    task = trained_task()
+    forget, retain = len(task.forget), len(task.retain)
+    assert (forget, retain) == (2, 14)
+    result = METHODS["scrub"](task, epochs=2, forget_epochs=1)
+    assert len(result.losses) == forget + 2 * retain
+    assert result.samples == task.forget.n + 2 * task.retain.n
+    assert [loss < 0 for loss in result.losses] == [True] * forget + [False] * 2 * retain
+    assert METHODS["scrub"](task, epochs=1, steps=20).losses == pytest.approx(result.losses[:20])
+    assert len(METHODS["scrub"](task, epochs=2, forget_epochs=5).losses) == 2 * (forget + retain)
+
+
+def test_dampening_agrees_with_squared_gradients_image_by_image():
+    parts = trained_task().parts
+    few = {
+        "forget": parts["forget"].subset(torch.arange(20)),
+        "retain": parts["retain"].subset(torch.arange(80)),
+    }
+    task = replace(trained_task(), parts=few)
+    net = copy.deepcopy(task.model).eval()
+    squares = {}
+    for role in ("forget", "retain"):
+        total = [torch.zeros_like(w, dtype=torch.float64) for w in net.parameters()]
+        for images, labels in task.parts[role].resized(1):
+            net.zero_grad()
+            F.cross_entropy(net(images), labels).backward()
+            for held, weight in zip(total, net.parameters(), strict=True):
+                held += weight.grad.double() ** 2
+        squares[role] = total
+    changed = METHODS["ssd"](task, alpha=3.0, lam=1.5).model
+    chosen = halved = 0
+    for w, after, f, r in zip(
+        task.model.parameters(), changed.parameters(), squares["forget"], squares["retain"], strict=True
+    ):
+        f, every = f / 20, (f + r) / 100
+        expected = torch.where(f > 3 * every, w * (1.5 * every / f).clamp(max=1), w.double())
+        torch.testing.assert_close(after.double(), expected, rtol=1e-4, atol=1e-7)
+        chosen += int((f > 3 * every).sum())
+        halved += int((after.abs() < w.abs()).sum())
+    assert 0 < halved <= chosen < 5000
+    assert same(METHODS["ssd"](task, alpha=3.0, lam=5.0).model, task.model)
+    assert same(METHODS["ssd"](task, alpha=5.01, lam=0.1).model, task.model)
 
 
 def test_soft_thresholding_returns_most_weights_to_where_they_were():

@@ -3,18 +3,15 @@
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from salun_core.data.batches import Batches, Loader
+from salun_core.data.batches import Loader
 from salun_core.errors import Diverged
+from salun_core.methods.classification.per_image import free_weights, per_image_gradients
 from salun_core.methods.engine import Method, Unlearned, trainable_copy
 from salun_core.methods.search import between
 from salun_core.rng import generator
 from salun_core.saliency import Mask, check_mask
 from salun_core.tasks.base import Task
-
-GRADIENT_BYTES = 1 << 29  # memory for the per-image gradients held at once
 
 
 def iu(
@@ -63,7 +60,7 @@ def iu(
     rows = torch.randperm(n_r, generator=generator(seed, "iu"))[: samples + 1]
     step = influence
     basis: Tensor | None = None
-    for g in _per_image_gradients(task, model, task.retain.subset(rows)):
+    for g in per_image_gradients(task, model, task.retain.subset(rows)):
         if basis is None:
             basis = g.clone()
             continue
@@ -73,7 +70,7 @@ def iu(
     if not torch.isfinite(step).all():
         raise Diverged("the influence step is not finite: the model's gradients are too large")
     with torch.no_grad():
-        weights = _weights(model)
+        weights = free_weights(model)
         parts = step.split([w.numel() for w in weights.values()])
         for (name, weight), part in zip(weights.items(), parts, strict=True):
             change = alpha * part.view_as(weight)
@@ -84,48 +81,13 @@ def iu(
 
 
 def _summed_gradient(task: Task, model: nn.Module, batches: Loader) -> Tensor:
-    weights = list(_weights(model).values())
+    weights = list(free_weights(model).values())
     total = torch.zeros(sum(w.numel() for w in weights), dtype=weights[0].dtype, device=weights[0].device)
     for batch in batches:
         loss = task.loss(model, batch) * len(batch[0])
         grads = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
         total += torch.cat([g.reshape(-1) for g in grads])
     return total
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that are not frozen."""
-    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-
-
-def _per_image_gradients(task: Task, model: nn.Module, batches: Batches):  # type: ignore[no-untyped-def]
-    """Yield the loss gradient (P,) of each image in order, several at a time through the network."""
-    weights = _weights(model)
-    fixed = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-    def loss_of_one(weights: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        network = _Bound(model, {**fixed, **weights})
-        return task.loss(network, (image[None], label[None]))
-
-    gradient = vmap(grad(loss_of_one), in_dims=(None, 0, 0))
-    count = sum(w.numel() for w in weights.values())
-    together = max(1, min(64, GRADIENT_BYTES // (4 * count)))
-    for images, labels in batches.resized(together):
-        with sdpa_kernel(SDPBackend.MATH):  # the others cannot be taken for several images at once
-            parts = gradient(weights, images.to(next(iter(weights.values())).dtype).contiguous(), labels)
-        yield from torch.cat([parts[name].reshape(len(images), -1) for name in weights], dim=1)
-
-
-class _Bound(nn.Module):
-    """A network called with given weights instead of its own, in evaluation mode."""
-
-    def __init__(self, network: nn.Module, state: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.__dict__["call"] = lambda images: functional_call(network, state, (images,))
-        self.training = False
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.__dict__["call"](images)
 
 
 METHOD = Method(

@@ -102,3 +102,9 @@ def test_an_interval_is_over_training_seeds():
         return list(line.get_xdata())
 
     assert ends(nested) == pytest.approx(ends(rows))
+
+
+def test_every_method_has_a_look_of_its_own():
+    assert set(charts.LOOK) == set(METHODS)
+    colours, markers = zip(*charts.LOOK.values(), strict=True)
+    assert len(set(colours)) == len(set(markers)) == len(METHODS)
