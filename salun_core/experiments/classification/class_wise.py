@@ -9,10 +9,10 @@ from salun_core.errors import UserError
 from salun_core.experiments.classification.lab import ClassifierLab
 from salun_core.experiments.classification.method_comparison import Results
 from salun_core.experiments.classification.params import ClassifierParams, check_splits, tunable
-from salun_core.experiments.runs.cells import Scenario
+from salun_core.experiments.runs.cells import Cell, Scenario
+from salun_core.experiments.runs.grid import Chosen, Grid
 from salun_core.experiments.runs.params import parameter
-from salun_core.experiments.runs.table import Run, check_ran
-from salun_core.experiments.runs.tuning import tune
+from salun_core.experiments.runs.table import Run
 
 
 class ClassWiseParams(ClassifierParams):
@@ -40,36 +40,41 @@ class ClassWiseParams(ClassifierParams):
         return value
 
 
-def run(params: ClassWiseParams, *, lab: ClassifierLab | None = None) -> Results:
-    """Run or resume the experiment.
+def grid(params: ClassWiseParams, lab: ClassifierLab) -> Grid:
+    """The cells of the experiment.
 
     Settings are chosen once, for ``forget_class`` on the tuning seeds, and kept for every class: a method
     that needs another setting for each class cannot be tuned where Retrain is not known.
     """
-    lab = lab or params.lab()
     names = lab.data.classes
     given = params.classes or tuple(range(len(names)))
     scenarios = [Scenario("class", target=class_number(lab.data, c)) for c in given]
     base = Scenario("class", target=class_number(lab.data, params.forgetting.forget_class))
     check_splits(lab, [base, *scenarios], params.repetition.seeds)
     variants = [params.variant(name) for name in params.methods]
-    done = Run(lab, params)
-    tuning, chosen = tune(done, params.tuning, variants, [base])
-    settings = {v: chosen[base, v] for v in variants}
-    cells = [
-        cell
-        for seed in params.repetition.seeds
-        for scenario in scenarios
-        for cell in params.cells(
-            seed,
-            scenario,
-            settings,
-            ends=("retrain", "original"),
-            study="classes",
-            forgotten=names[int(scenario.target or 0)],
-        )
-    ]
-    frame = done.execute(cells)
-    check_ran(frame)
-    done.write()
-    return Results(frame, tuning, lab, params)
+
+    def studies(chosen: Chosen) -> dict[str, list[Cell]]:
+        return {
+            "": [
+                cell
+                for seed in params.repetition.seeds
+                for scenario in scenarios
+                for cell in params.cells(
+                    seed,
+                    scenario,
+                    {v: chosen[base, v] for v in variants},
+                    ends=("retrain", "original"),
+                    study="classes",
+                    forgotten=names[int(scenario.target or 0)],
+                )
+            ]
+        }
+
+    return Grid(lab, params, studies, params.tuning, variants, [base])
+
+
+def run(params: ClassWiseParams, *, lab: ClassifierLab | None = None) -> Results:
+    """Run or resume the experiment."""
+    lab = lab or params.lab()
+    tuning, tables = grid(params, lab).execute(Run(lab, params))
+    return Results(tables[""], tuning, lab, params)

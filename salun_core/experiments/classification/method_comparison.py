@@ -9,9 +9,11 @@ from pydantic import field_validator
 from salun_core.errors import UserError, one_of
 from salun_core.experiments.classification.lab import ClassifierLab
 from salun_core.experiments.classification.params import ClassifierParams, check_splits
+from salun_core.experiments.runs.cells import Cell
+from salun_core.experiments.runs.grid import Chosen, Grid
 from salun_core.experiments.runs.params import parameter
-from salun_core.experiments.runs.table import Run, check_ran
-from salun_core.experiments.runs.tuning import FREE, tune
+from salun_core.experiments.runs.table import Run
+from salun_core.experiments.runs.tuning import FREE
 from salun_core.methods import methods_for
 
 PAPER = ("original", "retrain", "ft", "rl", "ga", "iu", "be", "bs", "l1_sparse", "salun", "salun_soft")
@@ -58,11 +60,35 @@ class Results:
     params: Any
 
 
-def run(params: ClassificationParams, *, lab: ClassifierLab | None = None) -> Results:
-    """Run or resume the experiment, in the lab given or in the one the parameters describe.
+def grid(params: ClassificationParams, lab: ClassifierLab) -> Grid:
+    """The cells of the experiment.
 
     For each scenario: settings of every method are chosen on the tuning seeds, then Retrain, its
     replicas (for the noise floor) and every method run on each seed.
+    """
+    scenarios, seeds = params.scenarios(), params.repetition.seeds
+    check_splits(lab, scenarios, seeds)
+    names = ("retrain", *(m for m in params.methods if m != "retrain"))
+    ends = tuple(m for m in names if m in FREE)
+    variants = [params.variant(name) for name in names]
+
+    def studies(chosen: Chosen) -> dict[str, list[Cell]]:
+        return {
+            "": [
+                cell
+                for scenario in scenarios
+                for seed in seeds
+                for cell in params.cells(
+                    seed, scenario, {v: chosen[scenario, v] for v in variants}, ends=ends, study="methods"
+                )
+            ]
+        }
+
+    return Grid(lab, params, studies, params.tuning, variants, scenarios)
+
+
+def run(params: ClassificationParams, *, lab: ClassifierLab | None = None) -> Results:
+    """Run or resume the experiment, in the lab given or in the one the parameters describe.
 
     Raises
     ------
@@ -70,22 +96,5 @@ def run(params: ClassificationParams, *, lab: ClassifierLab | None = None) -> Re
         For anything the user can put right.
     """
     lab = lab or params.lab()
-    scenarios, seeds = params.scenarios(), params.repetition.seeds
-    check_splits(lab, scenarios, seeds)
-    names = ("retrain", *(m for m in params.methods if m != "retrain"))
-    ends = tuple(m for m in names if m in FREE)
-    variants = [params.variant(name) for name in names]
-    done = Run(lab, params)
-    tuning, chosen = tune(done, params.tuning, variants, scenarios)
-    cells = [
-        cell
-        for scenario in scenarios
-        for seed in seeds
-        for cell in params.cells(
-            seed, scenario, {v: chosen[scenario, v] for v in variants}, ends=ends, study="methods"
-        )
-    ]
-    frame = done.execute(cells)
-    check_ran(frame)
-    done.write()
-    return Results(frame, tuning, lab, params)
+    tuning, tables = grid(params, lab).execute(Run(lab, params))
+    return Results(tables[""], tuning, lab, params)

@@ -18,9 +18,10 @@ from salun_core.experiments.runs.cells import (
     MaskSpec,
     Variant,
 )
+from salun_core.experiments.runs.grid import Chosen, Grid
 from salun_core.experiments.runs.params import parameter
-from salun_core.experiments.runs.table import Run, check_ran
-from salun_core.experiments.runs.tuning import FREE, tune
+from salun_core.experiments.runs.table import Run
+from salun_core.experiments.runs.tuning import FREE
 from salun_core.methods import METHODS
 
 PROTOCOLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -94,9 +95,11 @@ class MaskResults(Results):
     agreement: pd.DataFrame
 
 
-def run(params: MaskParams, *, lab: ClassifierLab | None = None) -> MaskResults:
-    """Run or resume the experiment: the same tuning budget for each method under each mask."""
-    lab = lab or params.lab()
+DENSITIES, RELEASES = "over densities", "releases"
+
+
+def grid(params: MaskParams, lab: ClassifierLab) -> Grid:
+    """The cells of the experiment: the same tuning budget for each method under each mask."""
     scenario, seeds, forgetting = params.scenarios()[0], params.repetition.seeds, params.forgetting
     check_splits(lab, [scenario], seeds)
     specs = {
@@ -104,48 +107,63 @@ def run(params: MaskParams, *, lab: ClassifierLab | None = None) -> MaskResults:
         for kind in params.masks
     }
     variants = [Variant(m, spec) for m, spec in product(params.methods, specs.values())]
-    done = Run(lab, params)
-    tuning, chosen = tune(done, params.tuning, variants, [scenario])
-    settings = {v: chosen[scenario, v] for v in variants}
-    cells = [
-        cell
-        for seed in seeds
-        for cell in params.cells(seed, scenario, settings, ends=("retrain", "original"), study="masks")
-    ]
-    compared = done.execute(cells)
-    check_ran(compared)
-    # One setting for all densities and protocols, the one chosen for SalUn: only the mask changes.
-    salun = settings.get(Variant("rl", specs["salient"]), {}) if "salient" in specs else {}
-    swept = [
-        Cell(
-            seed,
-            scenario,
-            "rl",
-            MaskSpec(kind, keep, forgetting.score),
-            salun,
-            u,
-            tags={"study": "densities"},
-        )
-        for seed in seeds
-        for kind, keep in product(("salient", "random", "least_salient"), params.densities)
-        for u in params.repetition.unlearning_seeds
-    ]
-    density = done.execute(swept, "over densities")
-    past = [
-        Cell(
-            seed,
-            scenario,
-            "rl",
-            MaskSpec(keep=forgetting.keep, **PROTOCOLS[name][0]),
-            {**salun, **PROTOCOLS[name][1]},
-            u,
-            tags={"study": "releases", "protocol": name},
-        )
-        for seed in seeds
-        for name in params.protocols
-        for u in params.repetition.unlearning_seeds
-    ]
-    protocols = done.execute(past, "releases") if past else compared.iloc[:0]
-    done.write()
-    agreement = mask_agreement(lab, seeds, scenario, keep=forgetting.keep)
-    return MaskResults(compared, tuning, lab, params, density, protocols, agreement)
+
+    def studies(chosen: Chosen) -> dict[str, list[Cell]]:
+        settings = {v: chosen[scenario, v] for v in variants}
+        # One setting for all densities and protocols, the one chosen for SalUn: only the mask changes.
+        salun = settings.get(Variant("rl", specs["salient"]), {}) if "salient" in specs else {}
+        compared = [
+            cell
+            for seed in seeds
+            for cell in params.cells(seed, scenario, settings, ends=("retrain", "original"), study="masks")
+        ]
+        swept = [
+            Cell(
+                seed,
+                scenario,
+                "rl",
+                MaskSpec(kind, keep, forgetting.score),
+                salun,
+                u,
+                tags={"study": "densities"},
+            )
+            for seed in seeds
+            for kind, keep in product(("salient", "random", "least_salient"), params.densities)
+            for u in params.repetition.unlearning_seeds
+        ]
+        past = [
+            Cell(
+                seed,
+                scenario,
+                "rl",
+                MaskSpec(keep=forgetting.keep, **PROTOCOLS[name][0]),
+                {**salun, **PROTOCOLS[name][1]},
+                u,
+                tags={"study": "releases", "protocol": name},
+            )
+            for seed in seeds
+            for name in params.protocols
+            for u in params.repetition.unlearning_seeds
+        ]
+        return {"": compared, DENSITIES: swept} | ({RELEASES: past} if past else {})
+
+    return Grid(lab, params, studies, params.tuning, variants, [scenario])
+
+
+def run(params: MaskParams, *, lab: ClassifierLab | None = None) -> MaskResults:
+    """Run or resume the experiment."""
+    lab = lab or params.lab()
+    tuning, tables = grid(params, lab).execute(Run(lab, params))
+    compared = tables[""]
+    agreement = mask_agreement(
+        lab, params.repetition.seeds, params.scenarios()[0], keep=params.forgetting.keep
+    )
+    return MaskResults(
+        compared,
+        tuning,
+        lab,
+        params,
+        tables[DENSITIES],
+        tables.get(RELEASES, compared.iloc[:0]),
+        agreement,
+    )

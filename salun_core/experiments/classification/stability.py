@@ -16,9 +16,10 @@ from salun_core.experiments.classification.lab import ClassifierLab
 from salun_core.experiments.classification.method_comparison import Results
 from salun_core.experiments.classification.params import ClassifierParams, check_splits, tunable
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario, Variant
+from salun_core.experiments.runs.grid import Chosen, Grid
 from salun_core.experiments.runs.params import parameter
-from salun_core.experiments.runs.table import Run, check_ran
-from salun_core.experiments.runs.tuning import tune, with_distance
+from salun_core.experiments.runs.table import Run
+from salun_core.experiments.runs.tuning import with_distance
 
 
 class StabilityParams(ClassifierParams):
@@ -74,59 +75,68 @@ class StabilityResults(Results):
     surface: pd.DataFrame
 
 
-def run(params: StabilityParams, *, lab: ClassifierLab | None = None) -> StabilityResults:
-    """Run or resume the experiment.
+SHARES, SPREAD, SURFACE = "over shares", "over settings", "surface"
+ENDS = ("retrain", "original")
+
+
+def grid(params: StabilityParams, lab: ClassifierLab) -> Grid:
+    """The cells of the experiment.
 
     Settings are chosen once, at ``forget_fraction`` on the tuning seeds, and kept for every share: what
     is asked is how a method fares when the task changes and its settings do not.
     """
-    lab = lab or params.lab()
     seeds, forgetting, tuning_of = params.repetition.seeds, params.forgetting, params.tuning
     base = Scenario("random", fraction=forgetting.forget_fraction)
     shares = [Scenario("random", fraction=f) for f in params.fractions]
     check_splits(lab, [base, *shares], seeds)
     variants = [params.variant(name) for name in params.methods]
-    done = Run(lab, params)
-    tuning, chosen = tune(done, tuning_of, variants, [base])
-    settings = {v: chosen[base, v] for v in variants}
-    cells = [
-        cell
-        for seed, scenario in product(seeds, shares)
-        for cell in params.cells(seed, scenario, settings, ends=("retrain", "original"), study="shares")
-    ]
-    by_share = done.execute(cells, "over shares")
-    check_ran(by_share)
 
-    spread_variants = [*variants]
-    if "iu" in params.methods:
-        spread_variants.append(Variant("iu", MaskSpec("salient", forgetting.keep, forgetting.score)))
-    spread_cells = [Cell(seeds[0], base, "retrain", tags={"study": "settings"})]
-    spread_cells += [
-        Cell(seeds[0], base, v.method, v.mask, point, tags={"study": "settings", "candidate": i})
-        for v in spread_variants
-        for i, point in enumerate(tuning_of.points(v.method, params.spread_candidates))
-    ]
-    spread = done.execute(spread_cells, "over settings")
+    def studies(chosen: Chosen) -> dict[str, list[Cell]]:
+        settings = {v: chosen[base, v] for v in variants}
+        cells = {
+            SHARES: [
+                cell
+                for seed, scenario in product(seeds, shares)
+                for cell in params.cells(seed, scenario, settings, ends=ENDS, study="shares")
+            ]
+        }
+        spread_variants = [*variants]
+        if "iu" in params.methods:
+            spread_variants.append(Variant("iu", MaskSpec("salient", forgetting.keep, forgetting.score)))
+        cells[SPREAD] = [Cell(seeds[0], base, "retrain", tags={"study": "settings"})]
+        cells[SPREAD] += [
+            Cell(seeds[0], base, v.method, v.mask, point, tags={"study": "settings", "candidate": i})
+            for v in spread_variants
+            for i, point in enumerate(tuning_of.points(v.method, params.spread_candidates))
+        ]
+        if params.surface_keeps and params.surface_epochs and params.surface_lrs:
+            own, seed = tuning_of.settings.get("salun", {}), tuning_of.tuning_seed[0]
+            tags = {"study": "surface"}
+            cells[SURFACE] = [Cell(seed, base, m, reported=False, tags=tags) for m in ENDS]
+            cells[SURFACE] += [
+                Cell(
+                    seed,
+                    base,
+                    "salun",
+                    MaskSpec("salient", keep, forgetting.score),
+                    {**own, "lr": lr, "epochs": epochs},
+                    reported=False,
+                    tags=tags,
+                )
+                for keep, epochs, lr in product(
+                    params.surface_keeps, params.surface_epochs, params.surface_lrs
+                )
+            ]
+        return cells
 
+    return Grid(lab, params, studies, tuning_of, variants, [base])
+
+
+def run(params: StabilityParams, *, lab: ClassifierLab | None = None) -> StabilityResults:
+    """Run or resume the experiment."""
+    lab = lab or params.lab()
+    tuning, tables = grid(params, lab).execute(Run(lab, params))
     surface = pd.DataFrame()
-    if params.surface_keeps and params.surface_epochs and params.surface_lrs:
-        own = tuning_of.settings.get("salun", {})
-        ends = [
-            Cell(tuning_of.tuning_seed[0], base, m, reported=False, tags={"study": "surface"})
-            for m in ("retrain", "original")
-        ]
-        points = [
-            Cell(
-                tuning_of.tuning_seed[0],
-                base,
-                "salun",
-                MaskSpec("salient", keep, forgetting.score),
-                {**own, "lr": lr, "epochs": epochs},
-                reported=False,
-                tags={"study": "surface"},
-            )
-            for keep, epochs, lr in product(params.surface_keeps, params.surface_epochs, params.surface_lrs)
-        ]
-        surface = with_distance(done.execute([*ends, *points], "surface")).iloc[len(ends) :]
-    done.write()
-    return StabilityResults(by_share, tuning, lab, params, spread, surface)
+    if SURFACE in tables:
+        surface = with_distance(tables[SURFACE]).iloc[len(ENDS) :]
+    return StabilityResults(tables[SHARES], tuning, lab, params, tables[SPREAD], surface)

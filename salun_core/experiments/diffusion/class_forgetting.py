@@ -7,8 +7,9 @@ import pandas as pd
 from salun_core.data.splits import class_number
 from salun_core.experiments.diffusion.lab import DiffusionLab
 from salun_core.experiments.diffusion.params import DiffusionParams
-from salun_core.experiments.runs.cells import Scenario, retrain_replicas
-from salun_core.experiments.runs.table import Run, check_ran
+from salun_core.experiments.runs.cells import Cell, Scenario, retrain_replicas
+from salun_core.experiments.runs.grid import Grid
+from salun_core.experiments.runs.table import Run
 
 __all__ = ["DiffusionParams", "DiffusionResults", "run"]
 
@@ -35,6 +36,20 @@ class DiffusionResults:
     params: DiffusionParams
 
 
+def grid(params: DiffusionParams, lab: DiffusionLab) -> Grid:
+    """The cells of the experiment."""
+    scenarios = [Scenario("class", target=class_number(lab.data, c)) for c in params.forget_class]
+    # The model before forgetting, then the one that never saw the class, as in the paper's figures.
+    ends = tuple(m for m in ("original", "retrain") if m == "retrain" or m in params.methods)
+    methods = (*ends, *(m for m in params.methods if m not in ("original", "retrain")))
+    cells: list[Cell] = []
+    for scenario in scenarios:
+        for seed in params.seeds:
+            cells += params.cells_of(scenario, seed, methods)
+            cells += retrain_replicas(seed, scenario, params.noise_floor, study="methods")
+    return Grid(lab, params, lambda _: {"": cells})
+
+
 def run(params: DiffusionParams, *, lab: DiffusionLab | None = None) -> DiffusionResults:
     """Run or resume the experiment, in the lab given or in the one the parameters describe.
 
@@ -44,19 +59,8 @@ def run(params: DiffusionParams, *, lab: DiffusionLab | None = None) -> Diffusio
         For anything the user can put right, before anything is trained.
     """
     lab = lab or params.lab()
-    scenarios = [Scenario("class", target=class_number(lab.data, c)) for c in params.forget_class]
-    # The model before forgetting, then the one that never saw the class, as in the paper's figures.
-    ends = tuple(m for m in ("original", "retrain") if m == "retrain" or m in params.methods)
-    methods = (*ends, *(m for m in params.methods if m not in ("original", "retrain")))
-    cells = []
-    for scenario in scenarios:
-        for seed in params.seeds:
-            cells += params.cells_of(scenario, seed, methods)
-            cells += retrain_replicas(seed, scenario, params.noise_floor, study="methods")
-    done = Run(lab, params)
-    frame = done.execute(cells)
-    check_ran(frame)
-    done.write()
+    _, tables = grid(params, lab).execute(Run(lab, params))
+    frame = tables[""]
     by_study = {
         study: frame[frame["study"] == study].reset_index(drop=True) for study in ("methods", "masks")
     }

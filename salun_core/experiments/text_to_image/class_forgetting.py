@@ -6,6 +6,7 @@ import pandas as pd
 
 from salun_core.data.splits import class_number
 from salun_core.experiments.runs.cells import Scenario
+from salun_core.experiments.runs.grid import Grid
 from salun_core.experiments.runs.table import Run
 from salun_core.experiments.text_to_image.lab import TextLab
 from salun_core.experiments.text_to_image.params import TextToImageParams
@@ -35,6 +36,19 @@ class TextToImageResults:
     params: TextToImageParams
 
 
+def grid(params: TextToImageParams, lab: TextLab) -> Grid:
+    """The cells of the experiment."""
+    scenarios = [Scenario("class", target=class_number(lab.data, c)) for c in params.forget_class]
+    methods = ("original", *(m for m in params.methods if m != "original"))
+    cells = [
+        cell
+        for scenario in scenarios
+        for seed in params.seeds
+        for cell in params.cells_of(scenario, seed, methods)
+    ]
+    return Grid(lab, params, lambda _: {"": cells}, retrain=False)
+
+
 def run(params: TextToImageParams, *, lab: TextLab | None = None) -> TextToImageResults:
     """Run or resume the experiment, in the lab given or in the one the parameters describe.
 
@@ -44,17 +58,8 @@ def run(params: TextToImageParams, *, lab: TextLab | None = None) -> TextToImage
         For anything the user can put right, before anything is computed.
     """
     lab = lab or params.lab()
-    scenarios = [Scenario("class", target=class_number(lab.data, c)) for c in params.forget_class]
-    methods = ("original", *(m for m in params.methods if m != "original"))
-    cells = [
-        cell
-        for scenario in scenarios
-        for seed in params.seeds
-        for cell in params.cells_of(scenario, seed, methods)
-    ]
-    done = Run(lab, params)
-    frame = done.execute(cells)
-    done.write()
+    _, tables = grid(params, lab).execute(Run(lab, params))
+    frame = tables[""]
     by_study = {
         study: frame[frame["study"] == study].reset_index(drop=True) for study in ("methods", "masks")
     }

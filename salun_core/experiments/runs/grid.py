@@ -1,0 +1,81 @@
+"""Experiments before they are run: what is tuned, and the cells that follow from the settings chosen."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from salun_core.experiments.runs.cells import Cell, Scenario, Variant
+from salun_core.experiments.runs.table import Run, check_ran
+from salun_core.experiments.runs.tuning import FREE, Tuning, tune
+
+if TYPE_CHECKING:
+    from salun_core.experiments.runs.lab import Lab
+    from salun_core.experiments.runs.params import Params
+
+Chosen = Mapping[tuple[Scenario, Variant], Mapping[str, Any]]
+"""Settings of each variant, for each scenario that they are chosen for."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All cells of an experiment: in one go (`execute`), or in shards (`runs.shards`).
+
+    Parameters
+    ----------
+    lab : Lab
+        Runs cells.
+    params : Params
+        The parameters, complete.
+    studies : callable
+        ``studies(chosen)`` gives the cells of each table by its title, in order.
+    tuning : Tuning, optional
+        How settings are chosen; None where nothing is.
+    variants, scenarios : sequence
+        What settings are chosen for.
+    retrain : bool
+        Whether the first table must hold Retrain, the reference of every gap.
+    """
+
+    lab: "Lab"
+    params: "Params"
+    studies: Callable[[Chosen], dict[str, list[Cell]]]
+    tuning: Tuning | None = None
+    variants: Sequence[Variant] = ()
+    scenarios: Sequence[Scenario] = ()
+    retrain: bool = True
+
+    @property
+    def fixed(self) -> dict[tuple[Scenario, Variant], Mapping[str, Any]]:
+        """Settings before any are chosen."""
+        if self.tuning is None:
+            return {}
+        return {(s, v): self.tuning.settings.get(v.method, {}) for s in self.scenarios for v in self.variants}
+
+    @property
+    def tuned(self) -> list[tuple[Scenario, Variant]]:
+        """What settings are searched for."""
+        if self.tuning is None or not self.tuning.tune:
+            return []
+        return [(s, v) for s in self.scenarios for v in self.variants if v.method not in FREE]
+
+    def execute(self, run: Run) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+        """Run or find every cell, and write the list of them: rows of the tuning, and tables by title.
+
+        Raises
+        ------
+        UserError
+            If Retrain diverged, or settings cannot be chosen.
+        """
+        tuning, chosen = pd.DataFrame(), dict(self.fixed)
+        if self.tuning is not None:
+            tuning, found = tune(run, self.tuning, self.variants, self.scenarios)
+            chosen |= found
+        tables: dict[str, pd.DataFrame] = {}
+        for title, cells in self.studies(chosen).items():
+            tables[title] = run.execute(cells, title)
+            if self.retrain and len(tables) == 1:
+                check_ran(tables[title])
+        run.write()
+        return tuning, tables
