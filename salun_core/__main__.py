@@ -3,7 +3,9 @@
 import argparse
 import os
 import re
+import shlex
 import sys
+import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
@@ -13,31 +15,72 @@ import yaml
 
 from salun_core.errors import UserError, one_of
 
+CONTINUED = "finished cells are kept, the same command goes on"
+
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 where a check fails, or 2 with one sentence on stderr."""
+    """Run the command; returns the exit status.
+
+    0, 1 where a check fails, 2 with one sentence on stderr for what a user can put right, 130 after Ctrl+C, and 70 for
+    an error that nobody expected: then one sentence says where the traceback is and what to do with it.
+    """
     given = parser().parse_args(words)
     try:
         status = given.do(given)
         sys.stdout.flush()
-    except UserError as error:
-        print(f"salun_core: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        if (extra := _extra_of(error.name or "")) is None:
-            raise
-        print(
-            f"salun_core: this needs {error.name}, which is not installed: pip install 'salun-companion[{extra}]'",
-            file=sys.stderr,
-        )
-        return 2
+        return status or 0
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("salun_core: interrupted; finished cells are kept, the same command goes on", file=sys.stderr)
-        return 130
-    return status or 0
+        return _ended(130, f"interrupted; {given.kept}")
+    except UserError as error:
+        return _ended(2, str(error))
+    except Exception as error:
+        said = expected(error)
+        return _ended(2, said) if said else _ended(70, reported(error))
+
+
+def _ended(status: int, text: str) -> int:
+    print(f"salun_core: {text}", file=sys.stderr)
+    return status
+
+
+def expected(error: Exception) -> str:
+    """What a person can do about an error that a library or the system raises; empty for any other."""
+    if isinstance(error, ModuleNotFoundError) and (extra := _extra_of(error.name or "")):
+        return f"this needs {error.name}, which is not installed: pip install 'salun-companion[{extra}]'"
+    if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error)):
+        return (
+            "there is not enough memory: take smaller images, batches or networks (finished cells are kept)"
+        )
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}; check the path and its permissions"
+    return ""
+
+
+def reported(error: Exception) -> str:
+    """Write the traceback of an error that nobody expected to a file, and say what to do with it."""
+    import tempfile
+    import traceback
+
+    from salun_core.experiments.runs.provenance import environment
+    from salun_core.files import write_whole
+    from salun_core.paths import output_folder
+
+    text = "".join(traceback.format_exception(error))
+    text += f"\ncommand: {shlex.join(sys.argv)}\n" + yaml.safe_dump(environment(), sort_keys=False)
+    name = f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    content = text.encode(errors="backslashreplace")
+    try:
+        log = write_whole(output_folder(None) / "errors" / name, content)
+    except UserError:  # a read-only or full disk may be what went wrong
+        log = write_whole(Path(tempfile.gettempdir()) / name, content)
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    return (
+        f"this should not happen: {what[:200]} (traceback in {log}; please report it with that file among the issues "
+        "of the project; finished cells are kept)"
+    )
 
 
 def _extra_of(module: str) -> str | None:
@@ -55,35 +98,44 @@ def _extra_of(module: str) -> str | None:
     return None
 
 
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the folder's name is empty: give one, or leave the option out")
+    return Path(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     top = argparse.ArgumentParser(
         prog="python -m salun_core",
         description="Run the experiments of the SalUn companion, and read their results.",
     )
+    top.set_defaults(kept="nothing was written")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="run or resume an experiment")
     run.add_argument("experiment")
     run.add_argument("-f", "--file", type=Path, action="append", default=[], help="YAML file of parameters")
     run.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    run.add_argument("--out", type=Path, help="output folder (default data/runs)")
-    run.set_defaults(do=_run)
+    run.add_argument("--out", type=_folder, help="output folder (default data/runs)")
+    run.set_defaults(do=_run, kept=CONTINUED)
 
     record = commands.add_parser("record", help="run or resume a preset into data/recorded, to be committed")
     record.add_argument("experiment")
     record.add_argument("preset")
     record.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    record.set_defaults(do=_record, file=[], out=None)
+    record.set_defaults(do=_record, file=[], out=None, kept=CONTINUED)
 
     listing = commands.add_parser("list", help="experiments, methods, data sets, models, metrics")
     listing.set_defaults(do=_list)
 
     tiny = commands.add_parser("train-tiny-sd", help="train the small text-to-image pipeline from scratch")
-    tiny.add_argument("--out", type=Path, help="folder for it (default data/models/tiny-sd)")
+    tiny.add_argument("--out", type=_folder, help="folder for it (default data/models/tiny-sd)")
     tiny.add_argument("--seed", type=int, default=0)
     tiny.add_argument("--threads", type=int, default=1, help="1 by default, for the same weights everywhere")
-    tiny.set_defaults(do=_train_tiny_sd)
+    tiny.set_defaults(
+        do=_train_tiny_sd, kept="the same command goes on from the last checkpoint, one every two minutes"
+    )
 
     fetching = commands.add_parser("fetch", help="fetch published weights and prompts, with checksums")
     fetching.add_argument(
@@ -114,20 +166,20 @@ def parser() -> argparse.ArgumentParser:
     results = commands.add_parser("results", help="print the results of an experiment's last run")
     results.add_argument("experiment")
     results.add_argument("--format", choices=("table", "csv", "json"), default="table")
-    results.add_argument("--out", type=Path, help="output folder of the run (default data/runs)")
+    results.add_argument("--out", type=_folder, help="output folder of the run (default data/runs)")
     results.set_defaults(do=_results)
     return top
 
 
 def _parameters(given: argparse.Namespace) -> dict[str, Any]:
-    from salun_core.experiments.runs.params import read_yaml
+    from salun_core.experiments.runs.given import parse_yaml, read_yaml
 
     values: dict[str, Any] = {}
     for path in given.file:
         values |= read_yaml(path)
     for name, text in given.parameter:
         try:
-            values[name] = yaml.safe_load(text)
+            values[name] = parse_yaml(text)
         except yaml.YAMLError:
             values[name] = text
         if values[name] is None:
@@ -155,12 +207,11 @@ def _record(given: argparse.Namespace) -> None:
 
 
 def _train_tiny_sd(given: argparse.Namespace) -> None:
-    import torch
-
+    from salun_core.experiments.runs.machine import use_threads
     from salun_core.experiments.text_to_image.train_tiny_sd import make
     from salun_core.paths import models_folder
 
-    torch.set_num_threads(given.threads)
+    use_threads(given.threads)
     folder = given.out or models_folder() / "tiny-sd"
     command = f"python -m salun_core train-tiny-sd --seed {given.seed} --threads {given.threads}"
     record = make(folder, seed=given.seed, command=command)
@@ -220,14 +271,12 @@ def _check(given: argparse.Namespace) -> int:
 
 
 def _rehearse(given: argparse.Namespace) -> None:
-    import torch
-
     from salun_core.experiments.rehearsal import chosen, rehearse, shown
+    from salun_core.experiments.runs.machine import use_threads
 
     if not given.tflops > 0:
         raise UserError(f"tflops must be positive, got {given.tflops:g}: 30 is a fast GPU in half precision")
-    if given.threads:
-        torch.set_num_threads(given.threads)
+    use_threads(given.threads)
     done = []
     for outcome in rehearse(chosen(given.names)):
         done.append(outcome)

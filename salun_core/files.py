@@ -1,10 +1,14 @@
 """Files that are either whole or absent."""
 
+import contextlib
 import errno
 import hashlib
+import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from salun_core.errors import UserError
 
@@ -31,7 +35,7 @@ def write_whole(path: Path | str, content: bytes) -> Path:
     except OSError as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        raise _explained(path, error) from error
+        raise unwritable(path, error) from error
     return path
 
 
@@ -43,12 +47,54 @@ def check_writable(folder: Path | str) -> Path:
 
 
 def sha256(path: Path | str) -> str:
-    """Digest of a file, as 64 hexadecimal digits."""
-    with open(path, "rb") as file:
+    """Digest of a file, as 64 hexadecimal digits.
+
+    Raises
+    ------
+    UserError
+        If it cannot be read.
+    """
+    with readable(path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _explained(path: Path, error: OSError) -> UserError:
+@contextlib.contextmanager
+def readable(path: Path | str) -> Iterator[None]:
+    """Turn what the system says against reading ``path`` into one sentence; a file that is absent stays an OSError."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(f"cannot read {error.filename or path}: {why}; check its permissions") from error
+
+
+def read_json(path: Path | str) -> Any:
+    """What a JSON file holds; None if there is no such file, or it is damaged.
+
+    Damaged is everything that this project does not write: NaN, numbers of thousands of digits, endless nesting.
+
+    Raises
+    ------
+    UserError
+        If the file is there and may not be read.
+    """
+    try:
+        with readable(path):
+            return json.loads(Path(path).read_text("utf8"), parse_constant=_refused)
+    except (FileNotFoundError, ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        return None
+
+
+def _refused(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """What the system says against writing ``path``, with a remedy."""
     remedy = {
         errno.ENOSPC: "the disk is full; free some space or choose another output folder",
         errno.EDQUOT: "the disk quota is used up; free some space or choose another output folder",

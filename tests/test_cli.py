@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import tempfile
 
 import pytest
 
@@ -60,6 +61,10 @@ def test_a_damaged_cell_is_computed_again_with_the_same_numbers(folder, capsys):
         (["run", "classification", "-f", "missing.yaml"], "missing.yaml"),
         (["run", "classification", "--out", "/proc/nowhere"], "choose"),
         (["results", "classification", "--out", "nowhere"], "run classification"),
+        (["run", "classification", "-p", "keep", "[" * 3000], "keep"),
+        (["run", "classification", "-p", "threads", "1000000"], "threads"),
+        (["train-tiny-sd", "--threads", "-1"], "threads"),
+        (["rehearse", "--threads", "1000000"], "threads"),
     ],
 )
 def test_bad_input_ends_with_status_2_and_one_line(words, message, capsys, tmp_path, monkeypatch):
@@ -69,6 +74,56 @@ def test_bad_input_ends_with_status_2_and_one_line(words, message, capsys, tmp_p
     assert message in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_name_is_refused(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "classification", "--out", ""])
+    assert ended.value.code == 2
+    assert "empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (ZeroDivisionError("by zero"), 70, "this should not happen: ZeroDivisionError: by zero"),
+        (RuntimeError("two\nlines \ud800"), 70, "two lines"),
+        (MemoryError(), 2, "not enough memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "not enough memory"),
+        (PermissionError(13, "Permission denied", "/a/file"), 2, "/a/file: Permission denied"),
+        (ModuleNotFoundError("No module", name="nudenet"), 2, "pip install"),
+        (KeyboardInterrupt(), 130, "finished cells are kept"),
+        (BrokenPipeError(), 0, ""),
+    ],
+)
+def test_no_error_shows_a_traceback(error, status, message, capfd, monkeypatch, tmp_path):
+    def failing(_):
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("salun_core.__main__._run", failing)
+    monkeypatch.setattr("os.dup2", lambda *_: None)
+    assert main(["run", "classification"]) == status
+    err = capfd.readouterr().err
+    assert message in err
+    assert err.count("\n") == (1 if message else 0)
+    logs = list(tmp_path.rglob("error-*.log"))
+    assert len(logs) == (status == 70)
+    for log in logs:
+        assert str(log) in err
+        assert type(error).__name__ in log.read_text()
+        assert "Traceback" in log.read_text()
+
+
+def test_the_log_of_an_error_goes_elsewhere_where_the_project_cannot_be_written(
+    capsys, monkeypatch, tmp_path
+):
+    (tmp_path / "data").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr("salun_core.__main__._list", lambda _: 1 / 0)
+    assert main(["list"]) == 70
+    assert "elsewhere/error-" in capsys.readouterr().err
 
 
 def test_list_names_everything(capsys):

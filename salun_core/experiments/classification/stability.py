@@ -9,7 +9,7 @@ from itertools import product
 from typing import ClassVar
 
 import pandas as pd
-from pydantic import field_validator
+from pydantic import PositiveFloat, PositiveInt, field_validator
 
 from salun_core.errors import UserError
 from salun_core.experiments.classification.lab import ClassifierLab
@@ -33,8 +33,10 @@ class StabilityParams(ClassifierParams):
     )
     fractions: tuple[float, ...] = parameter((0.1, 0.5), "shares to forget, between 0 and 1")
     spread_candidates: int = parameter(6, "settings of each method whose spread is shown", ge=2)
-    surface_lrs: tuple[float, ...] = parameter((), "learning rates of the surface of SalUn's settings")
-    surface_epochs: tuple[int, ...] = parameter((), "epochs of that surface")
+    surface_lrs: tuple[PositiveFloat, ...] = parameter(
+        (), "learning rates of the surface of SalUn's settings"
+    )
+    surface_epochs: tuple[PositiveInt, ...] = parameter((), "epochs of that surface")
     surface_keeps: tuple[float, ...] = parameter((), "shares of weights of that surface, in (0, 1]")
 
     @field_validator("methods")

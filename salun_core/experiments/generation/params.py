@@ -10,7 +10,8 @@ from salun_core.errors import UserError, one_of
 from salun_core.experiments.runs.cells import MASKS, Cell, MaskSpec, Scenario, Variant, default_mask
 from salun_core.experiments.runs.data_choice import DataChoice
 from salun_core.experiments.runs.machine import Machine
-from salun_core.experiments.runs.params import Group, Params, numeric, parameter
+from salun_core.experiments.runs.params import Group, Params, parameter
+from salun_core.experiments.runs.tuning import checked_settings
 from salun_core.methods import METHODS, methods_for
 from salun_core.metrics.generation.frechet import FEATURES, INCEPTION, JUDGE, inception_file
 from salun_core.models import check_arch, takes_width
@@ -18,15 +19,6 @@ from salun_core.saliency import SCORES, check_keep
 from salun_core.tasks import RECIPES
 from salun_core.tasks.classification_training import Recipe
 from salun_core.tasks.noise_prediction import TARGETS
-
-
-def checked_settings(value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Settings by method, with numbers that YAML left as text read, and unknown names refused."""
-    for method, settings in value.items():
-        known = METHODS[one_of(method, METHODS, "method in settings")].defaults
-        for name in settings:
-            one_of(name, known, f"setting of {method}")
-    return {m: {k: numeric(v) for k, v in settings.items()} for m, settings in value.items()}
 
 
 class Masking(Group):

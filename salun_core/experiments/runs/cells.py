@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from salun_core.errors import one_of
 from salun_core.methods import METHODS
+from salun_core.methods.engine import check_settings
 from salun_core.rng import derive
 from salun_core.saliency import SCORES, check_keep
 
@@ -102,9 +103,7 @@ class Cell:
     tags: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        method = METHODS[one_of(self.method, METHODS, "method")]
-        for name in self.settings:
-            one_of(name, method.defaults, f"setting of {self.method}")
+        check_settings(METHODS[one_of(self.method, METHODS, "method")], self.settings)
 
     @property
     def all_settings(self) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from salun_core.experiments.runs.params import Group, parameter
 from salun_core.experiments.runs.store import Store
 from salun_core.paths import output_folder
 
+MOST_THREADS = 512
+
 
 class Machine(Group):
     """Where an experiment computes and where its results go."""
@@ -17,7 +19,11 @@ class Machine(Group):
         "auto", "auto, cpu or cuda", no_effect="a cell of either device is the same cell; provenance names it"
     )
     threads: int = parameter(
-        0, "processor threads; 0: as torch chooses", ge=0, no_effect="changes rounding only; see provenance"
+        0,
+        "processor threads; 0: as torch chooses",
+        ge=0,
+        le=MOST_THREADS,
+        no_effect="changes rounding only; see provenance",
     )
     recorded: bool = parameter(
         False, "accept finished cells of other code versions", no_effect="says which cells are accepted"
@@ -35,8 +41,7 @@ class Machine(Group):
             If this machine has no such device.
         """
         device = find_device(self.device)
-        if self.threads:
-            torch.set_num_threads(self.threads)
+        use_threads(self.threads)
         return device
 
     @property
@@ -47,6 +52,20 @@ class Machine(Group):
     def store(self) -> Store:
         """The store of cells."""
         return Store(self.folder / "cells", trusted=self.recorded)
+
+
+def use_threads(count: int) -> None:
+    """Let torch compute with so many processor threads; 0 leaves it as it is.
+
+    Raises
+    ------
+    UserError
+        If there cannot be so many: far more than a machine has end in a crash of torch.
+    """
+    if not 0 <= count <= MOST_THREADS:
+        raise UserError(f"threads must lie in [0, {MOST_THREADS}], got {count}: 0 is as torch chooses")
+    if count:
+        torch.set_num_threads(count)
 
 
 def find_device(name: str) -> torch.device:

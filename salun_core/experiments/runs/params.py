@@ -9,11 +9,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from salun_core.errors import UserError, one_of
+from salun_core.experiments.runs.given import check_plain, parse_yaml, read_yaml, shown
 
 
 def parameter(
@@ -38,10 +38,13 @@ def parameter(
     return Field(default, description=description, json_schema_extra=extra, **bounds)
 
 
+LARGE = 10**9  # no number of steps, images or channels is larger
+
+
 class Group(BaseModel):
     """Parameters that belong together and are handed as one object to the code that uses them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     choices: ClassVar[dict[str, tuple[Any, str]]] = {}
     """Parameters that are a name from a table: the table, and what its entries are called in messages."""
@@ -49,7 +52,13 @@ class Group(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _as_list(cls, value: Any, info: ValidationInfo) -> Any:
-        if not _is_list(cls.model_fields[str(info.field_name)].annotation):
+        name, field = str(info.field_name), cls.model_fields[str(info.field_name)]
+        kinds = set(_kinds(field.annotation))
+        if not kinds & {bool, Any} and _holds_truth(value):
+            raise UserError(f"{name} is {shown(value)}: true and false are for switches, and this is none")
+        if value == "" and (Path in kinds or (str in kinds and field.default != "" and not _is_list(field))):
+            raise UserError(f"{name} is an empty text: give a value, or leave it out")
+        if not _is_list(field):
             return value
         if isinstance(value, str):
             return [part.strip(" '\"") for part in value.strip("[]() ").split(",") if part.strip(" '\"")]
@@ -59,6 +68,8 @@ class Group(BaseModel):
     @classmethod
     def _once_each(cls, value: Any, info: ValidationInfo) -> Any:
         known = cls.model_fields[str(info.field_name)]
+        if isinstance(value, int) and abs(value) > LARGE:
+            raise UserError(f"{info.field_name} must be at most {LARGE:,}, got {value:,}")
         if isinstance(value, tuple) and not _extra(known, "repeats"):
             for i, entry in enumerate(value):
                 if entry in value[:i]:
@@ -129,6 +140,7 @@ class Params(Group):
         for name in given:
             if name not in known:
                 raise UserError(_unknown(name, known))
+            check_plain(name, given[name])
         values, preset = dict(given), None
         if "preset" in known:
             preset = str(given.get("preset", known["preset"].field.default))
@@ -136,6 +148,7 @@ class Params(Group):
         for name in values:
             if name not in known:
                 raise UserError(f"preset {preset!r}: {_unknown(name, known)}")
+            check_plain(name, values[name])
         nested: dict[str, Any] = {}
         for name, value in values.items():
             if known[name].group:
@@ -231,9 +244,8 @@ def read_preset(experiment: str, preset: str) -> dict[str, Any]:
     folder = resources.files("salun_core.experiments") / "presets" / experiment
     if preset.endswith((".yaml", ".yml")):
         return read_yaml(Path(preset))
-    file = folder / f"{preset}.yaml"
-    if not file.is_file():
-        known = preset_names(experiment)
+    known = preset_names(experiment)
+    if preset not in known:
         near = difflib.get_close_matches(preset, known, n=1)
         hint = (
             f"did you mean {near[0]!r}?"
@@ -241,34 +253,9 @@ def read_preset(experiment: str, preset: str) -> dict[str, Any]:
             else f"choose one of {', '.join(known)}, or give a .yaml file"
         )
         raise UserError(f"unknown preset {preset!r}: {hint}")
-    values = yaml.safe_load(file.read_text("utf8")) or {}
+    values = parse_yaml((folder / f"{preset}.yaml").read_text("utf8")) or {}
     like = values.pop("like", None)  # a preset may name another that it differs from
     return {**read_preset(experiment, like), **values} if like else values
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a mapping from a YAML file."""
-    try:
-        values = yaml.safe_load(path.read_text("utf8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; give an existing YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        place = getattr(error, "problem_mark", None)
-        line = f" in line {place.line + 1}" if place else ""
-        raise UserError(f"{path} is not valid YAML{line}: write one 'name: value' a line") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold 'name: value' lines, not a {type(values).__name__}")
-    return values
-
-
-def numeric(value: Any) -> Any:
-    """Text that reads as a number as that number: YAML 1.1 leaves 1e-4 a text."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 def _extra(field: FieldInfo, name: str) -> Any:
@@ -283,8 +270,25 @@ def _members(annotation: Any) -> Iterator[Any]:
         yield annotation
 
 
-def _is_list(annotation: Any) -> bool:
-    return any(typing.get_origin(member) is tuple for member in _members(annotation))
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """The plain types that a value, or an entry of it, may have."""
+    if typing.get_origin(annotation) is typing.Literal:
+        yield str
+    elif inner := typing.get_args(annotation):
+        for part in inner:
+            yield from _kinds(part)
+    else:
+        yield annotation
+
+
+def _holds_truth(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_holds_truth, value))
+    return isinstance(value, bool)
+
+
+def _is_list(field: FieldInfo) -> bool:
+    return any(typing.get_origin(member) is tuple for member in _members(field.annotation))
 
 
 def _notebook_type(annotation: Any) -> str:
@@ -301,7 +305,7 @@ def _notebook_type(annotation: Any) -> str:
 def _unknown(name: Any, known: Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"the parameters are {', '.join(known)}"
-    return f"unknown parameter {name!r}: {hint}"
+    return f"unknown parameter {shown(name)}: {hint}"
 
 
 def _first_sentence(error: ValidationError, groups: set[str]) -> str:
@@ -311,7 +315,7 @@ def _first_sentence(error: ValidationError, groups: set[str]) -> str:
     loc = first["loc"][1:] if first["loc"] and first["loc"][0] in groups else first["loc"]
     where = ".".join(str(part) for part in loc)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    if not where:
+    if not where or message.startswith(str(loc[0])):
         return message + more
-    given = f", got {first['input']!r}" if first["type"] not in ("value_error", "missing") else ""
+    given = f", got {shown(first['input'])}" if first["type"] not in ("value_error", "missing") else ""
     return f"{where}: {message[0].lower()}{message[1:]}{given}{more}"

@@ -28,11 +28,18 @@ def provenance(device: torch.device) -> dict[str, Any]:
         ``device``, ``threads``, ``python``, ``platform``, ``libraries``.
     """
     return {
-        "salun_core": __version__,
-        "revision": revision(),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": device_name(device),
         "threads": torch.get_num_threads(),
+        **environment(),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """The software here: ``salun_core``, ``revision``, ``python``, ``platform``, ``libraries``."""
+    return {
+        "salun_core": __version__,
+        "revision": revision(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "libraries": _libraries(),

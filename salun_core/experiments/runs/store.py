@@ -3,16 +3,18 @@
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field
 
-from salun_core.errors import UserError
 from salun_core.experiments.runs.provenance import revision
-from salun_core.files import check_writable, sha256, write_whole
+from salun_core.files import check_writable, read_json, readable, sha256, unwritable, write_whole
 
 FORMAT = 1
 
@@ -106,8 +108,7 @@ class Store:
     def has_files(self, result: Result, *, kept: bool = False) -> bool:
         """Whether the side files of a result are here and whole; with ``kept`` only its outputs need to be."""
         names = [result.outputs] if kept and result.outputs else [] if kept else list(result.files)
-        files = ((self.folder / name, result.files[name]) for name in names)
-        return all(file.is_file() and sha256(file) == expected for file, expected in files)
+        return all(is_whole(self.folder / name, result.files[name]) for name in names)
 
     def put(
         self,
@@ -142,33 +143,66 @@ class Store:
         Two notebooks that share cells then share the work. The lock ends with the process that holds it,
         however it ends.
         """
-        folder = self.folder / ".locks"
-        folder.mkdir(exist_ok=True)
-        with FileLock(folder / key.name):
+        lock = FileLock(self.folder / ".locks" / key.name)
+        try:
+            Path(lock.lock_file).parent.mkdir(exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            raise unwritable(Path(lock.lock_file), error) from error
+        try:
             yield
+        finally:
+            lock.release()
 
     def all(self) -> list[Result]:
         """Every whole result in the folder, by name."""
         return read_results(self.folder)
 
 
+def is_whole(file: Path, expected: str) -> bool:
+    """Whether a side file is here and is the one that was stored."""
+    try:
+        return sha256(file) == expected
+    except FileNotFoundError:
+        return False
+
+
+FileName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+"""A file beside a result, never one elsewhere."""
+
+
+class _Record(BaseModel):
+    """The form of a result's file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    format: Literal[1]
+    kind: str
+    key: dict[str, Any]
+    code: str
+    values: dict[str, Any]
+    provenance: dict[str, Any]
+    files: dict[FileName, str]
+    digest: str
+
+
 def read_results(folder: Path | str) -> list[Result]:
     """Every whole result in a folder, sorted by file name; damaged files are left out."""
-    found = (read_result(path) for path in sorted(Path(folder).glob("*-*.json")))
+    with readable(folder):
+        names = sorted(name for name in os.listdir(folder) if fnmatch(name, "*-*.json"))
+    found = (read_result(Path(folder) / name) for name in names)
     return [result for result in found if result is not None]
 
 
 def read_result(path: Path) -> Result | None:
     """Read one result; None if it is missing, truncated or edited."""
+    record = read_json(path)
     try:
-        record = json.loads(path.read_text("utf8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        checked = _Record.model_validate(record)
+        whole = digest({name: value for name, value in record.items() if name != "digest"})
+    except (ValueError, RecursionError):  # another form, or text that cannot be written
         return None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; check the folder's permissions") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+    if whole != checked.digest:
         return None
-    if digest({name: value for name, value in record.items() if name != "digest"}) != record.get("digest"):
-        return None
-    key = Key(record["kind"], record["key"], record["code"])
-    return Result(key, record["values"], record["provenance"], record["files"])
+    key = Key(checked.kind, checked.key, checked.code)
+    return Result(key, checked.values, checked.provenance, checked.files)

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
 from salun_core.code_digest import function_digest
 from salun_core.errors import UserError
 from salun_core.experiments.runs.cells import Cell, Scenario
 from salun_core.experiments.runs.params import Params
-from salun_core.experiments.runs.store import Result, read_result
-from salun_core.files import write_whole
+from salun_core.experiments.runs.store import FileName, Result, digest, is_whole, read_result
+from salun_core.files import read_json, readable, write_whole
 from salun_core.metrics import KINDS
 
 if TYPE_CHECKING:
@@ -65,9 +66,20 @@ class Table:
 
     def row(self, result: Result, entry: Mapping[str, Any]) -> dict[str, Any]:
         """What was run, what it led to, what it cost, and where it comes from."""
-        what, values, origin = result.key.what, result.content, result.provenance
+        reported = bool(entry["reported"])
+        try:
+            assert KINDS[result.content["about"]["kind"]]
+            run, origin = self._run(result), self._origin(result, entry)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{entry['cell']} in {self.folder / 'cells'} has not the form that this version writes: "
+                f"delete it and run {self.experiment} again"
+            ) from error
+        return run | self.measured.of(self.folder / "cells", result, reported=reported) | origin
+
+    def _run(self, result: Result) -> dict[str, Any]:
+        what, values = result.key.what, result.content
         mask = what["mask"]
-        rest = {name: value for name, value in entry.items() if name not in ("cell", "reported")}
         return {
             "experiment": self.experiment,
             "source": self.params.get("preset"),
@@ -84,12 +96,17 @@ class Table:
             "mask_seconds": values.get("mask_seconds"),
             "samples_seen": values.get("samples"),
             "peak_memory": values.get("peak_memory"),
-            **self.measured.of(self.folder / "cells", result, reported=bool(entry["reported"])),
-            **{f"n_{role}": count for role, count in values.get("counts", {}).items()},
-            "settings": what["settings"],
-            "replica": what["settings"].get("replica", 0),
+        }
+
+    @staticmethod
+    def _origin(result: Result, entry: Mapping[str, Any]) -> dict[str, Any]:
+        settings, origin = result.key.what["settings"], result.provenance
+        return {
+            **{f"n_{role}": count for role, count in result.content.get("counts", {}).items()},
+            "settings": settings,
+            "replica": settings.get("replica", 0),
             "reported": bool(entry["reported"]),
-            **rest,
+            **{name: value for name, value in entry.items() if name not in ("cell", "reported")},
             "device": origin["device"],
             "threads": origin["threads"],
             "code": origin["revision"],
@@ -123,12 +140,13 @@ class Measured:
         if not outputs.there:
             return None
         path = self.folder / f"{name.replace(' ', '_')}-{function_digest(metric)}.json"
-        known = self._known.setdefault(path, _read_mapping(path))
+        known = self._known.setdefault(path, _read_measured(path))
         found = known.get(outputs.name)
-        if found is None or found[0] != outputs.digest:
-            found = known[outputs.name] = [outputs.digest, _plain(metric(outputs.value))]
+        if found is None or found[:2] != [outputs.digest, _check(found, outputs.digest)]:
+            value = _plain(metric(outputs.value))
+            found = known[outputs.name] = [outputs.digest, _check([value], outputs.digest), value]
             self._new.setdefault(path, {})[outputs.name] = found
-        return found[1]
+        return found[-1]
 
     def keep(self) -> None:
         """Write what was computed since the last call; values of other code of the same metric are deleted."""
@@ -136,7 +154,7 @@ class Measured:
             for old in self.folder.glob(f"{path.stem.rpartition('-')[0]}-*.json"):
                 if old != path:
                     old.unlink(missing_ok=True)
-            text = json.dumps(_read_mapping(path) | values, sort_keys=True, separators=(",", ":"))
+            text = json.dumps(_read_measured(path) | values, sort_keys=True, separators=(",", ":"))
             write_whole(path, text.encode())
         self._new = {}
 
@@ -160,7 +178,12 @@ class _Outputs:
     @cached_property
     def value(self) -> Any:
         assert self.result.outputs is not None
-        return self.load(self.cells / self.result.outputs)
+        file = self.cells / self.result.outputs
+        if not is_whole(file, self.digest):
+            raise UserError(
+                f"{file} is missing or is not what {self.name} was stored with: run the cell again"
+            )
+        return self.load(file)
 
 
 class Run:
@@ -220,18 +243,35 @@ def read_table(folder: Path, experiment: str) -> pd.DataFrame:
         If the experiment has not been run into this folder, or a file is damaged.
     """
     path = folder / "results" / f"{experiment}.json"
+    with readable(path):
+        if not path.is_file():
+            raise UserError(
+                f"no results of {experiment} in {folder}: run `python -m salun_core run {experiment}` first"
+            )
+    record = read_json(path)
     try:
-        record = json.loads(path.read_text("utf8"))
-        entries, params = list(record["rows"]), dict(record["params"])
-        names = [str(entry["cell"]) for entry in entries]
-    except FileNotFoundError:
-        raise UserError(
-            f"no results of {experiment} in {folder}: run `python -m salun_core run {experiment}` first"
-        ) from None
-    except (ValueError, KeyError, TypeError):
+        _Listed.model_validate(record)
+    except ValidationError:
         raise UserError(f"{path} is damaged: run the experiment again, finished cells are reused") from None
-    assert len(names) == len(entries)
-    return Table(folder, experiment, params).rows(entries)
+    return Table(folder, experiment, record["params"]).rows(record["rows"])
+
+
+class _Entry(BaseModel):
+    """A cell of a run; whatever else it holds are tags."""
+
+    model_config = ConfigDict(strict=True)
+
+    cell: FileName
+    reported: bool
+
+
+class _Listed(BaseModel):
+    """The form of ``results/EXPERIMENT.json``."""
+
+    model_config = ConfigDict(strict=True)
+
+    params: dict[str, Any]
+    rows: list[_Entry]
 
 
 def records(cells: pd.DataFrame) -> list[dict[str, Any]]:
@@ -273,12 +313,15 @@ def check_ran(results: pd.DataFrame) -> None:
         raise UserError("Retrain did not finish, and every gap is measured against it: change the recipe")
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def _read_measured(path: Path) -> dict[str, list[Any]]:
+    """Values by cell, each behind the digest of its outputs and one of both, so that an edit is seen."""
+    found = read_json(path)
+    entries = found.items() if isinstance(found, dict) else ()
+    return {name: entry for name, entry in entries if isinstance(entry, list) and len(entry) == 3}
+
+
+def _check(entry: list[Any], outputs: str) -> str:
+    return digest([outputs, entry[-1]])[:20]
 
 
 def _plain(value: Any) -> Any:

@@ -3,16 +3,18 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import pandas as pd
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from salun_core.errors import UserError, one_of
 from salun_core.experiments.runs.cells import Cell, Scenario, Variant
-from salun_core.experiments.runs.params import Group, numeric, parameter
+from salun_core.experiments.runs.given import numeric
+from salun_core.experiments.runs.params import Group, parameter
 from salun_core.experiments.runs.table import Run, check_ran
 from salun_core.methods import METHODS
+from salun_core.methods.engine import check_search, check_settings
 from salun_core.methods.search import Range, candidates
 
 CRITERION = ("UA", "RA", "VA", "MIA")
@@ -20,6 +22,20 @@ FREE = ("original", "retrain")  # methods without anything to tune or to mask
 STUDY = {"study": "tuning"}
 WIDENED = 3  # times that the bounds of a setting may be widened
 STEPS = 4  # steps that cross the first bounds; widened bounds go on with steps of this size
+
+
+def checked_settings(value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Settings by method, with numbers that YAML left as text read.
+
+    Raises
+    ------
+    UserError
+        If there is no such method, or it cannot use a setting, see `methods.engine.check_settings`.
+    """
+    read = {m: {k: numeric(v) for k, v in settings.items()} for m, settings in value.items()}
+    for method, settings in read.items():
+        check_settings(METHODS[one_of(method, METHODS, "method in settings")], settings)
+    return read
 
 
 class Tuning(Group):
@@ -35,16 +51,23 @@ class Tuning(Group):
 
     choices: ClassVar[dict[str, tuple[Any, str]]] = {}
 
-    @field_validator("settings", "search")
+    @field_validator("settings")
     @classmethod
-    def _methods_and_settings(cls, value: dict[str, dict[str, Any]], info: Any) -> dict[str, dict[str, Any]]:
-        for method, settings in value.items():
-            known = METHODS[one_of(method, METHODS, f"method in {info.field_name}")].defaults
-            for name in settings:
-                one_of(name, known, f"setting of {method}")
-        if info.field_name == "search":
-            return value
-        return {m: {k: numeric(v) for k, v in settings.items()} for m, settings in value.items()}
+    def _settings(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return checked_settings(value)
+
+    @field_validator("search")
+    @classmethod
+    def _search(cls, value: dict[str, dict[str, Range]]) -> dict[str, dict[str, Range]]:
+        for method, search in value.items():
+            check_search(METHODS[one_of(method, METHODS, "method in search")], search)
+        return value
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Self:
+        if self.tune and not self.tuning_seed:
+            raise UserError("tuning_seed is empty: give a seed that settings are chosen on, or tune: false")
+        return self
 
     def bounds(self, method: str) -> dict[str, Range]:
         """Bounds of the settings that are searched for a method."""

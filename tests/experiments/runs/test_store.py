@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +60,74 @@ def test_damage_is_detected(store, damage):
     assert store.get(KEY) is None
     put(store)  # and it can be computed again in the same place
     assert store.get(KEY) is not None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "9" * 5000,
+        '{"values": NaN}',
+        '{"values": "\\ud800"}',
+        "null",
+        "[]",
+        "3",
+    ],
+)
+def test_text_that_this_project_never_writes_counts_as_damaged(store, text):
+    put(store)
+    path = store.path(KEY)
+    for whole in (text, path.read_text().replace("0.25", text.removeprefix('{"values": ').removesuffix("}"))):
+        path.write_text(whole)
+        assert store.get(KEY) is None
+        assert store.all() == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": ["a"]},
+        {"files": {"../../secret": "0"}},
+        {"files": {"x": 3}},
+        {"values": []},
+        {"kind": 3},
+        {"code": None},
+        {"format": 2},
+        {"more": 1},
+    ],
+)
+def test_a_file_of_another_form_counts_as_damaged_even_with_its_digest_made_again(store, change):
+    put(store)
+    path = store.path(KEY)
+    record = {n: v for n, v in json.loads(path.read_text()).items() if n != "digest"} | change
+    path.write_text(json.dumps(record | {"digest": digest(record)}))
+    assert store.get(KEY) is None
+
+
+def test_what_may_not_be_read_is_said(store, monkeypatch):
+    put(store)
+
+    def refused(*_args, **_more):
+        raise PermissionError(13, "Permission denied", "the file")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", refused)
+        with pytest.raises(UserError, match="cannot read the file: Permission denied"):
+            store.get(KEY)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", refused)
+        with pytest.raises(UserError, match="cannot read the file: Permission denied"):
+            store.get(KEY)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", refused)
+        with pytest.raises(UserError, match="cannot read the file: Permission denied"):
+            store.all()
+
+
+def test_locks_that_cannot_be_taken_are_said(store):
+    (store.folder / ".locks").write_text("")
+    with pytest.raises(UserError, match=r"\.locks.*is a file"), store.alone(KEY):
+        pass
 
 
 def test_results_of_other_code_are_computed_again_unless_accepted(store):

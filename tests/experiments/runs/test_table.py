@@ -2,9 +2,10 @@
 
 import pytest
 
+from salun_core.errors import UserError
 from salun_core.experiments.runs import table as module
 from salun_core.experiments.runs.store import Key, Store
-from salun_core.experiments.runs.table import Measured
+from salun_core.experiments.runs.table import Measured, Table, read_table
 from salun_core.metrics import Kind
 
 CALLS = []
@@ -83,3 +84,61 @@ def test_kept_values_that_are_damaged_are_computed_again(stored):
     measured.keep()
     (folder / "measured/X-one.json").write_text("{")
     assert Measured(folder / "measured").of(store.folder, put(3), reported=True) == {"X": 6.0}
+
+
+@pytest.mark.parametrize(
+    "text", ['{"cell-x": 3}', '{"cell": [1]}', "[1]", '{"a": NaN}', "[" * 10**5, "1" * 5000, '"\\ud800"']
+)
+def test_kept_values_of_any_other_form_are_computed_again(stored, text):
+    put, store, folder = stored
+    result = put(3)
+    (folder / "measured").mkdir()
+    (folder / "measured/X-one.json").write_text(text.replace("cell-x", result.key.name))
+    assert Measured(folder / "measured").of(store.folder, result, reported=True) == {"X": 6.0}
+
+
+def test_a_kept_value_that_was_edited_is_computed_again(stored):
+    put, store, folder = stored
+    measured = Measured(folder / "measured")
+    measured.of(store.folder, put(3), reported=True)
+    measured.keep()
+    file = folder / "measured/X-one.json"
+    file.write_text(file.read_text().replace("6.0", "7.0"))
+    assert Measured(folder / "measured").of(store.folder, put(3), reported=True) == {"X": 6.0}
+
+
+def test_outputs_that_are_not_those_of_the_cell_are_not_measured(stored):
+    put, store, folder = stored
+    result = put(3)
+    (store.folder / result.outputs).write_text("4")
+    with pytest.raises(UserError, match=r"outputs.txt is missing or is not"):
+        Measured(folder / "measured").of(store.folder, result, reported=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "[]",
+        "null",
+        '{"params": {}, "rows": [1]}',
+        '{"params": {}, "rows": [{"cell": 1, "reported": true}]}',
+        '{"params": {}, "rows": [{"cell": "../../x", "reported": true}]}',
+        '{"params": [], "rows": []}',
+        '{"params": {"a": NaN}, "rows": []}',
+        "[" * 10**5,
+        "9" * 5000,
+    ],
+)
+def test_a_list_of_cells_of_another_form_is_said_to_be_damaged(tmp_path, text):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/classification.json").write_text(text)
+    with pytest.raises(UserError, match="damaged"):
+        read_table(tmp_path, "classification")
+
+
+def test_a_whole_cell_of_another_form_is_named(stored):
+    _, store, folder = stored
+    result = store.put(Key("cell", {"seed": 1}), {"about": {"kind": "toy"}}, {})
+    with pytest.raises(UserError, match=f"{result.key.name}.*delete it"):
+        Table(folder, "classification", {}).rows([{"cell": result.key.name, "reported": True}])
