@@ -11,6 +11,7 @@ from salun_core.models.classification.resnet9 import ResNet9
 from salun_core.models.classification.resnet34 import ResNet34
 from salun_core.models.classification.swin import swin_tiny
 from salun_core.models.classification.vgg import VGG16
+from salun_core.models.classification.vgg6 import VGG6
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet6": ResNet6,
@@ -18,6 +19,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": ResNet18,
     "resnet34": ResNet34,
     "vgg16": VGG16,
+    "vgg6": VGG6,
     "swin_t": swin_tiny,
 }
 """Builders by name, called with those of ``classes, channels, size, width`` that they take."""

@@ -14,6 +14,7 @@ from salun_core.models.classification.resnet6 import ResNet6
 from salun_core.models.classification.resnet9 import ResNet9
 from salun_core.models.classification.swin import patch_and_window, swin_tiny
 from salun_core.models.classification.vgg import VGG16
+from salun_core.models.classification.vgg6 import VGG6
 
 MINE = """
 import torch
@@ -83,6 +84,8 @@ def weights(net):
         # Convolutions 144 + 4,608 + 14,336, BatchNorms 96 + 192, linear layer 330.
         (lambda: ResNet6(10, channels=1), 19_706),
         (lambda: ResNet9(10), 6_573_130),  # as its usual implementations print
+        # Convolutions 9 x 32,128, BatchNorms 2 x 448, linear layer 1,290.
+        (lambda: VGG6(10), 291_338),
         # 13 convolutions without bias, 13 BatchNorms, one linear layer; summed by hand.
         (lambda: VGG16(10), 14_710_464 + 2 * 4_224 + 5_130),
         (lambda: swin_tiny(1000, size=224), 28_288_354),  # as torchvision states for its Swin-T
@@ -198,7 +201,7 @@ def test_modules_are_named_for_the_digest_of_the_code(arch):
         ({"arch": "resnet81"}, "unknown arch 'resnet81': did you mean 'resnet18'?"),
         (
             {"arch": "perceptron"},
-            "choose resnet6, resnet9, resnet18, resnet34, vgg16, swin_t, torchvision:NAME or package.module:function",
+            "choose resnet6, resnet9, resnet18, resnet34, vgg16, vgg6, swin_t, torchvision:NAME or package.module:function",
         ),
         ({"arch": "torchvision:resnet81"}, "did you mean 'resnet18'"),
         ({"arch": "torchvision:fcn_resnet50"}, "unknown torchvision classifier"),
