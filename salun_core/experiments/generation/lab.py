@@ -206,7 +206,8 @@ class GenerationLab(Lab):
             model, _ = self.unlearned(cell, values)
         except Diverged as error:
             return self.store.put(key, values | {"status": "diverged", "why": str(error)}, self.provenance())
-        values["seconds"] += self.spent_before()
+        if "seconds" in values:  # unknown of a network that was unlearned elsewhere
+            values["seconds"] += self.spent_before()
         model = self.finished(model)
         result = self.store.put(key, values, self.provenance(), {MODEL: self.weights(model, task)})
         self.unlearned_stored()

@@ -62,7 +62,7 @@ class Group(BaseModel):
             return value
         if isinstance(value, str):
             return [part.strip(" '\"") for part in value.strip("[]() ").split(",") if part.strip(" '\"")]
-        return [value] if isinstance(value, int | float) else value
+        return [value] if isinstance(value, int | float | Path) else value
 
     @field_validator("*")
     @classmethod

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from salun_core.experiments.runs.lab import Lab
 
 SHOWN = ("scenario", "method", "mask", "seed", "UA", "RA", "TA", "MIA", "OA", "FD", "seconds", "status")
-PRIVATE = ("data_dir", "out_dir")  # where files lie on this machine is nobody else's business
+PRIVATE = ("data_dir", "out_dir", "unlearned")  # where files lie on this machine is nobody else's business
 
 
 class Table:

@@ -8,6 +8,7 @@ from salun_core.data.splits import class_number
 from salun_core.experiments.runs.cells import Scenario
 from salun_core.experiments.runs.grid import Grid
 from salun_core.experiments.runs.table import Run
+from salun_core.experiments.text_to_image.given import given_cells
 from salun_core.experiments.text_to_image.lab import TextLab
 from salun_core.experiments.text_to_image.params import TextToImageParams
 
@@ -21,7 +22,8 @@ class TextToImageResults:
     Parameters
     ----------
     cells : DataFrame
-        The original and every method with its own mask, one row per forgotten class and seed.
+        The original and every method with its own mask, one row per forgotten class and seed, and after them the
+        networks of ``unlearned``.
     masks : DataFrame
         SalUn's settings under each kind of mask and with adapters.
     lab : TextLab
@@ -46,6 +48,8 @@ def grid(params: TextToImageParams, lab: TextLab) -> Grid:
         for seed in params.seeds
         for cell in params.cells_of(scenario, seed, methods)
     ]
+    if params.unlearned:
+        cells += given_cells(params.unlearned, lab.pipe, scenarios[0], params.seeds[0])
     return Grid(lab, params, lambda _: {"": cells}, retrain=False)
 
 

@@ -12,6 +12,7 @@ from salun_core.code_digest import code_digest
 from salun_core.experiments.generation.lab import GenerationLab
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
 from salun_core.experiments.runs.store import Key, Result
+from salun_core.experiments.text_to_image.given import Given
 from salun_core.experiments.text_to_image.problem import Problem, Prompts
 from salun_core.methods import METHODS
 from salun_core.methods.lora import Lora
@@ -21,6 +22,7 @@ from salun_core.metrics.generation.recognition import recognise
 from salun_core.models.text_to_image.deltas import load_delta, weights_digest
 from salun_core.models.text_to_image.families import family_of, network_of
 from salun_core.models.text_to_image.pipelines import resting
+from salun_core.models.text_to_image.unlearned import load_unlearned
 from salun_core.tasks.text_to_image import TextToImageTask
 
 if TYPE_CHECKING:
@@ -141,6 +143,8 @@ class TextLab(GenerationLab):
 
     def unlearned(self, cell: Cell, values: dict[str, Any]) -> tuple[Any, Any]:
         """See `Lab.unlearned`; meanwhile whatever only draws and judges leaves the accelerator."""
+        if isinstance(cell, Given):
+            return load_unlearned(cell.path, self.pipe), None
         self.task(cell.seed, cell.scenario)  # encodes images and prompts, for which they are needed
         parts = family_of(self.pipe).parts(self.pipe)
         idle: list[nn.Module | None] = [part for part in parts.values() if part is not network_of(self.pipe)]
@@ -187,6 +191,8 @@ class TextLab(GenerationLab):
         """Identity of the cell's model."""
         prompts = self.prompts
         what: dict[str, Any] = {**self._images, **cell.what, "pipeline": self._parts}
+        if isinstance(cell, Given):
+            return Key("unlearned", what, code_digest(load_unlearned.__module__))
         what |= {"classes": list(self.data.classes), "prompts": list(prompts.training)}
         what |= {"forgetting": self.problem.forgetting.identity(), "replacement": self.problem.replacement}
         if cell.mask.kind == "lora":

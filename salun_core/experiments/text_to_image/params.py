@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from pydantic import ValidationInfo, field_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from salun_core.data.captions import KINDS, NAMES, captions, photo_of
 from salun_core.data.images import ImageData
@@ -14,6 +14,7 @@ from salun_core.errors import UserError
 from salun_core.experiments.generation.params import Forgetting, GenerationParams, Judging, Sampling, Steps
 from salun_core.experiments.runs.cells import CHANGES
 from salun_core.experiments.runs.params import Group, parameter
+from salun_core.experiments.text_to_image.given import check_given
 from salun_core.experiments.text_to_image.lab import FIRST, IMAGENET, TextLab
 from salun_core.experiments.text_to_image.problem import Problem, Prompts
 from salun_core.metrics.generation.clip import Clip, load_clip
@@ -153,12 +154,26 @@ class TextToImageParams(GenerationParams):
     masks: tuple[str, ...] = parameter(
         ("none", "salient", "random", "least_salient", "lora"), "for random labelling: " + ", ".join(CHANGES)
     )
+    unlearned: tuple[Path, ...] = parameter(
+        (),
+        "networks that others have unlearned, each a row beside ours: diffusers folders, .safetensors, .pt, .ckpt",
+        no_effect="the digest of its files is part of the key of its row",
+    )
     pipeline: Pipeline = Pipeline()
     naming: Naming = Naming()
     forgetting: TextForgetting = TextForgetting()
     steps_of: TextSteps = TextSteps()
     sampling: TextSampling = TextSampling()
     judging: TextJudging = TextJudging()
+
+    @model_validator(mode="after")
+    def _one_class(self) -> "TextToImageParams":
+        if self.unlearned and len(self.forget_class) > 1:
+            raise UserError(
+                f"unlearned networks have forgotten one class, and forget_class has {len(self.forget_class)}: give "
+                "the one that they have forgotten"
+            )
+        return self
 
     def prompts(self, data: ImageData) -> Prompts:
         """The prompts of every class: digits by the captions of tiny-sd, others by templates."""
@@ -183,7 +198,7 @@ class TextToImageParams(GenerationParams):
     def load_pipe(self) -> "StableDiffusionPipeline":
         """The pipeline to unlearn, on its device."""
         how = self.pipeline
-        return load_pipeline(
+        pipe: Any = load_pipeline(
             source_of(how.pipeline),
             safety_checker=how.safety_checker,
             pickle=how.pickle,
@@ -191,6 +206,8 @@ class TextToImageParams(GenerationParams):
             dtype=torch.bfloat16 if how.half else torch.float32,
             device=self.machine.ready(),
         )
+        check_given(self.unlearned, pipe)
+        return pipe
 
     def lab(self, *, data: ImageData | None = None, pipe: "StableDiffusionPipeline | None" = None) -> TextLab:
         """Load pipeline and data, and open the store.

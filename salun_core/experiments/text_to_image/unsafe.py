@@ -216,7 +216,8 @@ def run(params: UnsafeParams, *, lab: TextLab | None = None) -> UnsafeResults:
             progress.set_postfix_str(f"{row['scenario']}, seed {row['seed']}, {row['method']}")
             result = result_of(lab, row)
             forgotten = list(lab.data.classes).index(row["forgotten"])
-            cell = Cell(int(row["seed"]), Scenario("class", target=forgotten), row["method"])
+            # Probes look at the seed and at what is forgotten, and take the model from its result.
+            cell = Cell(int(row["seed"]), Scenario("class", target=forgotten), "original")
             probed = prober.run(cell, result)
             progress.update()
             name: dict[str, Any] = {k: row[k] for k in ("method", "mask", "seed", "forgotten")}

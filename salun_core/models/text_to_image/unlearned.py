@@ -51,15 +51,27 @@ def load_unlearned(path: Path | str, pipe: Any) -> nn.Module:
         If nothing is there, it cannot be read, or it holds another network; with the weight that shows it.
     """
     path, network = Path(path).expanduser(), network_of(pipe)
+    files = unlearned_files(path, pipe)
+    if _is_delta(path):
+        return load_delta(path, network).eval()
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        weights |= _from_file(file)
+    return _filled(network, fitting(weights, network, path), path)
+
+
+def unlearned_files(path: Path | str, pipe: Any) -> list[Path]:
+    """The files that `load_unlearned` reads weights from.
+
+    Raises
+    ------
+    UserError
+        If there are none, or a folder is that of another network.
+    """
+    path = Path(path).expanduser()
     if not path.exists():
         raise UserError(f"there is no file or folder {path}: give the one with the unlearned network")
-    if path.is_dir():
-        weights = _from_folder(path, family_of(pipe).network, network)
-    elif _is_delta(path):
-        return load_delta(path, network).eval()
-    else:
-        weights = _from_file(path)
-    return _filled(network, fitting(weights, network, path), path)
+    return _in_folder(path, family_of(pipe).network, network_of(pipe)) if path.is_dir() else [path]
 
 
 def fitting(weights: Mapping[str, Tensor], network: nn.Module, source: Path | str) -> dict[str, Tensor]:
@@ -202,7 +214,7 @@ def _filled(network: nn.Module, weights: Mapping[str, Tensor], source: Path) -> 
     return model.eval()
 
 
-def _from_folder(folder: Path, part: str, network: nn.Module) -> Mapping[str, Tensor]:
+def _in_folder(folder: Path, part: str, network: nn.Module) -> list[Path]:
     place = folder / part if (folder / part).is_dir() else folder
     if (place / "config.json").is_file():
         try:
@@ -221,10 +233,7 @@ def _from_folder(folder: Path, part: str, network: nn.Module) -> Mapping[str, Te
         plain = [file for file in files if "." not in file.stem] or files
         whole = [file for file in plain if re.search(r"-\d+-of-\d+$", file.stem)]
         if whole or len(plain) == 1:
-            weights: dict[str, Tensor] = {}
-            for file in whole or plain:
-                weights |= _from_file(file)
-            return weights
+            return whole or plain
         if plain:
             raise UserError(
                 f"{place} holds {plain[0].name} and {plain[1].name}: give one of them by its path"

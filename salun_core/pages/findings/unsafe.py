@@ -151,7 +151,8 @@ def seconds(lab: TextLab, probes: pd.DataFrame, cells: pd.DataFrame) -> Seconds:
     stored = [read_result(lab.store.folder / f"{name}.json") for name in probes["probe_cell"].unique()]
     probing = [sum(found.content["seconds"].values()) for found in stored if found is not None]
     unlearning = [
-        result_of(lab, row).content["seconds"] for _, row in cells[cells["status"] == "done"].iterrows()
+        result_of(lab, row).content.get("seconds", 0.0)
+        for _, row in cells[cells["status"] == "done"].iterrows()
     ]
     return Seconds(sum(unlearning), len(unlearning), sum(probing))
 

@@ -1,6 +1,7 @@
 import copy
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from problems import same
@@ -13,6 +14,7 @@ from salun_core.errors import UserError
 from salun_core.experiments.generation.lab import result_of
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
 from salun_core.experiments.text_to_image.class_forgetting import TextToImageParams, run
+from salun_core.experiments.text_to_image.given import given_cells
 from salun_core.experiments.text_to_image.params import TextJudging, source_of
 from salun_core.files import sha256
 from salun_core.methods.lora import Lora
@@ -77,6 +79,47 @@ def test_a_stored_model_is_the_unlearned_one(results):
     assert images.shape == (100, 3, 16, 16) and labels.tolist() == sorted(labels.tolist())
     assert torch.equal(lab.drawn(fresh)[0], images)
     assert lab.recognition(stored).counts.sum() == 100
+
+
+def test_a_network_of_others_is_a_row_beside_ours(results, tmp_path):
+    found, params = results
+    row = found.cells[found.cells["method"] == "uce"].iloc[0]
+    state = found.lab.model(result_of(found.lab, row)).state_dict()
+    torch.save({"state_dict": state}, tmp_path / "erased seven.pt")
+    given = {**SMALL, "out_dir": params.machine.out_dir, "unlearned": tmp_path / "erased seven.pt"}
+    again = run(TextToImageParams.load(given))
+    assert again.cells["method"].tolist() == ["original", "uce", "ga", "erased seven (given)"]
+    assert again.masks["cell"].equals(found.masks["cell"])
+    last = again.cells.iloc[-1]
+    for measured in ("UA", "OA", "FD", "CLIP", "n_forget"):
+        assert last[measured] == row[measured]
+    assert last["mask"] == "none" and last["settings"] == {} and pd.isna(last["seconds"])
+    assert same(again.lab.model(result_of(again.lab, last)), found.lab.model(result_of(found.lab, row)))
+
+    # The files count, and not what they are called or where they lie.
+    (tmp_path / "erased seven.pt").rename(tmp_path / "other.pt")
+    (other,) = given_cells([tmp_path / "other.pt"], again.lab.pipe, Scenario("class", target=7), 0)
+    assert again.lab.key(other).name == last["cell"]
+    torch.save({"state_dict": {**state, "conv_out.bias": state["conv_out.bias"] + 1}}, tmp_path / "other.pt")
+    (other,) = given_cells([tmp_path / "other.pt"], again.lab.pipe, Scenario("class", target=7), 0)
+    assert again.lab.key(other).name != last["cell"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"unlearned": ["nowhere.pt"]}, "there is no file or folder .*nowhere.pt"),
+        ({"unlearned": ["small.pt"]}, "small.pt has shape"),
+        ({"unlearned": ["small.pt", "a/small.pt"]}, "two networks small: rename one"),
+        ({"unlearned": ["small.pt"], "forget_class": [1, 7]}, "forgotten one class, and forget_class has 2"),
+    ],
+)
+def test_a_network_of_others_that_does_not_fit_is_refused_before_anything_is_made(given, message, tmp_path):
+    given = {**given, "unlearned": [tmp_path / name for name in given["unlearned"]]}
+    torch.save({"conv_out.bias": torch.zeros(7)}, tmp_path / "small.pt")
+    with pytest.raises(UserError, match=message):
+        run(TextToImageParams.load({**SMALL, **given, "out_dir": tmp_path / "out"}))
+    assert not list((tmp_path / "out").rglob("*.json"))
 
 
 def test_adapters_are_a_kind_of_mask_here(results):

@@ -1,7 +1,10 @@
+import shutil
+
 import pytest
 import torch
 
 from salun_core.errors import UserError
+from salun_core.experiments.generation.lab import result_of
 from salun_core.experiments.runs.params import read_preset
 from salun_core.experiments.text_to_image.probes import ADVERSARIAL, ATTACKS, RELEARNED, UNNAMED, Prober
 from salun_core.experiments.text_to_image.unsafe import UnsafeParams, run
@@ -54,6 +57,26 @@ def test_every_model_goes_through_every_probe_and_the_original_first(results):
     assert table.stack().between(0, 1).all()
     assert results.curves.groupby("method", sort=False)["step"].apply(list).tolist() == [[0, 1, 2]] * 2
     assert erasure_summary(results.probes)["method"].tolist() == ["original", "uce"]
+
+
+def test_a_network_of_others_goes_through_every_probe_and_attack(results, tmp_path):
+    lab, mine = results.lab, results.cells.set_index("method").loc["uce"]
+    shutil.copy(lab.weights_file(result_of(lab, mine)), tmp_path / "erased.safetensors")
+    given = {**SMALL, "unlearned": [tmp_path / "erased.safetensors"], "out_dir": lab.folder}
+    found = run(UnsafeParams.load(given))
+    for table, columns in (
+        (found.probes, ["probe", "shown", "n", "utility"]),
+        (found.curves, ["step", "shown"]),
+        (found.attacks, ["attack", "text", "before", "after", "loss_after", "passes"]),
+        (found.counts, ["use", "category", "threshold", "count"]),
+    ):
+        parts = [
+            table[table["method"] == name][columns].reset_index(drop=True)
+            for name in ("uce", "erased (given)")
+        ]
+        assert len(parts[0]) and parts[0].equals(parts[1])
+    assert "erased (given)" in str(tables.attacks_table(found.attacks))
+    assert "3 models" in str(text.seconds_sentence(found.lab, found.probes, found.cells))
 
 
 def test_attacks_in_prompt_space_are_reported_with_their_budget(results):
