@@ -37,8 +37,8 @@ book: $(READY) ## execute what is out of date and build the book
 pdf: book ## the same as one PDF, printed by Chromium
 	@$(PY) book/_ext/paper.py $(PROFILE)
 
-test: $(READY) ## run the tests
-	@$(PY) -m pytest -q $(PYTEST)
+test: $(READY) ## run the tests, several at a time
+	@$(PY) -m pytest -q -n auto --maxprocesses 4 --dist worksteal $(PYTEST)
 
 quick: $(READY) ## run the unit tests only: under a minute
 	@$(PY) -m pytest -q -m "unit and not slow" $(PYTEST)

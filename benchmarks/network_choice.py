@@ -15,7 +15,6 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from salun_core.models.classification.vgg6 import VGG6
 from torch import Tensor, nn
 
 from salun_core.data import load_dataset
@@ -26,6 +25,7 @@ from salun_core.experiments.rehearsal.networks import Flops
 from salun_core.models.classification.normalised import Normalised
 from salun_core.models.classification.resnet import ResNet18
 from salun_core.models.classification.resnet9 import ResNet9, convolution
+from salun_core.models.classification.vgg6 import VGG6
 from salun_core.rng import generator, isolated
 from salun_core.tasks.classification_training import Recipe, train_network
 

@@ -16,7 +16,7 @@ from salun_core.models.diffusion.unet import class_count, like, predict_noise
 from salun_core.networks import check_whole, device_of, evaluating
 from salun_core.tasks.classification import random_labels
 from salun_core.tasks.diffusion_training import DiffusionRecipe, adam, train_diffusion
-from salun_core.tasks.noise_prediction import TARGETS, NoisePrediction
+from salun_core.tasks.noise_prediction import NoisePrediction
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
@@ -46,19 +46,8 @@ class DiffusionTask(NoisePrediction):
     relabel : str
         The wrong class c' of a forgotten image: "next", (c + 1) mod K, as in the released code, or
         "random", drawn anew from the others at each step.
-    target : str
-        Whose prediction for c' the forgetting loss aims at: that of the "original" model, which stays
-        put, or of the "current" weights, as in the released code. Never a path for gradients.
-    relabel_drop : float
-        Share of forget images whose class is dropped, independently on both sides, in the forgetting
-        loss; the released code has 0.1.
-    mask_guidance : float
-        w of the guided prediction in the loss that masks are computed from; 0 for the plain prediction.
-        The released code has 2.
-    mask_draws : int
-        Time steps and noises for each image in that loss, spread evenly over the diffusion.
-    antithetic : bool
-        Draw time steps in pairs t, T - 1 - t.
+    target, relabel_drop, mask_guidance, mask_draws, antithetic
+        The losses of forgetting and of masks, see `NoisePrediction`.
     bf16 : bool
         Train under bfloat16 autocast. Gradients for masks stay in full precision.
     compile : bool
@@ -77,11 +66,6 @@ class DiffusionTask(NoisePrediction):
     recipe: DiffusionRecipe | None
     schedule: "DDPMScheduler"
     relabel: str = "next"
-    target: str = "original"
-    relabel_drop: float = 0.0
-    mask_guidance: float = 0.0
-    mask_draws: int = 1
-    antithetic: bool = False
     bf16: bool = False
     compile: bool = False
     checkpoint: Callable[[int, Any], Path] | None = None
@@ -92,9 +76,7 @@ class DiffusionTask(NoisePrediction):
 
     def __post_init__(self) -> None:
         one_of(self.relabel, RELABEL, "choice of wrong classes")
-        one_of(self.target, TARGETS, "target of the forgetting loss")
-        if self.mask_draws < 1:
-            raise UserError(f"mask_draws must be at least 1, got {self.mask_draws}")
+        super().__post_init__()
         for role in ("forget", "retain"):
             if self.parts[role].empty:
                 raise UserError(f"the {role} set holds no images: choose another class to forget")
@@ -210,9 +192,10 @@ def diffusion_task(
         def build(seed: int) -> nn.Module:
             return like(unet, seed=seed)
 
-    known = [f.name for f in fields(DiffusionTask) if f.init]
+    given = ("model", "parts", "build", "recipe", "schedule")
+    known = [f.name for f in fields(DiffusionTask) if f.init and f.name not in given]
     for name in settings:
-        one_of(name, known[known.index("relabel") :], "setting of a diffusion task")
+        one_of(name, known, "setting of a diffusion task")
     return DiffusionTask(unet, parts, build, recipe, scheduler, **settings)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from salun_core.data.batches import Batch, Loader
+from salun_core.errors import UserError, one_of
 from salun_core.models.diffusion.conditions import Condition
 from salun_core.models.diffusion.objectives import Objective, objective_of
 from salun_core.models.diffusion.unet import guided_noise, predict_noise
@@ -18,20 +20,52 @@ Target = Literal["original", "current"]
 TARGETS = get_args(Target)
 
 
-class NoisePrediction:
-    """Base of such tasks. One that derives from it says what a condition is, and what a wrong one.
-
-    A condition is a number: of a class, or of a prompt. ``null`` is the number of none in particular.
-    """
+class _Fields:
+    """What every such task has, declared by itself."""
 
     model: nn.Module
     parts: Mapping[str, Loader]
     schedule: Any
-    target: str
-    relabel_drop: float
-    mask_guidance: float
-    mask_draws: int
-    antithetic: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisePrediction(_Fields):
+    """Base of such tasks. One that derives from it says what a condition is, and what a wrong one.
+
+    A condition is a number: of a class, or of a prompt. ``null`` is the number of none in particular.
+
+    Parameters
+    ----------
+    target : str
+        Whose prediction for a wrong condition c' the forgetting loss aims at: that of the "original" model,
+        which stays put, or of the "current" weights, as in the released code. Never a path for gradients.
+    relabel_drop : float
+        Share of forget images whose condition is dropped, independently on both sides, in the forgetting
+        loss; the released code has 0.1 for classes.
+    mask_guidance : float
+        w of the guided prediction in the loss that masks are computed from; 0 for the plain prediction.
+        The released code has 2 for classes and 7.5 for prompts.
+    mask_draws : int
+        Time steps and noises for each image in that loss, spread evenly over the diffusion.
+    antithetic : bool
+        Draw time steps in pairs t, T - 1 - t.
+
+    Raises
+    ------
+    UserError
+        If ``target`` is unknown or ``mask_draws`` is below 1.
+    """
+
+    target: str = "original"
+    relabel_drop: float = 0.0
+    mask_guidance: float = 0.0
+    mask_draws: int = 1
+    antithetic: bool = False
+
+    def __post_init__(self) -> None:
+        one_of(self.target, TARGETS, "target of the forgetting loss")
+        if self.mask_draws < 1:
+            raise UserError(f"mask_draws must be at least 1, got {self.mask_draws}")
 
     @property
     def null(self) -> int:

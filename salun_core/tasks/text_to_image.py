@@ -20,7 +20,7 @@ from salun_core.models.text_to_image.pipelines import (
     too_long,
 )
 from salun_core.tasks.diffusion_training import limited
-from salun_core.tasks.noise_prediction import TARGETS, NoisePrediction
+from salun_core.tasks.noise_prediction import NoisePrediction
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -53,12 +53,10 @@ class TextToImageTask(NoisePrediction):
         How latents turn into noise, and with what objective the network was trained (see `objective_of`).
     times : str
         How flow matching draws time steps: "logit_normal" or "uniform".
-    target : str
-        As in `DiffusionTask`: whose prediction for c' is aimed at.
-    relabel_drop, drop_share : float
-        Share of prompts dropped, in the forgetting loss and in the loss the model was trained with.
-    mask_guidance, mask_draws, antithetic
-        As in `DiffusionTask`.
+    target, relabel_drop, mask_guidance, mask_draws, antithetic
+        The losses of forgetting and of masks, see `NoisePrediction`.
+    drop_share : float
+        Share of prompts dropped in the loss the model was trained with.
     precision : str
         Of the training passes: "fp32", "bf16" or "fp16" (with scaled gradients). The weights that are
         trained and the optimiser's state stay in single precision.
@@ -73,12 +71,7 @@ class TextToImageTask(NoisePrediction):
     prompts: Prompts
     replacement: Tensor = field(repr=False)
     schedule: Any
-    target: str = "original"
-    relabel_drop: float = 0.0
     drop_share: float = 0.0
-    mask_guidance: float = 0.0
-    mask_draws: int = 1
-    antithetic: bool = False
     precision: str = "fp32"
     optimizer_name: str = "adam"
     clip: float = 1.0
@@ -86,12 +79,10 @@ class TextToImageTask(NoisePrediction):
     kind: str = "text_to_image"
 
     def __post_init__(self) -> None:
-        one_of(self.target, TARGETS, "target of the forgetting loss")
+        super().__post_init__()
         one_of(self.precision, PRECISIONS, "precision")
         one_of(self.optimizer_name, OPTIMIZERS, "optimiser")
         one_of(self.times, TIMES, "distribution of times")
-        if self.mask_draws < 1:
-            raise UserError(f"mask_draws must be at least 1, got {self.mask_draws}")
         for role in ("forget", "retain"):
             if self.parts[role].n == 0:
                 raise UserError(f"the {role} set holds no images: give at least one with its prompt")

@@ -662,7 +662,7 @@ def test_retraining_asks_for_a_recipe_and_builds_a_network_of_the_same_kind():
     own = tiny_task()
     given = {"forget": streamed("forget"), "retain": streamed("retain")}
     with pytest.raises(UserError, match="recipe="):
-        METHODS["retrain"](diffusion_task(own.model, own.schedule, **given))
+        METHODS["retrain"](diffusion_task(own.model, own.schedule, **given, target="current", bf16=True))
     few = DiffusionRecipe(steps=3, batch_size=8)
     new = METHODS["retrain"](diffusion_task(own.model, own.schedule, **given, recipe=few)).model
     assert new.config == own.model.config and not same(new, own.model)
@@ -678,6 +678,7 @@ def test_retraining_asks_for_a_recipe_and_builds_a_network_of_the_same_kind():
         ({"retain": [(torch.zeros(2, 3, 8, 8), torch.tensor([3, 3]))]}, "cannot read the images of retain"),
         ({"retain": []}, "retain set holds no images"),
         ({"relable": "random"}, "did you mean 'relabel'"),
+        ({"mask_draws": 0}, "mask_draws must be at least 1, got 0"),
     ],
 )
 def test_what_does_not_fit_a_denoising_network_is_refused(change, message):
