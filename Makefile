@@ -8,6 +8,8 @@ SHELL = /bin/sh
 PROFILE ?= quick
 CORES ?= all
 EXPERIMENT ?= classification
+PROFILE_DIR ?=
+ARGS ?=
 PYTEST ?=
 
 UV_VERSION = 0.13.9
@@ -22,17 +24,23 @@ unexport PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
 export PYTHONNOUSERSITE = 1
 export UV_PYTHON_DOWNLOADS = never
 
-.PHONY: help book pdf test quick install lint lint-workflows check bench rehearse record notebooks lock clean clean-all
+.PHONY: help run test-slurm book pdf test quick install lint lint-workflows check bench rehearse record notebooks lock clean clean-all
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  make book PROFILE=smoke    the same book from the smallest settings, in data/runs/smoke"
 	@echo "  make book CORES=1          one notebook at a time"
+	@echo "  make run EXPERIMENT=classification PRESET=paper PROFILE_DIR=profiles/slurm   on a cluster"
 	@echo "  make test PYTEST='-k mask' some tests"
 
 book: $(READY) ## execute what is out of date and build the book
 	@$(PY) book/_ext/execution.py --profile $(PROFILE) build --cores $(CORES)
+
+run: $(READY) ## run or resume an experiment on all processors and GPUs, or on a cluster
+	@SALUN_AGAIN="make run EXPERIMENT=$(EXPERIMENT) PRESET=$(or $(PRESET),quick)$(if $(PROFILE_DIR), PROFILE_DIR=$(PROFILE_DIR))$(if $(OUT), OUT=$(OUT))" \
+	$(PY) book/_ext/sharding.py $(EXPERIMENT) --preset $(or $(PRESET),quick) --cores $(CORES) \
+		--profile-dir "$(PROFILE_DIR)" $(if $(OUT),--out $(OUT)) $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
 
 pdf: book ## the same as one PDF, printed by Chromium
 	@$(PY) book/_ext/paper.py $(PROFILE)

@@ -10,6 +10,8 @@ PROFILE = config.get("profile", "quick")  # quick, or smoke: the smallest settin
 RUNS = execution.PROFILES[PROFILE]
 SITE = execution.site(PROFILE)
 PYTHON = sys.executable
+PLANS = execution.plans(config.get("plans", []))  # by folder: runs in shards, see book/_ext/sharding.py
+MEMORY = config.get("memory", float("inf"))  # MB that shards have together on this machine
 NOTEBOOKS = list(execution.notebooks())
 
 
@@ -22,6 +24,65 @@ rule all:
         expand(RUNS / "notebooks/{name}.ipynb", name=NOTEBOOKS),
         SITE / "_build/html/index.html",
     localrule: True
+
+
+# --- runs in shards -----------------------------------------------------------------------------------
+# originals and tuning -> shard -> gather. A mark, NAME.done, says that a shard has done what it could; which of its
+# cells failed is in NAME.json, and `python -m salun_core plan` takes the mark of such a shard away.
+
+
+wildcard_constraints:
+    shard="[^/]+",
+
+
+def shard(wildcards):
+    return PLANS[wildcards.run]["shards"][f"{wildcards.stage}/{wildcards.shard}"]
+
+
+def marks(run, names):
+    return [f"{run}/{name}.done" for name in names]
+
+
+rule originals:
+    input:
+        lambda w: marks(w.run, shard(w)["needs"]),
+    output:
+        touch("{run}/{stage,originals}/{shard}.done"),
+    log:
+        "{run}/{stage}/{shard}.log",
+    threads: lambda w: PLANS[w.run]["threads"] or 1
+    resources:
+        gpu=lambda w: shard(w)["gpu"],
+        mem_mb=lambda w, attempt: min(shard(w)["mem_mb"] * attempt, MEMORY),
+        runtime=lambda w: shard(w)["runtime"],
+    retries: 2
+    shell:
+        "OMP_NUM_THREADS={threads} {PYTHON:q} -m salun_core shard {wildcards.run}/plan.json"
+        " {wildcards.stage}/{wildcards.shard} > {log:q} 2>&1"
+
+
+use rule originals as tuning with:
+    output:
+        touch("{run}/{stage,tuning}/{shard}.done"),
+
+
+use rule originals as shard with:
+    output:
+        touch("{run}/{stage,cells}/{shard}.done"),
+
+
+rule gather:
+    input:
+        lambda w: marks(w.run, PLANS[w.run]["shards"]),
+    output:
+        touch("{run}/gathered.done"),
+    log:
+        "{run}/gather.log",
+    shell:
+        "{PYTHON:q} -m salun_core shard {wildcards.run}/plan.json > {log:q} 2>&1"
+
+
+# --- the book -----------------------------------------------------------------------------------------
 
 
 rule execute:

@@ -1,6 +1,7 @@
 """Command line: ``python -m salun_core``."""
 
 import argparse
+import json
 import os
 import re
 import shlex
@@ -120,6 +121,26 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=_folder, help="output folder (default data/runs)")
     run.set_defaults(do=_run, kept=CONTINUED)
 
+    planning = commands.add_parser("plan", help="the shards of an experiment, and what to ask a cluster for")
+    planning.add_argument("experiment")
+    planning.add_argument(
+        "-f", "--file", type=Path, action="append", default=[], help="YAML file of parameters"
+    )
+    planning.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
+    )
+    planning.add_argument("--out", type=Path, help="output folder (default data/runs)")
+    planning.add_argument(
+        "--gpus", type=int, help="accelerators of a shard; by default 1 where it will use one"
+    )
+    planning.add_argument("--write", metavar="NAME", help="write shards/NAME/plan.json in the output folder")
+    planning.set_defaults(do=_plan)
+
+    shard = commands.add_parser("shard", help="compute one shard of a plan, or with no name list all results")
+    shard.add_argument("plan", type=Path, help="plan.json, as `plan --write` wrote it")
+    shard.add_argument("name", nargs="?", help="such as cells/random-10-seed-0")
+    shard.set_defaults(do=_shard)
+
     record = commands.add_parser("record", help="run or resume a preset into data/recorded, to be committed")
     record.add_argument("experiment")
     record.add_argument("preset")
@@ -196,6 +217,63 @@ def _run(given: argparse.Namespace) -> None:
     experiment = EXPERIMENTS[one_of(given.experiment, EXPERIMENTS, "experiment")]
     results = experiment.run(experiment.params.load(_parameters(given)))
     print(printed(results.cells, "table"))
+
+
+def _plan(given: argparse.Namespace) -> None:
+    import torch
+
+    from salun_core.experiments.runs.shards import plan
+    from salun_core.files import write_whole
+    from salun_core.paths import output_folder
+
+    values = _parameters(given)
+    grid = _grid(given.experiment, values)
+    here = grid.lab.device.type == "cuda"
+    folder = output_folder(given.out) / "shards" / (given.write or given.experiment)
+    shards = plan(grid, folder, gpus=int(here) if given.gpus is None else given.gpus)
+    if not given.write:
+        print(f"{'shard':<44} {'cells':>6} {'gpu':>4} {'mem_mb':>8} {'runtime':>8}")
+        for name, shard in shards.items():
+            minutes = f"{shard['runtime']}" if shard["measured"] else f"<{shard['runtime']}?"
+            print(f"{name:<44} {shard['cells']:>6} {shard['gpu']:>4} {shard['mem_mb']:>8} {minutes:>8}")
+        return
+    (folder / "gathered.done").unlink(missing_ok=True)
+    record = {
+        "experiment": given.experiment,
+        "given": {name: str(v) if isinstance(v, Path) else v for name, v in values.items()},
+        "threads": grid.params.machine.threads,
+        "gpus": list(range(torch.cuda.device_count())) if here else [],
+        "shards": shards,
+    }
+    print(write_whole(folder / "plan.json", json.dumps(record, indent=1).encode()))
+
+
+def _shard(given: argparse.Namespace) -> int:
+    from salun_core.experiments.runs.shards import gather, own_gpu, run_shard, shards
+
+    try:
+        record = json.loads(given.plan.read_text("utf8"))
+        experiment, values = record["experiment"], record["given"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{given.plan} is no plan ({error}): write one with `plan --write NAME`") from error
+    if given.name is None:
+        gather(_grid(experiment, values))
+        return 0
+    with own_gpu():
+        grid = _grid(experiment, values)
+        shard = shards(grid)[one_of(given.name, shards(grid), "shard")]
+        state = run_shard(grid, shard, given.plan.parent / f"{given.name}.json")
+    for failure in state.failed:
+        print(f"{failure['what']}: {failure['why']}", file=sys.stderr)
+    return 0  # what failed is in the state: other shards need not wait for it
+
+
+def _grid(name: str, values: dict[str, Any]) -> Any:
+    from salun_core.experiments import EXPERIMENTS
+
+    experiment = EXPERIMENTS[one_of(name, EXPERIMENTS, "experiment")]
+    params = experiment.params.load(values)
+    return experiment.grid(params, params.lab())
 
 
 def _record(given: argparse.Namespace) -> None:

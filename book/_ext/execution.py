@@ -332,28 +332,54 @@ def render(profile: str) -> None:
 # --- one Snakemake at a time --------------------------------------------------------------------------
 
 
-def build(profile: str, cores: str) -> int:
-    """Run Snakemake on this checkout; the exit status is Snakemake's, or 3 if another run is alive.
+@contextlib.contextmanager
+def snakemake(*options: str, **how: Any) -> Iterator["subprocess.Popen[Any]"]:
+    """Start Snakemake on this checkout.
 
     Snakemake leaves its lock behind when it is killed. The operating system lets go of ours, so where we
     hold it, a lock of Snakemake is an old one.
+
+    Parameters
+    ----------
+    *options : str
+        Of Snakemake, targets included.
+    **how
+        Further arguments of ``Popen``.
+
+    Raises
+    ------
+    BlockingIOError
+        If another one is at work here.
     """
     state = ROOT / ".snakemake"
     state.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "snakemake", "--snakefile", "Snakefile", "--quiet", "all"]
+    command = [sys.executable, "-m", "snakemake", "--snakefile", "Snakefile"]
     with (state / "companion.lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("another `make book` is at work in this folder: wait for it, or stop it")
-            return 3
+            say("another `make book` or `make run` is at work in this folder: wait for it, or stop it")
+            raise
         if any((state / "locks").glob("*")):
             subprocess.run([*command, "--unlock"], cwd=ROOT, check=True, capture_output=True)
-        options = ["--cores", cores, "--keep-going", "--rerun-incomplete", "--config", f"profile={profile}"]
-        child = subprocess.Popen([*command, *options], cwd=ROOT, pass_fds=[lock.fileno()])
-        while True:  # Ctrl+C reaches Snakemake too, which stops its jobs and says so
-            with contextlib.suppress(KeyboardInterrupt):
-                return child.wait()
+        shared = ["--keep-going", "--rerun-incomplete", *options]
+        yield subprocess.Popen([*command, *shared], cwd=ROOT, pass_fds=[lock.fileno()], **how)
+
+
+def plans(written: list[str]) -> dict[str, dict[str, Any]]:
+    """Plans of runs in shards, by the folder that each lies in; see `salun_core.experiments.runs.shards`."""
+    return {str(Path(file).parent): json.loads(Path(file).read_text("utf8")) for file in written}
+
+
+def build(profile: str, cores: str) -> int:
+    """Run Snakemake for the book; the exit status is Snakemake's, or 3 if another run is alive."""
+    try:
+        with snakemake("--quiet", "all", "--cores", cores, "--config", f"profile={profile}") as child:
+            while True:  # Ctrl+C reaches Snakemake too, which stops its jobs and says so
+                with contextlib.suppress(KeyboardInterrupt):
+                    return child.wait()
+    except BlockingIOError:
+        return 3
 
 
 def say(text: str) -> None:

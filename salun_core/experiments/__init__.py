@@ -63,7 +63,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "unsafe": Experiment(
         unsafe.UnsafeParams,
-        text_to_image.grid,
+        unsafe.grid,
         unsafe.run,
         "an unsafe concept forgotten, and every way to bring it back (Figures 5 and 6 of the paper)",
     ),

@@ -141,6 +141,12 @@ class GenerationLab(Lab):
         """What network it is, for the results table."""
         raise NotImplementedError
 
+    def prepare(self, seed: int, scenario: Scenario) -> None:
+        """Make what the cells of a seed and scenario share: the trained model, the judge, moments of real images."""
+        super().prepare(seed, scenario)
+        assert self.judge_accuracy is not None
+        self._reference(self.forgotten(scenario))
+
     def key(self, cell: Cell) -> Key:
         """Identity of a cell."""
         samples = self.samples_key(cell)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from salun_core.experiments.runs.cells import Cell, Scenario, Variant
+from salun_core.experiments.runs.store import Result
 from salun_core.experiments.runs.table import Run, check_ran
 from salun_core.experiments.runs.tuning import FREE, Tuning, tune
 
@@ -36,6 +37,8 @@ class Grid:
         What settings are chosen for.
     retrain : bool
         Whether the first table must hold Retrain, the reference of every gap.
+    further : callable, optional
+        ``further(cell, result)``, done after a reported cell and stored as well: probes of its model, say.
     """
 
     lab: "Lab"
@@ -45,6 +48,7 @@ class Grid:
     variants: Sequence[Variant] = ()
     scenarios: Sequence[Scenario] = ()
     retrain: bool = True
+    further: Callable[[Cell, Result], Any] | None = None
 
     @property
     def fixed(self) -> dict[tuple[Scenario, Variant], Mapping[str, Any]]:

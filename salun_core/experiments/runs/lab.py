@@ -38,6 +38,10 @@ class Lab:
         """Identity of a cell."""
         raise NotImplementedError
 
+    def prepare(self, seed: int, scenario: Scenario) -> None:
+        """Make what the cells of a seed and scenario share, where it is not stored: the trained model."""
+        self.task(seed, scenario)
+
     def run(self, cell: Cell) -> Result:
         """The cell's result, from the store or computed now."""
         key = self.key(cell)

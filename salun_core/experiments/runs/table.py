@@ -212,11 +212,15 @@ class Run:
         ) as bar:
             for cell in cells:
                 bar.set_postfix_str(cell.label)
-                result = self.lab.run(cell)
-                entries.append({"cell": result.key.name, "reported": cell.reported, **cell.tags})
+                entries.append(self.entry(cell, self.lab.run(cell).key.name))
                 bar.update()
         self.entries += entries
         return self.table.rows(entries)
+
+    @staticmethod
+    def entry(cell: Cell, name: str) -> dict[str, Any]:
+        """What the list of a run says of a cell, stored under ``name``."""
+        return {"cell": name, "reported": cell.reported, **cell.tags}
 
     def mark(self, cells: Iterable[str], **tags: Any) -> None:
         """Add tags to cells of the tuning, by name."""

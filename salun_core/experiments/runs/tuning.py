@@ -105,14 +105,9 @@ def tune(
     tunable = [v for v in variants if v.method not in FREE]
     if not (tuning.tune and tunable):
         return pd.DataFrame(), chosen
-    plan = [
-        Cell(seed, scenario, end, reported=False, tags=STUDY)
-        for scenario in scenarios
-        for seed in tuning.tuning_seed
-        for end in ("retrain", "original")
-    ]
+    plan = tuning_references(tuning, scenarios)
     tried = {(scenario, v): tuning.points(v.method) for scenario in scenarios for v in tunable}
-    plan += [cell for key, points in tried.items() for cell in _cells(tuning, *key, points)]
+    plan += [cell for key, points in tried.items() for cell in tuning_cells(tuning, *key, points)]
     rows = run.execute(plan, "tuning")
     check_ran(rows)
     for _ in range(WIDENED):
@@ -122,7 +117,7 @@ def tune(
             beyond = _beyond(tuning.bounds(v.method), points, _best(rows, scenario, v))
             beyond = [point for point in beyond if point not in points]
             points += beyond
-            more += _cells(tuning, scenario, v, beyond)
+            more += tuning_cells(tuning, scenario, v, beyond)
         if not more:
             break
         rows = pd.concat([rows, run.execute(more, "tuning, wider bounds")], ignore_index=True)
@@ -191,9 +186,20 @@ def judged(rows: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
-def _cells(
+def tuning_references(tuning: Tuning, scenarios: Sequence[Scenario]) -> list[Cell]:
+    """Retrain and the original model on the tuning seeds: what candidates are compared with."""
+    return [
+        Cell(seed, scenario, end, reported=False, tags=STUDY)
+        for scenario in scenarios
+        for seed in tuning.tuning_seed
+        for end in ("retrain", "original")
+    ]
+
+
+def tuning_cells(
     tuning: Tuning, scenario: Scenario, variant: Variant, points: Sequence[Mapping[str, Any]]
 ) -> list[Cell]:
+    """Settings of a variant, each on every tuning seed."""
     return [
         Cell(seed, scenario, variant.method, variant.mask, point, reported=False, tags=STUDY)
         for seed in tuning.tuning_seed

@@ -1,7 +1,7 @@
 """The experiment on unsafe content: a concept forgotten, and every way to bring it back (Figures 5 and 6)."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +18,7 @@ from salun_core.data.prompts import I2P_ROWS, PromptSet, read_i2p
 from salun_core.errors import UserError
 from salun_core.experiments.generation.lab import result_of
 from salun_core.experiments.runs.cells import Cell, Scenario
+from salun_core.experiments.runs.grid import Grid
 from salun_core.experiments.runs.params import Group, parameter
 from salun_core.experiments.runs.store import Key
 from salun_core.experiments.text_to_image import class_forgetting as text_to_image
@@ -196,6 +197,15 @@ class UnsafeResults:
     def lab(self) -> TextLab:
         """Where the models are."""
         return self.prober.lab
+
+
+def grid(params: UnsafeParams, lab: TextLab) -> Grid:
+    """The cells of the experiment; every model that was unlearned is probed."""
+    prober = Prober(lab, params.probing, params.unnamed.read(), params.attacking)
+    cells = text_to_image.grid(params, lab)
+    return replace(
+        cells, further=lambda cell, result: prober.run(Cell(cell.seed, cell.scenario, cell.method), result)
+    )
 
 
 def run(params: UnsafeParams, *, lab: TextLab | None = None) -> UnsafeResults:

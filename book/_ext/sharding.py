@@ -1,0 +1,196 @@
+"""Runs in shards: `make run` plans an experiment, lets Snakemake compute it here or on a cluster, and shows how far it is.
+
+Snakemake decides what is computed when and where (the Snakefile; folders in ``profiles`` for clusters). This module
+writes the plan that the Snakefile reads, and turns the states of all shards into one line.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from execution import ROOT, Bars, say, snakemake
+from tqdm import tqdm
+
+LOOK = 1.0  # seconds between two looks at the states
+SHOWN = 10  # failures that are listed at the end
+
+
+def planned(experiment: str, words: Sequence[str], *, name: str, gpus: int | None) -> Path | None:
+    """Write the plan of an experiment; None where that was refused, after one sentence on stderr."""
+    command = [sys.executable, "-m", "salun_core", "plan", experiment, *words, "--write", name]
+    command += [] if gpus is None else ["--gpus", str(gpus)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    return ROOT / done.stdout.strip().splitlines()[-1] if done.returncode == 0 else None
+
+
+def resources(plan: dict[str, Any], cores: str, profile_dir: str) -> tuple[list[str], dict[str, str]]:
+    """Snakemake's options for this machine, or for a cluster, and the environment that its jobs get."""
+    if profile_dir:
+        return ["--profile", profile_dir], {}
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    gpus = [g for g in gpus if g.strip()] or [str(g) for g in plan["gpus"]]
+    return ["--cores", cores, "--resources", f"gpu={max(len(gpus), 1)}", f"mem_mb={memory()}"], (
+        {"SALUN_GPUS": ",".join(gpus)} if plan["gpus"] else {}
+    )
+
+
+def memory() -> int:
+    """Memory of this machine in MB."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10**6
+
+
+class Progress:
+    """How far all shards of a run are.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the plan and the states lie.
+    plan : dict
+        The plan.
+    """
+
+    def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
+        self.folder, self.plan = folder, plan
+        self.begun = time.time()
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        """States by shard: of those that are finished, and of those that have begun since this run was started."""
+        found = {}
+        for name, shard in self.plan["shards"].items():
+            path = self.folder / f"{name}.json"
+            with contextlib.suppress(OSError, ValueError):
+                if shard["finished"] or path.stat().st_mtime >= self.begun - 1:
+                    found[name] = json.loads(path.read_text("utf8"))
+        return found
+
+    def counts(self) -> tuple[int, int, list[dict[str, str]]]:
+        """Results that are there, all results, and what failed."""
+        states = self.states()
+        total = sum(states.get(n, {}).get("total", s["cells"]) for n, s in self.plan["shards"].items())
+        failed = [failure for state in states.values() for failure in state["failed"]]
+        return sum(state["done"] for state in states.values()), total, failed
+
+    def watch(self, child: "subprocess.Popen[Any]", title: str) -> int:
+        """Show one line until Snakemake ends; its exit status."""
+        done, total, _ = self.counts()
+        target: Any = Bars(sys.stderr)
+        with tqdm(desc=title, unit="cell", total=total, initial=done, file=target, smoothing=0.1) as bar:
+            while True:
+                status = _wait(child)
+                done, bar.total, failed = self.counts()
+                bar.update(done - bar.n)
+                if failed:
+                    last = failed[-1]
+                    bar.set_postfix_str(f"{len(failed)} failed, {last['what']}: {last['why']}", refresh=False)
+                bar.refresh()
+                if status is not None:
+                    return status
+
+    def report(self, again: str) -> None:
+        """Say what failed, why, and how to repeat it."""
+        _, _, failed = self.counts()
+        for why, count in list(Counter(f"{f['what']}: {f['why']}" for f in failed).items())[:SHOWN]:
+            say(f"  {why}" + (f" ({count} times)" if count > 1 else ""))
+        if len(failed) > SHOWN:
+            say(f"  and {len(failed) - SHOWN} more, in {self.folder}/*/*.json")
+        states = self.states()
+        broken = [name for name, state in states.items() if not state["ended"]]
+        for name in broken[:SHOWN]:
+            say(f"  {name} ended before it was done: {_last_line(self.folder / f'{name}.log')}")
+        if not failed and not broken:
+            say(f"  {_last_line(self.folder / 'gather.log') or _last_line(self.folder / 'snakemake.log')}")
+            say(f"  more of it in {self.folder / 'snakemake.log'}")
+        say(f"All that was finished is kept. This computes what is missing, and nothing else:\n  {again}")
+
+
+def _wait(child: "subprocess.Popen[Any]") -> int | None:
+    with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+        return child.wait(LOOK)
+    return None
+
+
+def _last_line(log: Path) -> str:
+    try:
+        lines = [line.strip() for line in log.read_text("utf8", "replace").splitlines() if line.strip()]
+    except OSError:
+        return ""
+    return lines[-1] if lines else ""
+
+
+def run(given: argparse.Namespace) -> int:
+    """Plan, compute, gather and print; 0 only if the table is whole."""
+    words = ["-p", "preset", given.preset]
+    for pair in given.parameter:
+        words += ["-p", *pair]
+    words += ["--out", str(given.out)] if given.out else []
+    file = planned(
+        given.experiment, words, name=f"{given.experiment}-{Path(given.preset).stem}", gpus=given.gpus
+    )
+    if file is None:
+        return 2
+    folder, plan = file.parent, json.loads(file.read_text("utf8"))
+    run_folder = os.path.relpath(folder, ROOT)
+    options, extra = resources(plan, given.cores, given.profile_dir)
+    settings = [f"plans={json.dumps([f'{run_folder}/plan.json'])}"]
+    settings += [] if given.profile_dir else [f"memory={memory()}"]
+    progress = Progress(folder, plan)
+    try:
+        with (
+            (folder / "snakemake.log").open("w") as log,
+            snakemake(
+                f"{run_folder}/gathered.done",
+                "--quiet",
+                "progress",
+                "rules",
+                "reason",
+                "host",
+                *options,
+                "--config",
+                *settings,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | extra,
+            ) as child,
+        ):
+            signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+            status = progress.watch(child, given.experiment)
+    except BlockingIOError:
+        return 3
+    _, _, failed = progress.counts()
+    if status or failed:
+        say(f"{given.experiment}: {len(failed)} results could not be computed")
+        progress.report(given.again)
+        return 1
+    out = ["--out", str(given.out)] if given.out else []
+    return subprocess.run(
+        [sys.executable, "-m", "salun_core", "results", given.experiment, *out], cwd=ROOT
+    ).returncode
+
+
+def main(words: list[str] | None = None) -> int:
+    """Command line of ``make run``."""
+    parser = argparse.ArgumentParser(description="Run an experiment in shards, here or on a cluster.")
+    parser.add_argument("experiment")
+    parser.add_argument("--preset", default="quick")
+    parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    parser.add_argument("--out", type=Path, help="output folder (default data/runs)")
+    parser.add_argument("--cores", default="all", help="processors of this machine to use (default all)")
+    parser.add_argument("--gpus", type=int, help="accelerators of a shard; by default 1 where there is one")
+    parser.add_argument("--profile-dir", default="", help="folder of a Snakemake profile, for a cluster")
+    given = parser.parse_args(words)
+    given.again = os.environ.get("SALUN_AGAIN") or " ".join([sys.executable, *sys.argv])
+    return run(given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
