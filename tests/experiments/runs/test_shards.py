@@ -126,7 +126,7 @@ def test_a_cell_that_fails_stops_no_other_and_alone_is_repeated(whole, tmp_path,
     planned = plan(a_grid(tmp_path), tmp_path / "shards", gpus=0)
     again = [name for name, s in planned.items() if not s["finished"]]
     assert again == ["cells/random-10-seed-0"]
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").glob("*-*")}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").glob("*.json")}
     compute(tmp_path, again)
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     gather(a_grid(tmp_path))
