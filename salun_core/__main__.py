@@ -141,6 +141,11 @@ def parser() -> argparse.ArgumentParser:
     shard.add_argument("name", nargs="?", help="such as cells/random-10-seed-0")
     shard.set_defaults(do=_shard)
 
+    merging = commands.add_parser("merge", help="bring the results of several output folders together")
+    merging.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    merging.add_argument("--into", type=Path, required=True, help="output folder; may hold results already")
+    merging.set_defaults(do=_merge)
+
     record = commands.add_parser("record", help="run or resume a preset into data/recorded, to be committed")
     record.add_argument("experiment")
     record.add_argument("preset")
@@ -266,6 +271,15 @@ def _shard(given: argparse.Namespace) -> int:
     for failure in state.failed:
         print(f"{failure['what']}: {failure['why']}", file=sys.stderr)
     return 0  # what failed is in the state: other shards need not wait for it
+
+
+def _merge(given: argparse.Namespace) -> None:
+    from salun_core.experiments.runs.merge import merge
+
+    done = merge(given.folders, given.into)
+    print(f"{given.into}: {done.new} results brought together, {done.known} were there or came twice")
+    for name in done.unlisted:
+        print(f"results of {name} differ between the folders: run {name} into {given.into} to make its table")
 
 
 def _grid(name: str, values: dict[str, Any]) -> Any:

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import nn
 
 from salun_core.code_digest import code_digest
@@ -70,22 +70,25 @@ class ClassifierLab(Lab):
         """The model trained on forget and retain set together: one a seed, and one a list of images."""
         key = self.original_key(seed, scenario)
         with self.store.alone(key):
-            net = self.build(seed).to(memory_format=torch.channels_last)
             found = self.store.get(key)
-            if found and self.store.has_files(found):
-                net.load_state_dict(load_file(self.store.folder / next(iter(found.files))))
-                return net.eval()
-            start = time.perf_counter()
-            net, losses, samples = self.problem.trained(seed, scenario)
-            values = {
-                "seconds": self.since(start),
-                "samples": samples,
-                "losses": losses,
-                "peak_memory": peak_memory(self.device),
-            }
-            weights = {name: value.contiguous().cpu() for name, value in net.state_dict().items()}
-            self.store.put(key, values, self.provenance(), {".model.safetensors": save(weights)})
-            return net
+            if found is None or not self.store.has_files(found):
+                found = self._trained(seed, scenario, key)
+        # What is stored, also when it was trained just now: another machine may have been first.
+        net = self.build(seed).to(memory_format=torch.channels_last)
+        net.load_state_dict(load(self.store.read(found, next(iter(found.files)))))
+        return net.eval()
+
+    def _trained(self, seed: int, scenario: Scenario, key: Key) -> Result:
+        start = time.perf_counter()
+        net, losses, samples = self.problem.trained(seed, scenario)
+        values = {
+            "seconds": self.since(start),
+            "samples": samples,
+            "losses": losses,
+            "peak_memory": peak_memory(self.device),
+        }
+        weights = {name: value.contiguous().cpu() for name, value in net.state_dict().items()}
+        return self.store.put(key, values, self.provenance(), {".model.safetensors": save(weights)})
 
     def task(self, seed: int, scenario: Scenario) -> ClassificationTask:
         """The unlearning problem of one seed and scenario, with its trained model."""

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from salun_core.code_digest import code_digest
@@ -16,7 +16,7 @@ from salun_core.experiments.generation.lab import MODEL, GenerationLab, listed, 
 from salun_core.experiments.runs.cells import Cell, Scenario
 from salun_core.experiments.runs.lab import thinned
 from salun_core.experiments.runs.provenance import peak_memory
-from salun_core.experiments.runs.store import Key, digest
+from salun_core.experiments.runs.store import Key, Result, digest
 from salun_core.files import sha256
 from salun_core.methods import METHODS
 from salun_core.tasks.diffusion import DiffusionTask
@@ -72,14 +72,15 @@ class DiffusionLab(GenerationLab):
             return self.problem.brought[0].to(self.device)
         key = self.original_key(seed)
         with self.store.alone(key):
-            return self._original(seed, key)
+            found = self.store.get(key)
+            if found is None or not self.store.has_files(found):
+                found = self._trained(seed, key)
+        # What is stored, also when it was trained just now: another machine may have been first.
+        net = self.build(seed)
+        net.load_state_dict(load(self.store.read(found, f"{key.name}{MODEL}")))
+        return net.eval()
 
-    def _original(self, seed: int, key: Key) -> nn.Module:
-        found = self.store.get(key)
-        if found and self.store.has_files(found):
-            net = self.build(seed)
-            net.load_state_dict(load_file(self.store.path(key, MODEL)))
-            return net.eval()
+    def _trained(self, seed: int, key: Key) -> Result:
         batches = self.problem.every_image()
         task = self._made(self.build(seed), {"forget": batches, "retain": batches}, key)
         start = time.perf_counter()
@@ -91,9 +92,9 @@ class DiffusionLab(GenerationLab):
             "weights": sum(w.numel() for w in net.parameters()),
             "peak_memory": peak_memory(self.device),
         }
-        self.store.put(key, values, self.provenance(), {MODEL: packed(net)})
+        stored = self.store.put(key, values, self.provenance(), {MODEL: packed(net)})
         self.unlearned_stored()
-        return net
+        return stored
 
     def spent_before(self) -> float:
         """Seconds that interrupted runs have spent on the training that was just finished."""

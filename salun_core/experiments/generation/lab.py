@@ -307,7 +307,18 @@ class GenerationLab(Lab):
     @cached_property
     def classifier(self) -> nn.Module:
         """The judge: trained on all real training images, whatever is forgotten."""
-        judging, key = self.judging, self.judge_key
+        key = self.judge_key
+        with self.store.alone(key):
+            found = self.store.get(key)
+            if found is None or not self.store.has_files(found):
+                found = self._trained_judge(key)
+        # What is stored, also when it was trained just now: another machine may have been first.
+        net = self._new_judge()
+        net.load_state_dict(load(self.store.read(found, f"{key.name}{MODEL}")))
+        return net.eval()
+
+    def _new_judge(self) -> nn.Module:
+        judging = self.judging
         mean, std = self.data.moments
         net = build_model(
             judging.judge,
@@ -319,18 +330,15 @@ class GenerationLab(Lab):
             mean=mean,
             std=std,
         )
-        net = net.to(self.device).to(memory_format=torch.channels_last)
-        found = self.store.get(key)
-        if found and self.store.has_files(found):
-            net.load_state_dict(load_file(self.store.path(key, MODEL)))
-            return net.eval()
+        return net.to(self.device).to(memory_format=torch.channels_last)
 
+    def _trained_judge(self, key: Key) -> Result:
         def loss(model: nn.Module, batch: Batch) -> Tensor:
             return F.cross_entropy(model(batch[0]), batch[1])
 
         batches = replace(self._judge_batches(), augment=augmentation(self.data))
         start = time.perf_counter()
-        net, _ = train_network(net, batches, loss, recipe=judging.recipe, seed=JUDGE_SEED)
+        net, _ = train_network(self._new_judge(), batches, loss, recipe=self.judging.recipe, seed=JUDGE_SEED)
         images, labels = self.data.images[self.data.n_train :], self.data.labels[self.data.n_train :]
         seen = recognise(net, images, labels, classes=self.classes)
         values = {
@@ -339,8 +347,7 @@ class GenerationLab(Lab):
             "n": len(labels),
             "confusion": seen.counts.tolist(),
         }
-        self.store.put(key, values, self.provenance(), {MODEL: packed(net)})
-        return net
+        return self.store.put(key, values, self.provenance(), {MODEL: packed(net)})
 
     @cached_property
     def judge_accuracy(self) -> float:

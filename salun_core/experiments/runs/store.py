@@ -1,22 +1,27 @@
 """Finished cells on disk: each one whole, recognised when damaged, and found again by what it is."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
+from salun_core.errors import UserError
 from salun_core.experiments.runs.provenance import revision
 from salun_core.files import check_writable, read_json, readable, sha256, unwritable, write_whole
 
 FORMAT = 1
+ATTEMPTS = 5  # to store a result that another machine is storing at the same moment
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)
 
 
 def digest(value: Any) -> str:
@@ -117,9 +122,37 @@ class Store:
         provenance: Mapping[str, Any],
         side_files: Mapping[str, bytes] | None = None,
     ) -> Result:
-        """Write a result and its side files (content by suffix)."""
+        """Write a result and its side files (content by suffix), unless a whole one of this code is there by now.
+
+        Machines on one file system may not see each other's locks, and then compute the same result twice. The first
+        one stored stays, and is what comes back: on other hardware the second may differ in its last digits. Two
+        that are written at one moment can leave a result with the other's side files; that is seen, and written again.
+
+        Raises
+        ------
+        UserError
+            If it cannot be written, or is overwritten each time.
+        """
+        for _ in range(ATTEMPTS):
+            found = self.get(key)
+            if found is not None and self.has_files(found):
+                return found
+            made = self._write(key, values, provenance, side_files or {})
+            if self.has_files(made):
+                return made
+        raise UserError(
+            f"{self.path(key)} is overwritten by another process each time: stop one of the two and start it again"
+        )
+
+    def _write(
+        self,
+        key: Key,
+        values: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+        side_files: Mapping[str, bytes],
+    ) -> Result:
         files = {}
-        for suffix, content in (side_files or {}).items():
+        for suffix, content in side_files.items():
             file = write_whole(self.path(key, suffix), content)
             files[file.name] = hashlib.sha256(content).hexdigest()
         record: dict[str, Any] = {
@@ -141,8 +174,12 @@ class Store:
         """Wait until no other process on this machine is computing this result; ask `get` again inside.
 
         Two notebooks that share cells then share the work. The lock ends with the process that holds it,
-        however it ends.
+        however it ends. It saves work and nothing else: where a file system has no locks, or other machines do not
+        see them, `put` keeps results whole.
         """
+        if not self._has_locks:
+            yield
+            return
         lock = FileLock(self.folder / ".locks" / key.name)
         try:
             Path(lock.lock_file).parent.mkdir(exist_ok=True)
@@ -152,7 +189,45 @@ class Store:
         try:
             yield
         finally:
+            with contextlib.suppress(OSError):
+                Path(lock.lock_file).unlink()  # a long run leaves no lock for every cell
             lock.release()
+
+    @cached_property
+    def _has_locks(self) -> bool:
+        """Whether the file system has locks that end with their process; filelock's other kind outlives a kill."""
+        try:
+            import fcntl
+        except ImportError:  # Windows has locks of its own
+            return True
+        probe = self.folder / ".locks" / ".probe"
+        try:
+            probe.parent.mkdir(exist_ok=True)
+            with probe.open("a") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # another process is at this place
+            return True
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return False
+            raise unwritable(probe, error) from error
+        return True
+
+    def read(self, result: Result, name: str) -> bytes:
+        """Content of a side file, the one that the result was stored with.
+
+        Raises
+        ------
+        UserError
+            If it is missing or another.
+        """
+        try:
+            content = (self.folder / name).read_bytes()
+        except OSError as error:
+            raise unlike(self.folder / name, result) from error
+        if hashlib.sha256(content).hexdigest() != result.files[name]:
+            raise unlike(self.folder / name, result)
+        return content
 
     def all(self) -> list[Result]:
         """Every whole result in the folder, by name."""
@@ -165,6 +240,14 @@ def is_whole(file: Path, expected: str) -> bool:
         return sha256(file) == expected
     except FileNotFoundError:
         return False
+
+
+def unlike(file: Path, result: Result) -> UserError:
+    """What to say of a side file that is missing, or is not the one its result was stored with."""
+    return UserError(
+        f"{file} is missing, damaged, or of another computation of {result.key.name}: "
+        "run the experiment again, finished cells are kept"
+    )
 
 
 FileName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]

@@ -1,0 +1,113 @@
+"""Output folders of several machines brought together: what is damaged or contradicts itself is refused."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from salun_core.errors import UserError
+from salun_core.experiments.runs.store import Result, digest, is_whole, read_result
+from salun_core.files import check_writable, write_whole
+
+COSTS = ("seconds", "mask_seconds", "sampling_seconds", "peak_memory")
+"""Values of a result that differ each time it is computed."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a merge did: results that were copied, those known already, and experiments whose table is still to be made."""
+
+    new: int
+    known: int
+    unlisted: tuple[str, ...]
+
+
+def merge(folders: Sequence[Path], into: Path) -> Merged:
+    """Copy the results of output folders into one.
+
+    A result that several folders hold must be the same in all: same code, same outputs. A list of results is copied
+    where all folders that have one agree; others are made again by running the experiment, which then computes nothing.
+    Everything is checked before the first file is written.
+
+    Parameters
+    ----------
+    folders : sequence of Path
+        Output folders, each with ``cells``.
+    into : Path
+        Made where it is missing; what it holds takes part.
+
+    Raises
+    ------
+    UserError
+        If a folder is none, or a result is damaged, or two of one name differ.
+    """
+    for folder in folders:
+        if not (folder / "cells").is_dir():
+            raise UserError(
+                f"{folder} holds no results (no folder cells): name an output folder, such as data/runs"
+            )
+    known: dict[str, tuple[Path, Result]] = {}
+    new: list[tuple[Path, Result]] = []
+    twice = 0
+    for folder in dict.fromkeys([into, *folders]):
+        for path in sorted((folder / "cells").glob("*-*.json")):
+            result = _checked(path)
+            before = known.get(result.key.name)
+            if before is None:
+                known[result.key.name] = (folder, result)
+                if folder != into:
+                    new.append((folder, result))
+                continue
+            if said := _contradiction(before[1], result):
+                raise UserError(
+                    f"{result.key.name} is not the same in {before[0]} and {folder} ({said}): keep one of the two, "
+                    "delete the other's file, and merge again"
+                )
+            twice += 1
+    check_writable(into / "cells")
+    for folder, result in new:
+        for name in [*result.files, f"{result.key.name}.json"]:  # the result itself last, as when it was made
+            source = folder / "cells" / name
+            if source.is_file():
+                write_whole(into / "cells" / name, source.read_bytes())
+    return Merged(len(new), twice, _lists(folders, into))
+
+
+def _checked(path: Path) -> Result:
+    result = read_result(path)
+    if result is None or result.key.name != path.stem:
+        raise UserError(f"{path} is damaged or was edited: delete it, or copy that folder again")
+    for name, expected in result.files.items():
+        file = path.with_name(name)
+        needed = name == result.outputs  # weights of recorded runs are not kept
+        if (needed or file.is_file()) and not is_whole(file, expected):
+            raise UserError(f"{file} is missing or damaged: delete {path}, or copy that folder again")
+    return result
+
+
+def _contradiction(one: Result, other: Result) -> str:
+    """How two results of one name differ, in words; empty where only their costs do."""
+    if digest(one.key.what) != digest(other.key.what):
+        return "they are results of different things"
+    if one.key.code != other.key.code:
+        return "computed by different versions of the code"
+    if one.files != other.files:
+        return "other outputs, as on another kind of machine"
+    if digest(_lasting(one)) != digest(_lasting(other)):
+        return "other values"
+    return ""
+
+
+def _lasting(result: Result) -> dict[str, Any]:
+    return {name: value for name, value in result.content.items() if name not in COSTS}
+
+
+def _lists(folders: Sequence[Path], into: Path) -> tuple[str, ...]:
+    found: dict[str, set[bytes]] = {}
+    for folder in (into, *folders):
+        for path in sorted((folder / "results").glob("*.json")):
+            found.setdefault(path.stem, set()).add(path.read_bytes())
+    for name, contents in found.items():
+        if len(contents) == 1:
+            write_whole(into / "results" / f"{name}.json", next(iter(contents)))
+    return tuple(name for name, contents in sorted(found.items()) if len(contents) > 1)

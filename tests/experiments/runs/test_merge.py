@@ -1,0 +1,188 @@
+"""Folders of several machines: brought together, checked, and safe without locks that all of them see."""
+
+import errno
+import fcntl
+import json
+import subprocess
+import sys
+
+import pytest
+
+from salun_core.__main__ import main
+from salun_core.errors import UserError
+from salun_core.experiments.runs import store as stores
+from salun_core.experiments.runs.merge import merge
+from salun_core.experiments.runs.store import Key, Store
+from salun_core.files import write_whole
+
+
+def keyed(number, code="code"):
+    return Key("cell", {"number": number}, code)
+
+
+def filled(folder, numbers, *, content=b"logits", code="code", seconds=1.0):
+    store = Store(folder / "cells")
+    for number in numbers:
+        values = {"seconds": seconds, "status": "done"}
+        store.put(keyed(number, code), values, {"finished": str(seconds)}, {".outputs.safetensors": content})
+    return folder
+
+
+def names(folder):
+    return sorted(path.name for path in (folder / "cells").glob("*-*"))
+
+
+def test_results_of_two_machines_come_together(tmp_path, capsys):
+    one = filled(tmp_path / "one", [1, 2])
+    two = filled(tmp_path / "two", [2, 3], seconds=9.0)  # the same cell, computed on both
+    write_whole(one / "results/classification.json", b'{"rows": []}')
+    assert main(["merge", str(one), str(two), "--into", str(tmp_path / "all")]) == 0
+    assert "3 results brought together, 1 were there or came twice" in capsys.readouterr().out
+    assert names(tmp_path / "all") == sorted({*names(one), *names(two)})
+    store = Store(tmp_path / "all/cells")
+    assert all(store.get(keyed(number)) is not None for number in (1, 2, 3))
+    assert (tmp_path / "all/results/classification.json").read_bytes() == b'{"rows": []}'
+    assert merge([one, two], tmp_path / "all").new == 0  # and again
+
+
+def test_lists_that_differ_are_named_and_not_copied(tmp_path, capsys):
+    one, two = filled(tmp_path / "one", [1]), filled(tmp_path / "two", [2])
+    write_whole(one / "results/saliency.json", b"1")
+    write_whole(two / "results/saliency.json", b"2")
+    assert main(["merge", str(one), str(two), "--into", str(tmp_path / "all")]) == 0
+    assert "run saliency into" in capsys.readouterr().out
+    assert not (tmp_path / "all/results").exists()
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        ({"content": b"others"}, "other outputs"),
+        ({"code": "later"}, "different versions of the code"),
+    ],
+)
+def test_contradictions_are_refused_and_nothing_is_written(tmp_path, other, why):
+    one, two = filled(tmp_path / "one", [1]), filled(tmp_path / "two", [1], **other)
+    with pytest.raises(UserError, match=why):
+        merge([one, two], tmp_path / "all")
+    assert not (tmp_path / "all").exists()
+
+
+@pytest.mark.parametrize("damage", ["result", "outputs", "outputs gone", "renamed"])
+def test_damage_is_refused(tmp_path, damage):
+    one = filled(tmp_path / "one", [1])
+    file, side = (
+        one / "cells" / f"{keyed(1).name}.json",
+        one / "cells" / f"{keyed(1).name}.outputs.safetensors",
+    )
+    if damage == "result":
+        file.write_text(file.read_text().replace("done", "gone"))
+    elif damage == "outputs":
+        side.write_bytes(b"logitz")
+    elif damage == "outputs gone":
+        side.unlink()
+    else:
+        file.rename(file.with_name(f"{keyed(2).name}.json"))
+    with pytest.raises(UserError, match="damaged"):
+        merge([one], tmp_path / "all")
+
+
+def test_what_is_no_output_folder_is_refused(tmp_path, capsys):
+    assert main(["merge", str(tmp_path), "--into", str(tmp_path / "all")]) == 2
+    assert "holds no results" in capsys.readouterr().err
+
+
+# --- without locks ------------------------------------------------------------------------------------
+
+
+def test_the_first_result_stored_stays(tmp_path):
+    store = Store(tmp_path)
+    first = store.put(keyed(1), {"v": 1}, {}, {".outputs.bin": b"first"})
+    second = store.put(keyed(1), {"v": 2}, {}, {".outputs.bin": b"second"})
+    assert second.content == {"v": 1} and second.files == first.files
+    assert store.put(keyed(1, "newer code"), {"v": 3}, {}, {}).content == {"v": 3}
+
+
+def test_two_that_store_at_one_moment_never_mix(tmp_path, monkeypatch):
+    """The other machine stores its result between our outputs and our result."""
+    ours, theirs = Store(tmp_path), Store(tmp_path)
+    others = iter([True])
+
+    def interrupted(path, content):
+        done = write_whole(path, content)
+        if str(path).endswith(".outputs.bin") and content == b"ours" and next(others, False):
+            monkeypatch.setattr(stores, "write_whole", write_whole)
+            write_whole(theirs.path(keyed(1), ".outputs.bin"), b"theirs")
+            monkeypatch.setattr(stores, "write_whole", interrupted)
+        return done
+
+    monkeypatch.setattr(stores, "write_whole", interrupted)
+    stored = ours.put(keyed(1), {"v": 1}, {}, {".outputs.bin": b"ours"})
+    found = ours.get(keyed(1))
+    assert found is not None and found.content == stored.content
+    assert ours.read(found, f"{keyed(1).name}.outputs.bin") == b"ours"
+
+
+def test_an_output_of_another_computation_is_not_read(tmp_path):
+    store = Store(tmp_path)
+    result = store.put(keyed(1), {}, {}, {".outputs.bin": b"ours"})
+    write_whole(store.path(keyed(1), ".outputs.bin"), b"theirs")
+    with pytest.raises(UserError, match="another computation"):
+        store.read(result, f"{keyed(1).name}.outputs.bin")
+
+
+def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    store = Store(tmp_path)
+    with store.alone(keyed(1)), Store(tmp_path).alone(keyed(1)):
+        store.put(keyed(1), {}, {})
+    assert [path.name for path in (tmp_path / ".locks").iterdir()] == [".probe"]
+
+
+def test_locks_do_not_pile_up(tmp_path):
+    store = Store(tmp_path)
+    for number in range(3):
+        with store.alone(keyed(number)):
+            assert (tmp_path / ".locks" / keyed(number).name).exists()
+    assert [path.name for path in (tmp_path / ".locks").iterdir()] == [".probe"]
+
+
+SCRIPT = """
+import contextlib, json, sys
+from salun_core.experiments.classification.method_comparison import ClassificationParams, run
+from salun_core.experiments.runs.store import Store
+if "--apart" in sys.argv:
+    Store.alone = lambda self, key: contextlib.nullcontext()  # another machine does not see our locks
+    print("ready", flush=True)
+    sys.stdin.readline()
+given = {"preset": "quick", "width": 4, "epochs": 1, "train_images": 200, "scenario": ["random"], "seeds": [0],
+         "methods": ["retrain", "ft", "ga", "salun"], "settings": {"ft": {"epochs": 1}, "salun": {"epochs": 1}},
+         "tune": False, "noise_floor": 2, "out_dir": sys.argv[1]}
+cells = run(ClassificationParams.load(given)).cells
+print(json.dumps(cells[["cell", "method", "UA", "RA", "TA", "MIA"]].to_dict("list")))
+"""
+
+
+@pytest.mark.slow
+def test_two_machines_without_a_common_lock_make_one_table(tmp_path):
+    alone = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "alone")], capture_output=True, text=True, check=True
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    both = [
+        subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path / "both"), "--apart"], **pipes)
+        for _ in range(2)
+    ]
+    for child in both:
+        assert child.stdout.readline() == "ready\n"
+    for child in both:
+        child.stdin.write("\n")
+        child.stdin.flush()
+    tables = [child.communicate()[0] for child in both]
+    assert [json.loads(table) for table in tables] == [json.loads(alone.stdout)] * 2
+    store = Store(tmp_path / "both/cells")
+    files = [path for path in store.folder.glob("*.json") if path.name[0] != "."]
+    assert len(store.all()) == len(files) and all(store.has_files(result) for result in store.all())
