@@ -186,7 +186,12 @@ def parser() -> argparse.ArgumentParser:
     rehearse.add_argument(
         "--tflops", type=float, default=30.0, help="speed, sustained, that hours are printed for"
     )
-    rehearse.add_argument("--threads", type=int, default=0, help="processor threads; 0: as torch chooses")
+    rehearse.add_argument(
+        "--workers",
+        type=int,
+        default=min(os.cpu_count() or 1, 4),
+        help="presets run at a time, one thread each",
+    )
     rehearse.set_defaults(do=_rehearse)
 
     results = commands.add_parser("results", help="print the results of an experiment's last run")
@@ -364,13 +369,15 @@ def _check(given: argparse.Namespace) -> int:
 
 def _rehearse(given: argparse.Namespace) -> None:
     from salun_core.experiments.rehearsal import chosen, rehearse, shown
-    from salun_core.experiments.runs.machine import use_threads
 
     if not given.tflops > 0:
         raise UserError(f"tflops must be positive, got {given.tflops:g}: 30 is a fast GPU in half precision")
-    use_threads(given.threads)
+    if given.workers < 1:
+        raise UserError(
+            f"workers must be at least 1, got {given.workers}: it is the number of presets run at a time"
+        )
     done = []
-    for outcome in rehearse(chosen(given.names)):
+    for outcome in rehearse(chosen(given.names), workers=given.workers):
         done.append(outcome)
         print(
             f"{outcome.act.label}: {outcome.cells} cells in {outcome.seconds:.0f} s",

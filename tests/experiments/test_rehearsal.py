@@ -99,6 +99,8 @@ def test_names_choose_and_unknown_ones_are_refused(capsys):
     assert "did you mean 'saliency'?" in capsys.readouterr().err
     assert main(["rehearse", "--tflops", "0"]) == 2
     assert "tflops must be positive" in capsys.readouterr().err
+    assert main(["rehearse", "--workers", "0"]) == 2
+    assert "workers must be at least 1" in capsys.readouterr().err
 
 
 def test_stand_ins_have_the_moments_of_any_network_they_meet():

@@ -1,13 +1,17 @@
 """Every preset that has not been recorded, run on the processor in small, before it is run in full elsewhere."""
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from salun_core.errors import UserError, one_of
 from salun_core.experiments import EXPERIMENTS
@@ -89,11 +93,27 @@ def chosen(words: Sequence[str]) -> list[Act]:
     return [act for act in every if set(words) <= {act.experiment, act.preset}]
 
 
-def rehearse(acts: Sequence[Act]) -> Iterator[Outcome]:
-    """Run each in a folder of its own, which is deleted afterwards."""
-    for act in acts:
-        with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
-            yield rehearsed(act, Path(folder))
+def rehearse(acts: Sequence[Act], *, workers: int = 1) -> Iterator[Outcome]:
+    """Run each in a folder of its own, which is deleted afterwards; ``workers`` at a time, with one thread each."""
+    if workers == 1:
+        yield from map(_in_a_folder, acts)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_quietly_alone) as pool:
+        yield from pool.map(_in_a_folder, acts)
+
+
+def _quietly_alone() -> None:
+    """One thread, and no bars that write over each other."""
+    os.environ["TQDM_DISABLE"] = "1"
+    torch.set_num_threads(1)
+
+
+def _in_a_folder(act: Act) -> Outcome:
+    with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
+        try:
+            return rehearsed(act, Path(folder))
+        except UserError as error:
+            raise UserError(f"{act.label}: {error}") from error
 
 
 def rehearsed(act: Act, folder: Path) -> Outcome:
