@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
@@ -179,6 +179,17 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--keep", type=float, default=0.5, help="density of the mask")
     check.set_defaults(do=_check)
 
+    contract = commands.add_parser(
+        "check-method", help="whether a method of your own keeps what every method promises"
+    )
+    contract.add_argument(
+        "method", help="package.module:NAME of a Method, or of a function; or a method's name"
+    )
+    contract.add_argument("-s", "--setting", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    contract.add_argument("--kind", action="append", help="kind of task; all that it works on by default")
+    contract.add_argument("--without-mask", action="store_true", help="the method takes no mask")
+    contract.set_defaults(do=_check_method)
+
     rehearse = commands.add_parser(
         "rehearse", help="run presets made for a GPU in small, here, and print what they need in full"
     )
@@ -198,25 +209,37 @@ def parser() -> argparse.ArgumentParser:
     results.add_argument("experiment")
     results.add_argument("--format", choices=("table", "csv", "json"), default="table")
     results.add_argument("--out", type=_folder, help="output folder of the run (default data/runs)")
+    results.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        help="one more column: package.module:NAME, or an installed metric",
+    )
     results.set_defaults(do=_results)
     return top
 
 
 def _parameters(given: argparse.Namespace) -> dict[str, Any]:
-    from salun_core.experiments.runs.given import parse_yaml, read_yaml
+    from salun_core.experiments.runs.given import read_yaml
 
     values: dict[str, Any] = {}
     for path in given.file:
         values |= read_yaml(path)
-    for name, text in given.parameter:
+    values |= _read_values(given.parameter, "parameter")
+    if given.out is not None:
+        values["out_dir"] = given.out
+    return values
+
+
+def _read_values(pairs: Sequence[tuple[str, str]], what: str) -> dict[str, Any]:
+    values = {}
+    for name, text in pairs:
         try:
             values[name] = parse_yaml(text)
         except yaml.YAMLError:
             values[name] = text
         if values[name] is None:
-            raise UserError(f"parameter {name} is given without a value: leave it out to take the preset's")
-    if given.out is not None:
-        values["out_dir"] = given.out
+            raise UserError(f"{what} {name} is given without a value: leave it out to take the preset's")
     return values
 
 
@@ -339,13 +362,19 @@ def _list(given: argparse.Namespace) -> None:
     from salun_core.methods import METHODS
     from salun_core.metrics import METRICS
     from salun_core.models import MODELS
+    from salun_core.saliency import SCORES
+
+    def listed(table: Any, texts: Mapping[str, str] | None = None) -> dict[str, str]:
+        more = {name: f"installed: {entry.value}" for name, entry in table.installed.items()}
+        return {**dict.fromkeys(table, ""), **(texts or {}), **more, "package.module:NAME": "yours"}
 
     for title, names in (
         ("experiments", {name: e.title for name, e in EXPERIMENTS.items()}),
-        ("methods", {name: f"{m.label} ({m.source})" for name, m in METHODS.items()}),
-        ("data sets", dict.fromkeys(DATASETS, "")),
-        ("models", {**dict.fromkeys(MODELS, ""), "torchvision:NAME": "", "package.module:function": ""}),
-        ("metrics", dict.fromkeys(METRICS, "")),
+        ("methods", listed(METHODS, {name: f"{m.label} ({m.source})" for name, m in METHODS.items()})),
+        ("data sets", listed(DATASETS)),
+        ("models", listed(MODELS, {"torchvision:NAME": ""})),
+        ("metrics", listed(METRICS)),
+        ("saliency scores", listed(SCORES)),
     ):
         print(f"{title}:")
         for name, text in names.items():
@@ -353,18 +382,42 @@ def _list(given: argparse.Namespace) -> None:
 
 
 def _check(given: argparse.Namespace) -> int:
-    from salun_core.experiments.classification.compatibility import check_compatibility, find_dataset
+    from salun_core.data import load_dataset
+    from salun_core.experiments.classification.compatibility import check_compatibility
     from salun_core.models import check_arch
     from salun_core.saliency import check_keep
 
     check_arch(given.arch)
     check_keep(given.keep)
-    dataset = find_dataset(given.dataset, given.data_dir, given.image_size)
+    dataset = load_dataset(given.dataset, given.data_dir, size=given.image_size)
     report = check_compatibility(
         dataset, given.arch, size=given.image_size, width=given.width, keep=given.keep
     )
     print(report)
     return 0 if report.ok else 1
+
+
+def _check_method(given: argparse.Namespace) -> int:
+    from salun_core.methods import METHODS, fitting
+    from salun_core.methods.contract import check_method, quick_settings, small_task
+    from salun_core.methods.engine import check_settings
+    from salun_core.metrics import KINDS
+
+    method = METHODS[one_of(given.method, METHODS, "method")]
+    settings = quick_settings(method) | _read_values(given.setting, "setting")
+    check_settings(method, settings)
+    failed = 0
+    for kind in given.kind or method.tasks or KINDS:
+        fitting(given.method, one_of(kind, KINDS, "kind of task"))
+        try:
+            check_method(method, small_task(kind), maskable=not given.without_mask, **settings)
+        except AssertionError as error:
+            failed += 1
+            print(f"NO  {kind}: {error}")
+        else:
+            print(f"ok  {kind}: pure, repeatable, and refuses what it cannot use", end="")
+            print("" if given.without_mask else "; weights outside a mask stay to the last bit")
+    return 1 if failed else 0
 
 
 def _rehearse(given: argparse.Namespace) -> None:
@@ -393,7 +446,8 @@ def _results(given: argparse.Namespace) -> None:
     from salun_core.paths import output_folder
 
     one_of(given.experiment, EXPERIMENTS, "experiment")
-    print(printed(read_table(output_folder(given.out), given.experiment), given.format))
+    cells = read_table(output_folder(given.out), given.experiment, metrics=given.metric)
+    print(printed(cells, given.format))
 
 
 if __name__ == "__main__":

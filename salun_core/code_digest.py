@@ -9,6 +9,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from sysconfig import get_path
 from typing import Any
@@ -16,6 +17,16 @@ from typing import Any
 PACKAGE = __name__.partition(".")[0]
 HERE = Path(__file__).parents[1]  # the folder that holds the package
 INSTALLED = ("site-packages", "dist-packages")
+
+LIBRARIES = {
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "numpy": "numpy",
+    "sklearn": "scikit-learn",
+    "diffusers": "diffusers",
+    "transformers": "transformers",
+}
+"""Packages whose versions are written beside every result, by the names under which they are imported."""
 
 
 def code_digest(*modules: str, folders: Sequence[Path] = ()) -> str:
@@ -28,8 +39,8 @@ def code_digest(*modules: str, folders: Sequence[Path] = ()) -> str:
     Parameters
     ----------
     *modules : str
-        Dotted names. Installed packages other than this one do not count: their versions are in the
-        provenance.
+        Dotted names. Of installed packages other than this one, those named here count with all their files,
+        unless their version is in the provenance (``LIBRARIES``); what they import does not.
     folders : sequence of Path
         Where they are looked for; `search_path` by default.
 
@@ -42,6 +53,9 @@ def code_digest(*modules: str, folders: Sequence[Path] = ()) -> str:
     sha = hashlib.sha256()
     for name in sorted(files):
         sha.update(f"{name}\n{_substance(files[name])}\n".encode())
+    for package in sorted({name.partition(".")[0] for name in modules} - {PACKAGE, "__main__", *LIBRARIES}):
+        if not locate(package, tuple(folders or search_path())):
+            sha.update(_installed(package))
     return sha.hexdigest()[:16]
 
 
@@ -193,7 +207,21 @@ def _substance(file: Path) -> str:
     return ast.dump(tree)
 
 
+@cache
+def _installed(package: str) -> bytes:
+    """Digest of the Python files of a package that lies outside the projects; empty where there are none."""
+    spec = find_spec(package)
+    places = list(spec.submodule_search_locations or []) if spec else []
+    files = sorted(file for place in places for file in Path(place).rglob("*.py"))
+    if spec and not places and spec.origin and spec.origin.endswith(".py"):
+        files = [Path(spec.origin)]
+    sha = hashlib.sha256(package.encode())
+    for file in files:
+        sha.update(file.name.encode() + b"\n" + file.read_bytes())
+    return sha.digest() if files else b""
+
+
 def forget_files() -> None:
     """Read every file anew from here on; a run otherwise keeps what it read first, which is the code it runs."""
-    for cached in (imports_of, _locate, _tree, _substance):
+    for cached in (imports_of, _locate, _tree, _substance, _installed):
         cached.cache_clear()

@@ -1,7 +1,8 @@
 """One kind of error for everything a user can put right."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class UserError(ValueError):
@@ -22,12 +23,19 @@ class Diverged(UserError):
 def one_of(name: str, known: Iterable[str], what: str) -> str:
     """Return ``name`` if it is known, else refuse it with the nearest known name.
 
+    Of a `plugins.Table`, names of other packages are known as well.
+
     Raises
     ------
     UserError
         If ``name`` is not among ``known``.
     """
-    known = list(known)
+    if isinstance(known, Mapping) and ":" in str(name):
+        with contextlib.suppress(KeyError):
+            known[name]  # a table of plug-ins says why one cannot be had
+            return name
+    # Plug-ins that are installed have names that the table does not list.
+    known = [*known, *getattr(known, "installed", ())]
     if name in known:
         return name
     near = difflib.get_close_matches(str(name), known, n=1)

@@ -24,6 +24,7 @@ from salun_core.data.batches import Batch, as_loader
 from salun_core.errors import Diverged, UserError, one_of
 from salun_core.files import write_whole
 from salun_core.networks import check_whole, device_of, evaluating
+from salun_core.plugins import Table, called
 from salun_core.rng import isolated
 
 Mask = dict[str, Tensor]
@@ -48,17 +49,30 @@ class Rule:
     clip: float = 0.0  # largest norm of a batch's gradient over all weights; 0 for no limit
 
 
-SCORES: dict[str, Rule] = {
-    "abs_sum": Rule(),  # the paper's: |gradient of the loss summed over the forget set|
-    "sum_abs": Rule(absolute_per_batch=True),
-    "batch_means": Rule(batch_means=True),  # released code since December 2023
-    "clipped_batches": Rule(batch_means=True, clip=1.0),  # released code for class-conditional diffusion
-    "first_batch": Rule(first_batch_only=True),
-    "train_mode": Rule(train_mode=True),
-    # October 2023: the weights moved by gradient ascent while the gradients were collected.
-    "first_release": Rule(absolute_per_batch=True, batch_means=True, train_mode=True, ascent=0.01),
-    "drifting": Rule(batch_means=True, ascent=0.01),  # 1 to 17 December 2023
-}
+OwnScore = Callable[[nn.Module, Iterable[Batch], Loss], Scores]
+"""A score of another package: ``score(model, forget, loss)`` gives a non-negative tensor for each trainable weight."""
+
+
+def _score(found: Any, name: str) -> "Rule | OwnScore":
+    return found if isinstance(found, Rule) else called(found, name, "saliency score")
+
+
+SCORES: Table[Rule | OwnScore] = Table(
+    {
+        "abs_sum": Rule(),  # the paper's: |gradient of the loss summed over the forget set|
+        "sum_abs": Rule(absolute_per_batch=True),
+        "batch_means": Rule(batch_means=True),  # released code since December 2023
+        "clipped_batches": Rule(batch_means=True, clip=1.0),  # released code for class-conditional diffusion
+        "first_batch": Rule(first_batch_only=True),
+        "train_mode": Rule(train_mode=True),
+        # October 2023: the weights moved by gradient ascent while the gradients were collected.
+        "first_release": Rule(absolute_per_batch=True, batch_means=True, train_mode=True, ascent=0.01),
+        "drifting": Rule(batch_means=True, ascent=0.01),  # 1 to 17 December 2023
+    },
+    what="saliency score",
+    group="salun_core.scores",
+    adapt=_score,
+)
 """Definitions of the score found in the paper, in its code over time, and in public ports."""
 
 
@@ -86,7 +100,7 @@ def saliency_scores(
         ``loss(model, batch)``, a mean over the batch; weighted here by the batch's size, so that with
         the default score the result does not depend on how the set is cut into batches.
     score : str
-        A key of ``SCORES``.
+        A key of ``SCORES``, or ``package.module:NAME`` of a `Rule` or a function (see `OwnScore`).
     dtype : torch.dtype, optional
         Precision of the gradients of a batch; they are added up in double precision in any case. By default the
         model's own, and single precision for a model in half precision, whose small gradients would vanish. Another
@@ -113,6 +127,8 @@ def saliency_scores(
     rule = SCORES[one_of(score, SCORES, "saliency score")]
     check_whole(model)
     data = as_loader(forget, device=device_of(model), what="the forget set")
+    if not isinstance(rule, Rule):
+        return _own_scores(model, data, loss, rule, score)
     net = model
     if dtype is None and any(w.itemsize < 4 for w in model.parameters()):
         dtype = torch.float32
@@ -133,6 +149,20 @@ def saliency_scores(
             if rule.ascent:
                 raise Diverged(f"the ascent of score {score} overflows on this model: choose another score")
             raise UserError(f"the gradient of {name} is not finite: check the model and the images for NaN")
+    return scores
+
+
+def _own_scores(model: nn.Module, forget: Iterable[Batch], loss: Loss, rule: OwnScore, score: str) -> Scores:
+    with evaluating(model), isolated(0, "saliency"):
+        found = rule(model, forget, loss)
+    wanted = {name: w.shape for name, w in model.named_parameters() if w.requires_grad}
+    if {name: values.shape for name, values in found.items()} != wanted:
+        raise UserError(
+            f"saliency score {score!r} must give one value for each trainable weight of the model"
+        )
+    scores = {name: found[name].detach().float() for name in wanted}
+    if not all(bool((values >= 0).all()) for values in scores.values()):
+        raise UserError(f"saliency score {score!r} must give values of at least 0, and no NaN")
     return scores
 
 

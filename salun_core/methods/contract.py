@@ -15,11 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from salun_core.errors import UserError
+from salun_core.errors import UserError, one_of
 from salun_core.methods.engine import Method, Unlearned, check_settings
-from salun_core.rng import generator
+from salun_core.models.diffusion.unet import build_unet
+from salun_core.models.text_to_image.pipelines import check_pipeline
+from salun_core.models.text_to_image.tiny_pipeline import build_tiny_sd
+from salun_core.rng import generator, isolated
 from salun_core.saliency import Mask, random_mask
 from salun_core.tasks.base import Task
+from salun_core.tasks.classification import classification_task
+from salun_core.tasks.classification_training import Recipe
+from salun_core.tasks.diffusion import diffusion_task
+from salun_core.tasks.diffusion_training import DiffusionRecipe
+from salun_core.tasks.text_to_image import text_to_image_task
 
 MODES = ("training", "evaluation", "mixed")
 NONSENSE: tuple[Any, ...] = (math.nan, math.inf, -math.inf, True, "nonsense", [], {})
@@ -48,6 +56,46 @@ def check_method(method: Method, task: Task, *, maskable: bool = True, **setting
             weights = {name: w for name, w in task.model.named_parameters() if w.requires_grad}
             mask = random_mask(weights, keep=keep, rng=generator(0, "contract", keep))
             check_mask_held(method, task, mask, **settings)
+
+
+def small_task(kind: str) -> Task:
+    """A problem that is quickly computed, of a kind of task: its network has random weights.
+
+    Parameters
+    ----------
+    kind : str
+        "classification", "diffusion" or "text_to_image"; the last two need diffusers.
+    """
+    rng = generator(0, "contract", kind)
+    images = {role: torch.rand(n, 1, 8, 8, generator=rng) for role, n in (("forget", 8), ("retain", 24))}
+    labels = {"forget": torch.zeros(8, dtype=torch.int64), "retain": torch.arange(24) % 3 + 1}
+    loaders = {r: list(zip(images[r].split(8), labels[r].split(8), strict=True)) for r in images}
+    if kind == "classification":
+        return classification_task(_network(0), **loaders, build=_network, recipe=Recipe(epochs=1, lr=0.01))
+    if kind == "diffusion":
+        from diffusers import DDPMScheduler
+
+        unet = build_unet(classes=4, channels=1, size=8, widths=(8, 16), layers=1, seed=0)
+        recipe = DiffusionRecipe(steps=2, lr=1e-3, batch_size=8)
+        return diffusion_task(unet, DDPMScheduler(), **loaders, recipe=recipe)
+    one_of(kind, ("text_to_image",), "kind of task")
+    sizes: dict[str, Any] = {"widths": (8, 16), "autoencoder": (8, 16), "text_width": 16, "text_layers": 1}
+    pipe = check_pipeline(build_tiny_sd(("a", "dog", "cat"), size=8, text_length=8, seed=0, **sizes))
+    asked = {"forget": ["a dog"] * 8, "retain": ["a cat"] * 24}
+    parts = {role: (images[role], asked[role]) for role in images}
+    return text_to_image_task(pipe, **parts, replacement="a cat", batch_size=8)
+
+
+def quick_settings(method: Method) -> dict[str, Any]:
+    """Settings that make a method short, as far as it has them: two steps, or one epoch."""
+    short = {"steps": 2} if "steps" in method.defaults else {"epochs": 1}
+    return {name: value for name, value in short.items() if name in method.defaults}
+
+
+def _network(seed: int) -> nn.Module:
+    with isolated(seed, "initial weights"):
+        layers = [nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()]
+        return nn.Sequential(*layers, nn.Linear(64, 4))
 
 
 def check_pure(method: Method, task: Task, *, mode: str = "mixed", **settings: Any) -> Unlearned:

@@ -13,14 +13,20 @@ from salun_core.metrics.classification.outputs import Evaluation, evaluate
 from salun_core.metrics.classification.population import Audit, rmia, ulira, ulira_at_few_false_alarms
 from salun_core.metrics.generation import outputs as generated
 from salun_core.metrics.share import Share
+from salun_core.plugins import Table, called
 
-METRICS: dict[str, Callable[[Evaluation], Share]] = {
-    "UA": accuracy.unlearning_accuracy,
-    "RA": accuracy.retain_accuracy,
-    "TA": accuracy.test_accuracy,
-    "MIA": mia,
-    "TFA": accuracy.test_forgetting,
-}
+METRICS: Table[Callable[[Evaluation], Share]] = Table(
+    {
+        "UA": accuracy.unlearning_accuracy,
+        "RA": accuracy.retain_accuracy,
+        "TA": accuracy.test_accuracy,
+        "MIA": mia,
+        "TFA": accuracy.test_forgetting,
+    },
+    what="metric",
+    group="salun_core.metrics",
+    adapt=partial(called, what="metric"),
+)
 """Of a classifier, for every reported cell."""
 
 ATTACKS: dict[str, Callable[[Evaluation], Share]] = {

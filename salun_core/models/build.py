@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from salun_core.errors import UserError
-from salun_core.models.classification.external import built, check_output, find_builder, settings_of
+from salun_core.models.classification.external import built, check_output, find_builder
 from salun_core.models.classification.normalised import Normalised
+from salun_core.plugins import settings_of
 from salun_core.rng import isolated
 
 
@@ -54,7 +55,7 @@ def build_model(
     UserError
         If there is no such network, it does not take these images, or its output is not (N, K).
     """
-    builder, own = check_arch(arch), ":" not in arch
+    builder, own = check_arch(arch), is_own(arch)
     if width is not None and width < 1:
         raise UserError(f"width must be at least 1, got {width}")
     for what, values in (("mean", mean), ("std", std)):
@@ -90,7 +91,7 @@ def check_arch(arch: str) -> Callable[..., nn.Module]:
     from salun_core.models import MODELS  # the table names this module's users, and not the other way round
 
     if arch not in MODELS:
-        near = difflib.get_close_matches(arch, MODELS, n=1)
+        near = difflib.get_close_matches(arch, [*MODELS, *MODELS.installed], n=1)
         hint = (
             f"did you mean {near[0]!r}?"
             if near
@@ -98,6 +99,13 @@ def check_arch(arch: str) -> Callable[..., nn.Module]:
         )
         raise UserError(f"unknown arch {arch!r}: {hint}")
     return MODELS[arch]
+
+
+def is_own(arch: str) -> bool:
+    """Whether a network is one of this project, which takes other arguments than those of other packages."""
+    from salun_core.models import MODELS
+
+    return arch in list(MODELS)
 
 
 def module_of(arch: str) -> str:

@@ -1,7 +1,6 @@
 """Whether a data set and a model of your own fit: a whole small unlearning run, looked at closely."""
 
 import copy
-import importlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from salun_core.data import DATASETS, ImageData, from_datasets, load_dataset
+from salun_core.data import ImageData, from_datasets
 from salun_core.data.batches import Batches, Loader
 from salun_core.data.images import resized
 from salun_core.data.splits import split_data
@@ -121,29 +120,6 @@ def check_compatibility(
         Prints as a list. After a data set or model that cannot be used at all the rest is left out.
     """
     return CompatibilityReport(tuple(_checks(dataset, model, size, width, keep, images)))
-
-
-def find_dataset(name: str, data_dir: str | None, size: int | None) -> Any:
-    """The data set behind a name of the project, or behind "package.module:function".
-
-    The function is called without arguments and returns what `check_compatibility` takes.
-
-    Raises
-    ------
-    UserError
-        If there is none, or the function fails.
-    """
-    if ":" not in name:
-        return load_dataset(name, data_dir, size=size)
-    module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)()
-    except UserError:
-        raise
-    except Exception as error:  # a user's module may raise anything
-        raise UserError(
-            f"dataset {name!r} cannot be had ({error}): write package.module:function, or one of {', '.join(DATASETS)}"
-        ) from error
 
 
 def _checks(

@@ -18,7 +18,6 @@ from salun_core.experiments.runs.cells import Cell, Scenario
 from salun_core.experiments.runs.lab import Lab
 from salun_core.experiments.runs.provenance import peak_memory
 from salun_core.experiments.runs.store import Key, Result, Store
-from salun_core.methods import METHODS
 from salun_core.metrics.classification.outputs import Evaluation
 from salun_core.models import module_of
 from salun_core.tasks.classification import ClassificationTask
@@ -135,7 +134,7 @@ class ClassifierLab(Lab):
         """Identity of a cell."""
         what = {"original": dict(self.original_key(cell.seed, cell.scenario).what), **cell.what}
         what |= {"relabel": self.problem.relabel, "batch_size": self.problem.batch_size}
-        return Key("cell", what, self._code(METHODS[cell.method].module))
+        return Key("cell", what, self._code(*cell.modules))
 
     def original_key(self, seed: int, scenario: Scenario) -> Key:
         """Identity of an original model."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import pandas as pd
 from pydantic import field_validator
 
-from salun_core.errors import UserError, one_of
+from salun_core.errors import UserError
 from salun_core.experiments.classification.lab import ClassifierLab
 from salun_core.experiments.classification.params import ClassifierParams, check_splits
 from salun_core.experiments.runs.cells import Cell
@@ -14,7 +14,7 @@ from salun_core.experiments.runs.grid import Chosen, Grid
 from salun_core.experiments.runs.params import parameter
 from salun_core.experiments.runs.table import Run
 from salun_core.experiments.runs.tuning import FREE
-from salun_core.methods import methods_for
+from salun_core.methods import fitting, methods_for
 
 PAPER = ("original", "retrain", "ft", "rl", "ga", "iu", "be", "bs", "l1_sparse", "salun", "salun_soft")
 """The methods of the paper's Table 1, the original model and SalUn-soft."""
@@ -30,11 +30,10 @@ class ClassificationParams(ClassifierParams):
     @field_validator("methods")
     @classmethod
     def _known_methods(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        known = methods_for("classification")
         for name in value:
-            one_of(name, known, "method")
+            fitting(name, "classification")
         if not value:
-            raise UserError("methods is empty: choose from " + ", ".join(known))
+            raise UserError("methods is empty: choose from " + ", ".join(methods_for("classification")))
         return value
 
 

@@ -9,7 +9,7 @@ from pydantic import field_validator, model_validator
 
 from salun_core.data.images import ImageData
 from salun_core.data.splits import read_ids
-from salun_core.errors import UserError, one_of
+from salun_core.errors import UserError
 from salun_core.experiments.classification.lab import ClassifierLab
 from salun_core.experiments.classification.problem import Problem
 from salun_core.experiments.runs.cells import Cell, Scenario, Variant, default_mask, retrain_replicas
@@ -17,7 +17,7 @@ from salun_core.experiments.runs.data_choice import DataChoice
 from salun_core.experiments.runs.machine import Machine
 from salun_core.experiments.runs.params import Group, Params, parameter
 from salun_core.experiments.runs.tuning import FREE, Tuning
-from salun_core.methods import METHODS, methods_for
+from salun_core.methods import fitting, methods_for
 from salun_core.models import MODELS, check_arch, takes_width
 from salun_core.saliency import SCORES
 from salun_core.tasks import RECIPES
@@ -244,5 +244,5 @@ def check_splits(lab: ClassifierLab, scenarios: list[Scenario], seeds: tuple[int
 def tunable(names: tuple[str, ...]) -> tuple[str, ...]:
     """Methods that have something to tune; others are refused."""
     for name in names:
-        one_of(name, [m for m in METHODS if m not in FREE], "method")
+        fitting(name, "classification", without=FREE)
     return names

@@ -11,7 +11,7 @@ from salun_core.errors import UserError, one_of
 from salun_core.experiments.classification.lab import ClassifierLab
 from salun_core.experiments.classification.mask_agreement import mask_agreement
 from salun_core.experiments.classification.method_comparison import Results
-from salun_core.experiments.classification.params import ClassifierParams, check_splits
+from salun_core.experiments.classification.params import ClassifierParams, check_splits, tunable
 from salun_core.experiments.runs.cells import (
     MASKS,
     Cell,
@@ -21,8 +21,6 @@ from salun_core.experiments.runs.cells import (
 from salun_core.experiments.runs.grid import Chosen, Grid
 from salun_core.experiments.runs.params import parameter
 from salun_core.experiments.runs.table import Run
-from salun_core.experiments.runs.tuning import FREE
-from salun_core.methods import METHODS
 
 PROTOCOLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     # What each revision of the released code did to mask and update: mask settings, method settings.
@@ -63,9 +61,10 @@ class MaskParams(ClassifierParams):
     @field_validator("methods", "masks", "protocols")
     @classmethod
     def _known_names(cls, value: tuple[str, ...], info: Any) -> tuple[str, ...]:
-        known = {"methods": [m for m in METHODS if m not in FREE], "masks": MASKS, "protocols": PROTOCOLS}
+        if info.field_name == "methods":
+            return tunable(value)
         for name in value:
-            one_of(name, known[info.field_name], info.field_name.removesuffix("s"))
+            one_of(name, {"masks": MASKS, "protocols": PROTOCOLS}[info.field_name], info.field_name[:-1])
         return value
 
     @field_validator("densities")

@@ -18,7 +18,6 @@ from salun_core.experiments.runs.lab import thinned
 from salun_core.experiments.runs.provenance import peak_memory
 from salun_core.experiments.runs.store import Key, Result, digest
 from salun_core.files import sha256
-from salun_core.methods import METHODS
 from salun_core.tasks.diffusion import DiffusionTask
 from salun_core.tasks.diffusion_training import seconds_behind
 
@@ -140,7 +139,7 @@ class DiffusionLab(GenerationLab):
         """Identity of the cell's model."""
         what = {"original": dict(self.original_key(cell.seed).what), **cell.what}
         what["forgetting"] = self.problem.forgetting.identity()
-        return Key("unlearned", what, self._code(METHODS[cell.method].module))
+        return Key("unlearned", what, self._code(*cell.modules))
 
     def samples_key(self, cell: Cell) -> Key:
         """Identity of its samples."""

@@ -12,7 +12,7 @@ from salun_core.experiments.runs.data_choice import DataChoice
 from salun_core.experiments.runs.machine import Machine
 from salun_core.experiments.runs.params import Group, Params, parameter
 from salun_core.experiments.runs.tuning import checked_settings
-from salun_core.methods import METHODS, methods_for
+from salun_core.methods import METHODS, fitting
 from salun_core.metrics.generation.frechet import FEATURES, INCEPTION, JUDGE, inception_file
 from salun_core.models import check_arch, takes_width
 from salun_core.saliency import SCORES, check_keep
@@ -185,9 +185,11 @@ class GenerationParams(Params):
     @field_validator("methods", "masks")
     @classmethod
     def _known_names(cls, value: tuple[str, ...], info: Any) -> tuple[str, ...]:
-        known = {"methods": methods_for(cls.kind), "masks": cls.known_masks}[info.field_name]
         for name in value:
-            one_of(name, known, info.field_name.removesuffix("s"))
+            if info.field_name == "methods":
+                fitting(name, cls.kind)
+            else:
+                one_of(name, cls.known_masks, "mask")
         return value
 
     @field_validator("forget_class", "seeds", "unlearning_seeds")
@@ -200,7 +202,7 @@ class GenerationParams(Params):
     @model_validator(mode="after")
     def _methods_of_settings(self) -> Self:
         for method in self.steps_of.settings:
-            one_of(method, methods_for(self.kind), "method in settings")
+            fitting(method, self.kind, "method in settings")
         return self
 
     def settings_under(self, mask: str) -> dict[str, Any]:

@@ -130,6 +130,12 @@ class Cell:
         }
 
     @property
+    def modules(self) -> tuple[str, ...]:
+        """Modules that define its method and, where another package brings it, its saliency score."""
+        score = () if self.mask.kind == "none" else SCORES.modules(self.mask.score)
+        return (METHODS[self.method].module, *METHODS.modules(self.method), *score)
+
+    @property
     def label(self) -> str:
         """What is being run, for progress bars and messages."""
         own = self.mask.kind in ("none", METHODS[self.method].mask)

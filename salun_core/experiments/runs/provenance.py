@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from salun_core import __version__
-
-LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn", "diffusers", "transformers")
+from salun_core.code_digest import LIBRARIES
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -103,7 +102,7 @@ def _git(folder: Path, *words: str) -> str:
 @cache
 def _libraries() -> dict[str, str]:
     found = {}
-    for name in LIBRARIES:
+    for name in LIBRARIES.values():
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -3,7 +3,8 @@
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
 from salun_core.code_digest import function_digest
-from salun_core.errors import UserError
+from salun_core.errors import UserError, one_of
 from salun_core.experiments.runs.cells import Cell, Scenario
 from salun_core.experiments.runs.params import Params
 from salun_core.experiments.runs.store import FileName, Result, digest, is_whole, read_result
 from salun_core.files import read_json, readable, write_whole
-from salun_core.metrics import KINDS
+from salun_core.metrics import KINDS, METRICS
 
 if TYPE_CHECKING:
     from salun_core.experiments.runs.lab import Lab
@@ -38,11 +39,15 @@ class Table:
         Name of the experiment.
     params : mapping
         Its parameters, flat.
+    metrics : sequence of str
+        Further metrics of other packages, ``package.module:NAME``: a column each, for cells of a classifier.
     """
 
-    def __init__(self, folder: Path, experiment: str, params: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, experiment: str, params: Mapping[str, Any], *, metrics: Sequence[str] = ()
+    ) -> None:
         self.folder, self.experiment, self.params = folder, experiment, params
-        self.measured = Measured(folder / "measured")
+        self.measured = Measured(folder / "measured", metrics)
 
     def rows(self, entries: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         """One row for each entry: a stored cell's name (``cell``), ``reported``, and tags.
@@ -122,24 +127,30 @@ class Measured:
     ----------
     folder : path
         Where values are kept, a file for each metric; they can be deleted at any time.
+    more : sequence of str
+        Metrics of other packages, see `Table`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, more: Sequence[str] = ()) -> None:
         self.folder = folder
+        self.more = {name: METRICS[one_of(name, METRICS, "metric")] for name in more}
         self._known: dict[Path, dict[str, list[Any]]] = {}
         self._new: dict[Path, dict[str, list[Any]]] = {}
 
     def of(self, cells: Path, result: Result, *, reported: bool) -> dict[str, Any]:
         """The metrics of a cell by column; None where the cell diverged or the metric is not defined."""
         kind = KINDS[result.content["about"]["kind"]]
-        metrics = kind.metrics if reported else {f"select_{n}": m for n, m in kind.selection.items()}
+        more = self.more if kind.metrics is METRICS else {}
+        metrics = (
+            {**kind.metrics, **more} if reported else {f"select_{n}": m for n, m in kind.selection.items()}
+        )
         outputs = _Outputs(cells, result, kind.load)
         return {name: self._value(name, metric, outputs) for name, metric in metrics.items()}
 
     def _value(self, name: str, metric: Callable[[Any], Any], outputs: "_Outputs") -> Any:
         if not outputs.there:
             return None
-        path = self.folder / f"{name.replace(' ', '_')}-{function_digest(metric)}.json"
+        path = self.folder / f"{re.sub('[^A-Za-z0-9-]', '_', name)}-{function_digest(metric)}.json"
         known = self._known.setdefault(path, _read_measured(path))
         found = known.get(outputs.name)
         if found is None or found[:2] != [outputs.digest, _check(found, outputs.digest)]:
@@ -238,8 +249,8 @@ class Run:
         return write_whole(path, text.encode())
 
 
-def read_table(folder: Path, experiment: str) -> pd.DataFrame:
-    """The rows of an experiment's last run, metrics computed by the code of today.
+def read_table(folder: Path, experiment: str, *, metrics: Sequence[str] = ()) -> pd.DataFrame:
+    """The rows of an experiment's last run, metrics computed by the code of today, and those of other packages.
 
     Raises
     ------
@@ -257,7 +268,7 @@ def read_table(folder: Path, experiment: str) -> pd.DataFrame:
         _Listed.model_validate(record)
     except ValidationError:
         raise UserError(f"{path} is damaged: run the experiment again, finished cells are reused") from None
-    return Table(folder, experiment, record["params"]).rows(record["rows"])
+    return Table(folder, experiment, record["params"], metrics=metrics).rows(record["rows"])
 
 
 class _Entry(BaseModel):
@@ -305,9 +316,9 @@ def printed(cells: pd.DataFrame, form: str) -> str:
         buffer = io.StringIO()
         flat.to_csv(buffer, index=False, lineterminator="\n")
         return buffer.getvalue().rstrip("\n")
-    return cells[[name for name in SHOWN if name in cells]].to_string(
-        index=False, float_format=lambda x: f"{x:.4f}"
-    )
+    names = [name for name in (*SHOWN, *METRICS.installed) if name in cells]
+    names += [name for name in cells if ":" in str(name)]  # metrics that were asked for
+    return cells[names].to_string(index=False, float_format=lambda x: f"{x:.4f}")
 
 
 def check_ran(results: pd.DataFrame) -> None:

@@ -14,7 +14,6 @@ from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
 from salun_core.experiments.runs.store import Key, Result
 from salun_core.experiments.text_to_image.given import Given
 from salun_core.experiments.text_to_image.problem import Problem, Prompts
-from salun_core.methods import METHODS
 from salun_core.methods.lora import Lora
 from salun_core.metrics.generation.clip import Clip, clip_scores, nearest_text
 from salun_core.metrics.generation.imagenet import imagenet_judge
@@ -197,7 +196,7 @@ class TextLab(GenerationLab):
         what |= {"forgetting": self.problem.forgetting.identity(), "replacement": self.problem.replacement}
         if cell.mask.kind == "lora":
             what["rank"] = self.lora_rank
-        return Key("unlearned", what, code_digest(*CODE, METHODS[cell.method].module))
+        return Key("unlearned", what, code_digest(*CODE, *cell.modules))
 
     def samples_key(self, cell: Cell) -> Key:
         """Identity of its samples."""

@@ -1,8 +1,6 @@
 """Networks that are defined elsewhere: torchvision's, and any callable on the Python path."""
 
 import copy
-import importlib
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from salun_core.errors import UserError, one_of
+from salun_core.plugins import called, imported
 
 TORCHVISION = "torchvision"
 
@@ -27,28 +26,7 @@ def find_builder(arch: str) -> Callable[..., Any]:
         from torchvision import models
 
         return models.get_model_builder(one_of(name, models.list_models(models), "torchvision classifier"))
-    try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except Exception as error:  # importing a user's module may raise anything
-        raise UserError(
-            f"arch {arch!r} cannot be imported ({error}): write package.module:function, on the Python path"
-        ) from error
-    if not callable(found):
-        raise UserError(
-            f"arch {arch!r} is a {type(found).__name__}: name a callable that returns an nn.Module"
-        )
-    return found
-
-
-def settings_of(builder: Callable[..., Any]) -> set[str]:
-    """Names of the keyword arguments a callable lists in its signature, and ``**`` if it takes any other."""
-    try:
-        parameters = inspect.signature(builder).parameters.values()
-    except ValueError:  # compiled code need not have a signature
-        return {"**"}
-    return {"**" if p.kind is p.VAR_KEYWORD else p.name for p in parameters}
+    return called(imported(arch, "arch"), arch, "arch")
 
 
 def built(arch: str, builder: Callable[..., Any], given: dict[str, Any]) -> nn.Module:
