@@ -205,6 +205,18 @@ def parser() -> argparse.ArgumentParser:
     )
     rehearse.set_defaults(do=_rehearse)
 
+    sharing = commands.add_parser(
+        "export", help="a cell as files to share: weights, mask, metrics, a model card"
+    )
+    sharing.add_argument(
+        "cell", help="its name, from the column cell of `results`; the first letters are enough"
+    )
+    sharing.add_argument("folder", type=Path, help="written to")
+    sharing.add_argument("--changed", action="store_true", help="only what changed in the weights")
+    sharing.add_argument("--data-dir", type=Path, help="where the data of the run are")
+    sharing.add_argument("--out", type=_folder, help="output folder of the run (default data/runs)")
+    sharing.set_defaults(do=_export)
+
     results = commands.add_parser("results", help="print the results of an experiment's last run")
     results.add_argument("experiment")
     results.add_argument("--format", choices=("table", "csv", "json"), default="table")
@@ -232,6 +244,8 @@ def _parameters(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _read_values(pairs: Sequence[tuple[str, str]], what: str) -> dict[str, Any]:
+    from salun_core.experiments.runs.given import parse_yaml
+
     values = {}
     for name, text in pairs:
         try:
@@ -418,6 +432,21 @@ def _check_method(given: argparse.Namespace) -> int:
             print(f"ok  {kind}: pure, repeatable, and refuses what it cannot use", end="")
             print("" if given.without_mask else "; weights outside a mask stay to the last bit")
     return 1 if failed else 0
+
+
+def _export(given: argparse.Namespace) -> None:
+    from salun_core.experiments.export import export
+    from salun_core.paths import output_folder
+
+    written = export(
+        given.cell,
+        given.folder,
+        out_dir=output_folder(given.out),
+        changed_only=given.changed,
+        data_dir=given.data_dir,
+    )
+    for path in written:
+        print(path)
 
 
 def _rehearse(given: argparse.Namespace) -> None:

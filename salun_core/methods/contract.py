@@ -69,7 +69,9 @@ def small_task(kind: str) -> Task:
     rng = generator(0, "contract", kind)
     images = {role: torch.rand(n, 1, 8, 8, generator=rng) for role, n in (("forget", 8), ("retain", 24))}
     labels = {"forget": torch.zeros(8, dtype=torch.int64), "retain": torch.arange(24) % 3 + 1}
-    loaders = {r: list(zip(images[r].split(8), labels[r].split(8), strict=True)) for r in images}
+    loaders: dict[str, Any] = {
+        r: list(zip(images[r].split(8), labels[r].split(8), strict=True)) for r in images
+    }
     if kind == "classification":
         return classification_task(_network(0), **loaders, build=_network, recipe=Recipe(epochs=1, lr=0.01))
     if kind == "diffusion":
@@ -82,7 +84,7 @@ def small_task(kind: str) -> Task:
     sizes: dict[str, Any] = {"widths": (8, 16), "autoencoder": (8, 16), "text_width": 16, "text_layers": 1}
     pipe = check_pipeline(build_tiny_sd(("a", "dog", "cat"), size=8, text_length=8, seed=0, **sizes))
     asked = {"forget": ["a dog"] * 8, "retain": ["a cat"] * 24}
-    parts = {role: (images[role], asked[role]) for role in images}
+    parts: dict[str, Any] = {role: (images[role], asked[role]) for role in images}
     return text_to_image_task(pipe, **parts, replacement="a cat", batch_size=8)
 
 

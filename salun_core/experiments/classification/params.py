@@ -17,7 +17,7 @@ from salun_core.experiments.runs.data_choice import DataChoice
 from salun_core.experiments.runs.machine import Machine
 from salun_core.experiments.runs.params import Group, Params, parameter
 from salun_core.experiments.runs.tuning import FREE, Tuning
-from salun_core.methods import fitting, methods_for
+from salun_core.methods import fitting
 from salun_core.models import MODELS, check_arch, takes_width
 from salun_core.saliency import SCORES
 from salun_core.tasks import RECIPES
@@ -150,7 +150,7 @@ class ClassifierParams(Params):
     def _methods_of_settings(self) -> Self:
         for part in ("settings", "search"):
             for method in getattr(self.tuning, part):
-                one_of(method, methods_for("classification"), f"method in {part}")
+                fitting(method, "classification", f"method in {part}")
         return self
 
     @model_validator(mode="after")

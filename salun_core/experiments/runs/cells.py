@@ -105,6 +105,21 @@ class Cell:
     def __post_init__(self) -> None:
         check_settings(METHODS[one_of(self.method, METHODS, "method")], self.settings)
 
+    @classmethod
+    def from_what(cls, what: Mapping[str, Any]) -> "Cell":
+        """The cell that `what` describes, as the key of a stored result holds it."""
+        scenario = {**what["scenario"]}
+        if "ids" in scenario:
+            scenario["ids"] = tuple(scenario["ids"])
+        return cls(
+            what["seed"],
+            Scenario(**scenario),
+            what["method"],
+            MaskSpec(**what["mask"]),
+            what["settings"],
+            what["unlearning_seed"],
+        )
+
     @property
     def all_settings(self) -> dict[str, Any]:
         """The method's defaults with this cell's settings on top."""

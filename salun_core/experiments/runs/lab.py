@@ -1,5 +1,6 @@
 """What labs of every kind of task share: cells from the store or computed now, masks, clocks, provenance."""
 
+import hashlib
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from salun_core.experiments.runs.masks import mask_of, scores_of
 from salun_core.experiments.runs.provenance import peak_memory, provenance
 from salun_core.experiments.runs.store import Key, Result, Store
 from salun_core.methods import METHODS
-from salun_core.saliency import Mask, Scores, density, layer_table
+from salun_core.saliency import Mask, Scores, density, layer_table, packed_bits, save_mask
 from salun_core.tasks.base import Task
 
 
@@ -76,6 +77,19 @@ class Lab:
             self._scores = (wanted, scores, self.since(start))
         return self._scores[1], self._scores[2]
 
+    @property
+    def keeps_masks(self) -> bool:
+        """Whether the masks of cells are stored; a run that is to be committed keeps outputs only."""
+        return not self.store.trusted
+
+    def keep(self, mask: Mask) -> Path:
+        """The file of a mask, which all cells that use it share; see `saliency.load_mask`."""
+        sha = hashlib.sha256()
+        for name, marked in mask.items():
+            sha.update(f"{name} {tuple(marked.shape)}".encode() + packed_bits(marked).numpy().tobytes())
+        path = self.store.folder / f"mask-{sha.hexdigest()[:20]}.safetensors"
+        return path if path.is_file() else save_mask(mask, path)
+
     def since(self, start: float) -> float:
         """Seconds since a reading of ``time.perf_counter()``, with the accelerator's work done."""
         if self.device.type == "cuda":
@@ -104,6 +118,8 @@ class Lab:
         check_finite(unlearned.model)
         if isinstance(mask, dict):
             values |= shape_of(mask)
+            if self.keeps_masks:
+                values["mask_file"] = self.keep(mask).name
         return unlearned.model, mask
 
 

@@ -149,18 +149,31 @@ class Params(Group):
             if name not in known:
                 raise UserError(f"preset {preset!r}: {_unknown(name, known)}")
             check_plain(name, values[name])
-        nested: dict[str, Any] = {}
+        checked = cls.restored(values)
+        cls.check_given(given, checked)
+        return checked
+
+    @classmethod
+    def restored(cls, values: Mapping[str, Any]) -> Self:
+        """The parameters that `shown` has written down, as they were then: no preset is read.
+
+        Raises
+        ------
+        UserError
+            If a value cannot be used, or there is no such parameter today.
+        """
+        known, nested = cls.declared(), dict[str, Any]()
         for name, value in values.items():
+            if name not in known:
+                raise UserError(_unknown(name, known))
             if known[name].group:
                 nested.setdefault(known[name].group, {})[name] = value
             else:
                 nested[name] = value
         try:
-            checked = cls.model_validate(nested)
+            return cls.model_validate(nested)
         except ValidationError as error:
             raise UserError(_first_sentence(error, {place.group for place in known.values()})) from None
-        cls.check_given(given, checked)
-        return checked
 
     @classmethod
     def check_given(cls, given: dict[str, Any], checked: Any) -> None:

@@ -3,16 +3,19 @@
 import pandas as pd
 import pytest
 import torch
+from problems import same
 
 from salun_core.errors import UserError
 from salun_core.experiments.diffusion import lab as diffusion_lab
 from salun_core.experiments.diffusion.class_forgetting import DiffusionParams, run
+from salun_core.experiments.export import export
 from salun_core.experiments.generation.lab import result_of
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
 from salun_core.experiments.runs.table import read_table
 from salun_core.metrics.generation.recognition import recognise
 from salun_core.models.diffusion.sampling import sample
-from salun_core.models.diffusion.unet import build_unet, noise_schedule, save_diffusion
+from salun_core.models.diffusion.unet import build_unet, load_diffusion, noise_schedule, save_diffusion
+from salun_core.saliency import load_mask
 from salun_core.tasks.diffusion import DiffusionTask
 from salun_core.tasks.diffusion_training import Paused, seconds_behind
 
@@ -186,3 +189,12 @@ def test_a_diverging_method_is_a_result(tmp_path, results):
     row = again.cells.query("method == 'ga'").iloc[0]
     assert row["status"] == "diverged"
     assert pd.isna(row["UA"])
+
+
+def test_a_model_is_exported_as_a_diffusers_folder_with_its_mask_and_a_card(results, tmp_path):
+    row = results.cells[results.cells["method"] == "salun"].iloc[0]
+    export(row["cell"], tmp_path, out_dir=results.lab.folder)
+    unet, _ = load_diffusion(tmp_path)
+    assert same(unet, results.lab.model(result_of(results.lab, row)))
+    assert load_mask(tmp_path / "mask.safetensors")
+    assert "pipeline_tag: unconditional-image-generation" in (tmp_path / "README.md").read_text("utf8")

@@ -11,6 +11,7 @@ from salun_core.data import load_dataset
 from salun_core.data.captions import KINDS
 from salun_core.data.downloads import DOWNLOADS
 from salun_core.errors import UserError
+from salun_core.experiments.export import export
 from salun_core.experiments.generation.lab import result_of
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
 from salun_core.experiments.text_to_image.class_forgetting import TextToImageParams, run
@@ -20,7 +21,7 @@ from salun_core.files import sha256
 from salun_core.methods.lora import Lora
 from salun_core.metrics.generation.recognition import recognise
 from salun_core.models.text_to_image.deltas import load_delta
-from salun_core.models.text_to_image.pipelines import with_network
+from salun_core.models.text_to_image.pipelines import load_pipeline, with_network
 
 SMALL = {
     "methods": ["uce", "ga"],
@@ -295,3 +296,14 @@ def test_settings_of_forgetting_and_sampling_reach_the_work(tmp_path):
     assert lab.sampling.sampler == "lms"
     with pytest.raises(UserError, match="eta must be 0 for sampler lms"):
         TextToImageParams.load({**given, "eta": 1.0}).lab().drawn(lab.pipe.unet)
+
+
+def test_a_pipeline_is_exported_whole_or_as_what_changed(results, tmp_path):
+    found, params = results
+    row = found.cells[found.cells["method"] == "uce"].iloc[0]
+    export(row["cell"], tmp_path / "whole", out_dir=params.machine.folder)
+    export(row["cell"], tmp_path / "changed", out_dir=params.machine.folder, changed_only=True)
+    stored = found.lab.model(result_of(found.lab, row))
+    assert same(load_pipeline(tmp_path / "whole").unet, stored)
+    assert same(load_delta(tmp_path / "changed" / "changed.safetensors", found.lab.pipe.unet), stored)
+    assert "library_name: diffusers" in (tmp_path / "whole" / "README.md").read_text("utf8")
