@@ -67,6 +67,8 @@ class ClassifierLab(Lab):
 
     def original(self, seed: int, scenario: Scenario) -> nn.Module:
         """The model trained on forget and retain set together: one a seed, and one a list of images."""
+        if self.problem.pretrained is not None:
+            return self.problem.brought(self.problem.pretrained)
         key = self.original_key(seed, scenario)
         with self.store.alone(key):
             found = self.store.get(key)
@@ -97,6 +99,13 @@ class ClassifierLab(Lab):
             self._task = ((seed, scenario), self.problem.task(seed, scenario, original))
         return self._task[1]
 
+    def unlearned(self, cell: Cell, values: dict[str, Any]) -> tuple[Any, Any]:
+        """See `Lab.unlearned`; a retrained model that was given is taken as it is, at no cost that is known."""
+        if cell.method == "retrain" and self.problem.retrained is not None:
+            values |= {"seconds": None, "samples": None, "losses": []}
+            return self.problem.brought(self.problem.retrained), None
+        return super().unlearned(cell, values)
+
     def computed(self, cell: Cell, key: Key) -> Result:
         """Run the cell and store what its model says of the images."""
         task = self.task(cell.seed, cell.scenario)
@@ -120,7 +129,7 @@ class ClassifierLab(Lab):
         return {
             "kind": "classification",
             "dataset": self.data.name,
-            "arch": self.problem.arch,
+            "arch": (brought.arch if (brought := self.problem.pretrained) else None) or self.problem.arch,
             "width": self.problem.width,
             "weights": sum(w.numel() for w in self.build(0).parameters()),
         }
@@ -133,6 +142,8 @@ class ClassifierLab(Lab):
     def key(self, cell: Cell) -> Key:
         """Identity of a cell."""
         what = {"original": dict(self.original_key(cell.seed, cell.scenario).what), **cell.what}
+        if cell.method == "retrain" and self.problem.retrained is not None:
+            what["retrained"] = self.problem.retrained.digest
         what |= {"relabel": self.problem.relabel, "batch_size": self.problem.batch_size}
         return Key("cell", what, self._code(*cell.modules))
 

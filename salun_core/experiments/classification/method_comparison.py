@@ -24,6 +24,7 @@ class ClassificationParams(ClassifierParams):
     """Parameters of the classification experiment."""
 
     experiment: ClassVar[str] = "classification"
+    without_retrain: ClassVar[bool] = True
 
     methods: tuple[str, ...] = parameter(PAPER, "keys of METHODS; Retrain always runs")
 
@@ -67,7 +68,8 @@ def grid(params: ClassificationParams, lab: ClassifierLab) -> Grid:
     """
     scenarios, seeds = params.scenarios(), params.repetition.seeds
     check_splits(lab, scenarios, seeds)
-    names = ("retrain", *(m for m in params.methods if m != "retrain"))
+    compared = ("retrain",) if params.training.retrains else ()
+    names = (*compared, *(m for m in params.methods if m != "retrain"))
     ends = tuple(m for m in names if m in FREE)
     variants = [params.variant(name) for name in names]
 
@@ -83,7 +85,7 @@ def grid(params: ClassificationParams, lab: ClassifierLab) -> Grid:
             ]
         }
 
-    return Grid(lab, params, studies, params.tuning, variants, scenarios)
+    return Grid(lab, params, studies, params.tuning, variants, scenarios, retrain=params.training.retrains)
 
 
 def run(params: ClassificationParams, *, lab: ClassifierLab | None = None) -> Results:

@@ -19,10 +19,13 @@ from salun_core.experiments.runs.params import Group, Params, parameter
 from salun_core.experiments.runs.tuning import FREE, Tuning
 from salun_core.methods import fitting
 from salun_core.models import MODELS, check_arch, takes_width
+from salun_core.models.classification.checkpoints import Checkpoint
 from salun_core.saliency import SCORES
 from salun_core.tasks import RECIPES
 from salun_core.tasks.classification import RELABEL
 from salun_core.tasks.classification_training import Recipe
+
+TRAIN = "train"  # in place of a checkpoint
 
 
 class Training(Group):
@@ -34,6 +37,16 @@ class Training(Group):
     epochs: int | None = parameter(None, "instead of the recipe's", ge=1)
     precision: Literal["auto", "fp32", "bf16"] = parameter("fp32", "fp32, bf16, or auto: bf16 on a GPU")
     compile: bool = parameter(False, "train through torch.compile")
+    pretrained: str | None = parameter(
+        None,
+        "the trained model: a file or folder of weights, or a model of the Hugging Face hub; None: train",
+        no_effect="its digest is part of the key in its place",
+    )
+    retrained: str | None = parameter(
+        None,
+        'with pretrained, Retrain: such a checkpoint, or "train"; None: there is none, and no gaps',
+        no_effect="its digest is part of the key in its place",
+    )
 
     choices: ClassVar[dict[str, tuple[Any, str]]] = {"recipe": (RECIPES, "recipe")}
 
@@ -42,6 +55,22 @@ class Training(Group):
     def _arch(cls, value: str) -> str:
         check_arch(value)
         return value
+
+    @model_validator(mode="after")
+    def _checkpoints(self) -> Self:
+        if self.retrained is not None and self.pretrained is None:
+            raise UserError("retrained is given without pretrained: name the model before forgetting as well")
+        return self
+
+    @property
+    def retrains(self) -> bool:
+        """Whether there are models to compare with."""
+        return self.pretrained is None or self.retrained is not None
+
+    @property
+    def retrains_itself(self) -> bool:
+        """Whether they are trained here."""
+        return self.pretrained is None or self.retrained == TRAIN
 
     @property
     def own_width(self) -> int | None:
@@ -132,6 +161,9 @@ class Repetition(Group):
 class ClassifierParams(Params):
     """What every experiment on image classifiers needs to know."""
 
+    without_retrain: ClassVar[bool] = False
+    """Whether the experiment has something to show without a retrained model, or with one that is given."""
+
     preset: str = parameter("quick", "a preset's name, or a YAML file; names set to None are taken from it")
     data: DataChoice = DataChoice()
     training: Training = Training()
@@ -160,6 +192,26 @@ class ClassifierParams(Params):
             raise UserError(
                 f"tuning_seed {min(both)} is also in seeds: "
                 "settings must be chosen on a seed that is not reported"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _of_checkpoints(self) -> Self:
+        training, repetition = self.training, self.repetition
+        if training.pretrained is None:
+            return self
+        if self.tuning.tune:
+            raise UserError(
+                "pretrained needs tune: false: that model has seen every training image, so none is left to choose "
+                "settings by; give them in settings"
+            )
+        if not (training.retrains_itself or self.without_retrain):
+            raise UserError(f"{self.experiment} compares with retrained models: give retrained: {TRAIN}")
+        brought = training.retrains and not training.retrains_itself
+        if brought and len(repetition.seeds) * len(self.forgetting.scenario) > 1:
+            raise UserError(
+                f"retrained {training.retrained} was trained without one forget set: give one scenario and one "
+                f"number in seeds, got {list(self.forgetting.scenario)} and {list(repetition.seeds)}"
             )
         return self
 
@@ -208,6 +260,8 @@ class ClassifierParams(Params):
                     Cell(seed, scenario, variant.method, variant.mask, chosen, u, tags=tags)
                     for u in self.repetition.unlearning_seeds
                 ]
+        if not self.training.retrains_itself:
+            return found  # replicas would have to be trained
         return found + retrain_replicas(seed, scenario, self.repetition.noise_floor, **tags)
 
     def lab(self, *, data: ImageData | None = None) -> ClassifierLab:
@@ -220,6 +274,11 @@ class ClassifierParams(Params):
         """
         device, training = self.machine.ready(), self.training
         store = self.machine.store()
+        given: dict[str, Any] = {
+            name: Checkpoint(value)
+            for name, value in (("pretrained", training.pretrained), ("retrained", training.retrained))
+            if value is not None and value != TRAIN
+        }
         problem = Problem(
             self.data.load() if data is None else data,
             training.arch,
@@ -231,6 +290,9 @@ class ClassifierParams(Params):
             compile=training.compile,
             device=device,
         )
+        if given:  # a checkpoint has seen every training image: none is set aside
+            problem = replace(problem, validation=0.0, **given)
+            problem.check_checkpoints()
         return ClassifierLab(problem, store, compact=self.kept_outputs)
 
 

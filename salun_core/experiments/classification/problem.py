@@ -10,9 +10,12 @@ from salun_core.data.augment import augmentation
 from salun_core.data.batches import Batches
 from salun_core.data.images import ImageData
 from salun_core.data.splits import Split, split_data
+from salun_core.errors import UserError
 from salun_core.experiments.runs.cells import Scenario
 from salun_core.metrics.classification.outputs import Evaluation, evaluate
 from salun_core.models.build import build_model
+from salun_core.models.classification.checkpoints import Checkpoint
+from salun_core.models.classification.scores import check_classifier
 from salun_core.tasks.classification import ClassificationTask
 from salun_core.tasks.classification_training import Recipe
 
@@ -37,6 +40,8 @@ class Problem:
         Share of the training images set aside before anything is trained.
     device : torch.device
         Where networks and images lie.
+    pretrained, retrained : Checkpoint, optional
+        The model before forgetting, and one trained without the forget set, where they are given and not trained.
     """
 
     data: ImageData
@@ -49,9 +54,13 @@ class Problem:
     compile: bool = False
     validation: float = 0.1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    pretrained: Checkpoint | None = None
+    retrained: Checkpoint | None = None
 
     def build(self, seed: int) -> nn.Module:
         """A freshly initialised network."""
+        if self.pretrained is not None and self.pretrained.transformer is not None:
+            return self.pretrained.build(seed).to(self.device)
         mean, std = self.data.moments
         _, channels, _, size = self.data.images.shape
         net = build_model(
@@ -86,6 +95,25 @@ class Problem:
         net, losses = task.train(batches, seed=seed)
         return net, losses, len(losses) * batches.n
 
+    def brought(self, checkpoint: Checkpoint) -> nn.Module:
+        """The model of a checkpoint."""
+        return checkpoint.load(self.build(0)).to(self.device)
+
+    def check_checkpoints(self) -> None:
+        """Refuse a checkpoint that is not of this network, or does not take these images, before anything is computed."""
+        for checkpoint in (self.pretrained, self.retrained):
+            if checkpoint is not None:
+                rows = slice(0, 2)
+                images = self.data.images[rows].to(self.device).float() / 255
+                found = check_classifier(
+                    self.brought(checkpoint), images, self.data.labels[rows], checkpoint.source
+                )
+                if found != len(self.data.classes):
+                    raise UserError(
+                        f"the model {checkpoint.source} has {found} classes, but {self.data.name} has "
+                        f"{len(self.data.classes)}: give a model that was trained on these"
+                    )
+
     def task(self, seed: int, scenario: Scenario, original: nn.Module) -> ClassificationTask:
         """The unlearning problem of one seed and scenario, with its trained model."""
         split = self.split(seed, scenario)
@@ -110,6 +138,8 @@ class Problem:
             "validation": self.validation,
             "bf16": self.bf16,
             "compile": self.compile,
+            # Left out where it is trained, so that results of such runs keep their names.
+            **({"pretrained": self.pretrained.digest} if self.pretrained is not None else {}),
         }
 
     def _task(self, model: nn.Module, parts: dict[str, Batches]) -> ClassificationTask:

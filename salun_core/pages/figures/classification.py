@@ -44,6 +44,7 @@ def samples(data: ImageData, *, each: int = 8) -> Chart:
     )
 
 
+@findings.beside_retrain
 def gap_to_retrain(cells: pd.DataFrame, scenario: str) -> Chart:
     """Gap of every method for each metric and on average, with the noise floor behind."""
     part = gaps(cells[cells["scenario"] == scenario])
@@ -90,6 +91,7 @@ def gap_to_retrain(cells: pd.DataFrame, scenario: str) -> Chart:
     )
 
 
+@findings.beside_retrain
 def trade_off(cells: pd.DataFrame, scenario: str) -> Chart:
     """Unlearning against test accuracy, a point a seed, with Retrain as cross-hair."""
     part = cells[(cells["scenario"] == scenario) & (cells["replica"] == 0)].dropna(subset=["UA", "TA"])
@@ -123,6 +125,7 @@ def trade_off(cells: pd.DataFrame, scenario: str) -> Chart:
     )
 
 
+@findings.beside_retrain
 def published_beside(cells: pd.DataFrame, scenario: str, setting: str) -> Chart:
     """Average gaps of ours beside those of the paper's Table 1, for every method that both have."""
     ours = methods_table(cells, scenario).set_index("method")[AVERAGE].dropna()
@@ -153,6 +156,7 @@ def published_beside(cells: pd.DataFrame, scenario: str, setting: str) -> Chart:
     )
 
 
+@findings.beside_its_cost
 def break_even(cells: pd.DataFrame, scenario: str, tuning: pd.DataFrame | None = None) -> Chart:
     """Cost of unlearning against that of retraining: seconds, images seen, and seconds with all of the tuning.
 

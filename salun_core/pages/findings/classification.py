@@ -2,16 +2,46 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
+from typing import Any
 
 import pandas as pd
 
 from salun_core.methods import name_of
 from salun_core.metrics.gaps import AVERAGE, gaps, noise_floor, summary
 from salun_core.metrics.statistics import by_unit, may_be_best
+from salun_core.pages.markup import Text
 
 REFERENCES = ("original", "retrain")  # what methods are compared with
+
+NO_RETRAIN = (
+    "No model was retrained for this run, so there is nothing to measure gaps against: give one in the parameter "
+    "retrained, or train to train it here."
+)
+NO_COST = "The retrained model of this run was given, so what it cost is not known."
+
+
+def beside_retrain(show: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function of ``(cells, …)`` say so where no model was retrained."""
+
+    @wraps(show)
+    def shown(cells: pd.DataFrame, *given: Any, **more: Any) -> Any:
+        return show(cells, *given, **more) if (cells["method"] == "retrain").any() else Text(NO_RETRAIN)
+
+    return shown
+
+
+def beside_its_cost(show: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for what compares costs, also where the retrained model was given and its cost is not known."""
+
+    @wraps(show)
+    def shown(cells: pd.DataFrame, *given: Any, **more: Any) -> Any:
+        known = cells.loc[cells["method"] == "retrain", "seconds"].notna().any()
+        return show(cells, *given, **more) if known else Text(NO_COST)
+
+    return beside_retrain(shown)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from salun_core.experiments.runs.store import read_result
 from salun_core.methods import name_of
 from salun_core.metrics import ATTACKS
 from salun_core.metrics.gaps import AVERAGE, METRICS, by_method, floor_of, gaps, noise_floor
-from salun_core.pages.findings.classification import costs
+from salun_core.pages.findings.classification import NO_RETRAIN, beside_its_cost, costs
 from salun_core.pages.tables.table import Table, number, spread
 from salun_core.pages.tooltips import origins_of_mean
 from salun_core.pages.words import seeds
@@ -36,6 +36,8 @@ def methods_table(cells: pd.DataFrame, scenario: str) -> pd.DataFrame:
         )
     floor = floor_of(noise_floor(part), scenario)
     rows: dict[tuple[str, str, float], dict[str, Any]] = {}
+    # Without a retrained model there is no gap, and what has none is no run that diverged.
+    counted = AVERAGE if (part["method"] == "retrain").any() else "UA"
     for column in [*METRICS, *(f"gap {m}" for m in METRICS), AVERAGE, "seconds"]:
         for _, row in by_method(part, column).iterrows():
             entry = rows.setdefault((row["method"], row["mask"], row["keep"]), {})
@@ -46,6 +48,7 @@ def methods_table(cells: pd.DataFrame, scenario: str) -> pd.DataFrame:
             entry |= {name: 100 * row["mean"], f"{name} std": 100 * row["std"]}
             if column == AVERAGE:
                 entry |= {"floor units": row["mean"] / floor if floor else math.nan}
+            if column == counted:
                 entry |= {"seeds": row["n"], "lost": row["lost"]}
     return pd.DataFrame(
         [
@@ -67,10 +70,16 @@ def main_table(cells: pd.DataFrame, scenario: str, *, caption: str | None = None
     for name in METRICS:
         shown[name] = [
             spread(r[name], r[f"{name} std"])
-            + ("" if r["method"] == "retrain" or math.isnan(r[name]) else f"\n({r[f'{name} gap']:.2f})")
+            + (
+                ""
+                if r["method"] == "retrain" or math.isnan(r[f"{name} gap"])
+                else f"\n({r[f'{name} gap']:.2f})"
+            )
             for _, r in numbers.iterrows()
         ]
-    shown[AVERAGE] = [spread(r[AVERAGE], r[f"{AVERAGE} std"]) for _, r in numbers.iterrows()]
+    retrained = bool((numbers["method"] == "retrain").any())
+    if retrained:
+        shown[AVERAGE] = [spread(r[AVERAGE], r[f"{AVERAGE} std"]) for _, r in numbers.iterrows()]
     if numbers["floor units"].notna().any():
         shown["Floor units"] = [number(v, 1) for v in numbers["floor units"]]
     shown["RTE (s)"] = [number(v) for v in numbers["RTE"]]
@@ -78,10 +87,11 @@ def main_table(cells: pd.DataFrame, scenario: str, *, caption: str | None = None
         shown["Diverged"] = [f"{r['lost']} of {r['lost'] + r['seeds']}" for _, r in numbers.iterrows()]
     part = cells[cells["scenario"] == scenario]
     first = part.iloc[0]
+    gap = "in brackets the gap to the mean of all retrained models of the split, " if retrained else ""
+    best_said = "smallest average gap bold." if retrained else NO_RETRAIN
     text = caption or (
-        f"{first['dataset']}, {first['arch']}, {scenario}: percent, mean ± standard deviation over {seeds(part)}, in "
-        "brackets the gap to the mean of all retrained models of the split, "
-        f"{first['n_forget']:.0f} forget images; smallest average gap bold."
+        f"{first['dataset']}, {first['arch']}, {scenario}: percent, mean ± standard deviation over {seeds(part)}, "
+        f"{gap}{first['n_forget']:.0f} forget images; {best_said}"
     )
     return Table(shown, text, (best,) if best is not None else (), _origins(cells, scenario, numbers))
 
@@ -98,6 +108,7 @@ def _origins(cells: pd.DataFrame, scenario: str, numbers: pd.DataFrame) -> dict[
     return found
 
 
+@beside_its_cost
 def cost_table(cells: pd.DataFrame, scenario: str, tuning: pd.DataFrame | None = None) -> Table:
     """What each method costs beside retraining: time, images seen, operations, tuning, and when tuning has paid."""
     found = costs(cells, scenario, tuning)

@@ -20,6 +20,8 @@ from salun_core.pages.words import capital, counted, listed, percent
 
 def sentences(cells: pd.DataFrame) -> Text:
     """What a comparison of methods shows, scenario by scenario."""
+    if not (cells["method"] == "retrain").any():
+        return Text(findings.NO_RETRAIN)
     said: list[Paragraph] = []
     for scenario in dict.fromkeys(cells["scenario"]):
         found = findings.ranking(cells, scenario)

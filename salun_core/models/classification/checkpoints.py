@@ -1,0 +1,188 @@
+"""Classifiers that others have trained: files of weights, and models of the Hugging Face hub."""
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from salun_core.errors import UserError
+from salun_core.files import sha256
+from salun_core.models.classification.normalised import Normalised
+from salun_core.rng import isolated
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
+PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile and Lightning
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+MOMENTS = ("mean", "std")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a trained classifier is.
+
+    Parameters
+    ----------
+    source : str
+        A file of safetensors or of ``torch.save`` (tensors only: no code in it is run); a folder with
+        ``model.safetensors``, with or without a configuration of transformers; or the id of a model of the Hugging
+        Face hub, which is fetched, or found where it was fetched before.
+    """
+
+    source: str
+
+    @cached_property
+    def path(self) -> Path:
+        """The file or folder; what is only on the hub is fetched.
+
+        Raises
+        ------
+        UserError
+            If there is none.
+        """
+        path = Path(self.source).expanduser()
+        if path.exists():
+            return path
+        if not HUB_ID.fullmatch(self.source) or path.suffix in (".pt", ".pth", ".safetensors"):
+            raise UserError(
+                f"there is no checkpoint {self.source}: give a file, a folder or an id of the hub"
+            )
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+        try:
+            return Path(snapshot_download(self.source, allow_patterns=["*.json", "*.safetensors"]))
+        except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError) as error:
+            raise UserError(
+                f"the model {self.source} is neither here nor can it be fetched ({type(error).__name__}): give a folder"
+            ) from error
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the file, or of a folder's weights and configurations."""
+        if self.path.is_file():
+            return sha256(self.path)
+        kept = [p for p in sorted(self.path.iterdir()) if p.suffix in (".json", ".safetensors")]
+        return " ".join(f"{p.name}:{sha256(p)}" for p in kept)
+
+    @cached_property
+    def transformer(self) -> dict[str, Any] | None:
+        """The configuration of a model of transformers; None for plain weights."""
+        file = self.path / "config.json"
+        config = json.loads(file.read_text("utf8")) if file.is_file() else {}
+        return config if "model_type" in config else None
+
+    @property
+    def arch(self) -> str | None:
+        """Name of a model of transformers, for tables."""
+        if self.transformer is None:
+            return None
+        return (
+            f"transformers:{(self.transformer.get('architectures') or [self.transformer['model_type']])[0]}"
+        )
+
+    def build(self, seed: int) -> nn.Module:
+        """A freshly initialised network like this model of transformers."""
+        from transformers import AutoConfig, AutoModelForImageClassification
+
+        with isolated(seed, "initial weights"):
+            net = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(self.path))
+        return self._normalised(net)
+
+    def load(self, network: nn.Module) -> nn.Module:
+        """The trained classifier, in evaluation mode.
+
+        Parameters
+        ----------
+        network : nn.Module
+            Of the same kind, from `models.build_model` or `build`; its weights are replaced.
+
+        Raises
+        ------
+        UserError
+            If the weights are not those of such a network.
+        """
+        if self.transformer is not None:
+            from transformers import AutoModelForImageClassification
+
+            try:
+                net = AutoModelForImageClassification.from_pretrained(self.path, local_files_only=True)
+            except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+                raise UserError(
+                    f"the model in {self.path} is incomplete or damaged: copy it again"
+                ) from error
+            return self._normalised(net).eval()
+        weights = fitting(self._weights(), network, self.source)
+        network.load_state_dict(weights)
+        return network.eval()
+
+    def _normalised(self, net: nn.Module) -> nn.Module:
+        file = self.path / "preprocessor_config.json"
+        said = json.loads(file.read_text("utf8")) if file.is_file() else {}
+        if not said.get("do_normalize", "image_mean" in said):
+            return net
+        return Normalised(net, said["image_mean"], said["image_std"])
+
+    def _weights(self) -> dict[str, Tensor]:
+        path = self.path
+        if path.is_dir():
+            path = path / "model.safetensors"
+            if not path.is_file():
+                raise UserError(f"{self.path} holds no model.safetensors: name the file with the weights")
+        try:
+            if path.suffix == ".safetensors":
+                return load_file(path)
+            held = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise UserError(
+                f"{path} holds more than tensors, which could run code: save model.state_dict() alone"
+            ) from error
+        except Exception as error:  # a damaged file can raise almost anything
+            raise UserError(
+                f"the checkpoint {path} is damaged, or no file of weights: copy it again"
+            ) from error
+        while isinstance(held, Mapping) and (inner := next((held[k] for k in WRAPPERS if k in held), None)):
+            held = inner
+        if not isinstance(held, Mapping) or not all(isinstance(v, Tensor) for v in held.values()):
+            raise UserError(f"{path} holds no weights by name: save model.state_dict()")
+        return dict(held)
+
+
+def fitting(weights: Mapping[str, Tensor], network: nn.Module, source: str) -> dict[str, Tensor]:
+    """Weights under the names of a network, also those of its inner network, with the network's own normalisation.
+
+    Raises
+    ------
+    UserError
+        If a tensor is missing, left over, or has another shape.
+    """
+    wanted = network.state_dict()
+    found = dict(weights)
+    for prefix in PREFIXES:
+        while found and all(name.startswith(prefix) for name in found) and not found.keys() <= wanted.keys():
+            found = {name.removeprefix(prefix): value for name, value in found.items()}
+    if isinstance(network, Normalised) and not any(name.startswith("net.") for name in found):
+        found = {f"net.{name}": value for name, value in found.items()}
+    if isinstance(network, Normalised):
+        found = {name: wanted[name] for name in MOMENTS} | found
+    # Networks without their normalisation layer, as the authors' code saves it, and counts that older versions lack.
+    found |= {n: v for n, v in wanted.items() if n.endswith("num_batches_tracked") and n not in found}
+    wrong = [
+        n for n in (*wanted, *found) if n not in wanted or n not in found or wanted[n].shape != found[n].shape
+    ]
+    if wrong:
+        name = wrong[0]
+        ours, theirs = (tuple(m[name].shape) if name in m else "none" for m in (wanted, found))
+        raise UserError(
+            f"the weights in {source} are not of this network: {name} has shape {theirs} there and {ours} here "
+            f"({len(dict.fromkeys(wrong))} of {len(wanted)} differ); choose arch and width as they were trained"
+        )
+    return {name: found[name].to(wanted[name].dtype) for name in wanted}

@@ -1,0 +1,181 @@
+"""Classification that starts from a model that others have trained."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from salun_core.errors import UserError
+from salun_core.experiments.classification.method_comparison import ClassificationParams, run
+from salun_core.experiments.classification.stability import StabilityParams
+from salun_core.models import build_model
+from salun_core.models.classification.checkpoints import Checkpoint
+from salun_core.pages.figures import classification as figures
+from salun_core.pages.tables import classification as tables
+from salun_core.pages.text import classification as text
+
+SMALL = {
+    "preset": "quick",
+    "dataset": "digits",
+    "train_images": 200,
+    "arch": "resnet18",
+    "width": 4,
+    "recipe": "digits",
+}
+SMALL |= {"methods": ["original", "salun"], "settings": {"salun": {"epochs": 1}}, "tune": False, "threads": 1}
+SMALL |= {"scenario": ["class"], "forget_class": 3, "seeds": [0], "epochs": 1, "noise_floor": 0}
+
+
+def network(seed, width=4):
+    given = {"classes": 10, "channels": 1, "size": 8, "mean": [0.3], "std": [0.4]}
+    return build_model("resnet18", seed=seed, width=width, **given)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Two models by others, stored in every way that people store them."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name, seed in (("before", 5), ("after", 6)):
+        state = network(seed).net.state_dict()  # as trained outside, without our normalisation
+        save_file(state, folder / f"{name}.safetensors")
+        torch.save(
+            {"state_dict": {f"module.{n}": v for n, v in state.items()}, "epoch": torch.tensor(3)},
+            folder / f"{name}.pt",
+        )
+        torch.save(network(seed).state_dict(), folder / f"{name}.pth")
+    return folder
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pt", "pth"])
+def test_weights_are_found_under_the_names_that_others_give_them(files, ending):
+    loaded = Checkpoint(str(files / f"before.{ending}")).load(network(1))
+    images = torch.rand(3, 1, 8, 8)
+    assert torch.equal(loaded(images), network(5).eval()(images))
+
+
+@pytest.fixture(scope="module")
+def found(files, tmp_path_factory):
+    given = {"pretrained": str(files / "before.safetensors"), "retrained": str(files / "after.safetensors")}
+    out = {"out_dir": str(tmp_path_factory.mktemp("runs"))}
+    return run(ClassificationParams.load(SMALL | given | out))
+
+
+def test_original_and_retrain_are_the_models_given(found):
+    lab, images = found.lab, found.lab.data.images.float() / 255
+    for method, seed in (("original", 5), ("retrain", 6)):
+        row = found.cells[found.cells["method"] == method].iloc[0]
+        result = next(r for r in lab.store.all() if r.key.name == row["cell"])
+        stored = lab.evaluation(result)
+        direct = network(seed)
+        direct.mean, direct.std = (torch.tensor(v).view(-1, 1, 1) for v in lab.data.moments)
+        with torch.no_grad():
+            logits = direct.eval()(images[stored.ids])
+        assert torch.allclose(stored.logits, logits, atol=1e-4)
+    assert found.cells["method"].tolist() == ["retrain", "original", "salun"]
+    assert not list(lab.store.folder.glob("original-*"))  # nothing was trained
+
+
+def test_costs_of_a_retrained_model_that_is_given_are_not_known(found):
+    assert "gap to the mean" in tables.main_table(found.cells, "class 3").caption
+    assert "not known" in str(figures.break_even(found.cells, "class 3"))
+    assert "not known" in str(tables.cost_table(found.cells, "class 3"))
+
+
+def test_without_retrain_tables_and_figures_say_so(files, tmp_path):
+    given = {"pretrained": str(files / "before.safetensors"), "out_dir": str(tmp_path)}
+    results = run(ClassificationParams.load(SMALL | given | {"noise_floor": 2}))
+    assert results.cells["method"].tolist() == ["original", "salun"]
+    table = tables.main_table(results.cells, "class 3")
+    assert "No model was retrained" in table.caption and "Avg. Gap" not in table.frame
+    assert not table.frame.astype(str).apply(lambda c: c.str.contains("nan|diverged")).any(axis=None)
+    for shown in (
+        figures.gap_to_retrain(results.cells, "class 3"),
+        figures.trade_off(results.cells, "class 3"),
+        figures.break_even(results.cells, "class 3"),
+        figures.published_beside(results.cells, "class 3", "random data forgetting 10%"),
+        tables.cost_table(results.cells, "class 3"),
+        text.sentences(results.cells),
+    ):
+        assert "No model was retrained" in str(shown)
+    assert len(tables.attacks_table(results, "class 3").frame) == 2
+
+
+def test_the_digest_of_a_checkpoint_is_in_the_key_and_nothing_else_has_changed(files, tmp_path):
+    from salun_core.experiments.runs.cells import Cell, Scenario
+
+    def keys(**given):
+        lab = ClassificationParams.load(SMALL | given | {"out_dir": str(tmp_path)}).lab()
+        return [lab.key(Cell(0, Scenario("class", target=3), method)).what for method in ("ft", "retrain")]
+
+    plain = keys()
+    assert "pretrained" not in json.dumps(plain) and "retrained" not in json.dumps(plain)
+    before, after, other = (str(files / f) for f in ("before.safetensors", "after.safetensors", "before.pth"))
+    one, two = keys(pretrained=before), keys(pretrained=other)
+    assert one[0]["original"]["pretrained"] == Checkpoint(before).digest != two[0]["original"]["pretrained"]
+    compared = keys(pretrained=before, retrained=after)
+    assert compared[0] == one[0]
+    assert compared[1] == one[1] | {"retrained": Checkpoint(after).digest}
+    trained = keys(pretrained=before, retrained="train")
+    assert trained == one
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"pretrained": "nowhere.pt"}, "there is no checkpoint nowhere.pt"),
+        ({"retrained": "BEFORE"}, "retrained is given without pretrained"),
+        ({"pretrained": "BEFORE", "tune": True}, "pretrained needs tune: false"),
+        (
+            {"pretrained": "BEFORE", "retrained": "BEFORE", "seeds": [0, 1]},
+            "one scenario and one number in seeds",
+        ),
+        (
+            {"pretrained": "BEFORE", "width": 8},
+            "are not of this network: net.* has shape .* choose arch and width as they were trained",
+        ),
+        (
+            {"pretrained": "BEFORE", "only_classes": ["1", "3"]},
+            "net.fc.weight has shape .10, 32. there and .2, 32. here",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_computed(files, tmp_path, given, message):
+    given = {n: str(files / "before.pth") if v == "BEFORE" else v for n, v in given.items()}
+    with pytest.raises(UserError, match=message) as refusal:
+        ClassificationParams.load(SMALL | given | {"out_dir": str(tmp_path)}).lab()
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_experiment_that_needs_retrained_models_says_how_to_have_them(files):
+    with pytest.raises(UserError, match="stability compares with retrained models: give retrained: train"):
+        StabilityParams.load({"pretrained": str(files / "before.pth"), "tune": False})
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    torch.save({"state_dict": network(0)}, tmp_path / "whole.pt")
+    with pytest.raises(UserError, match="holds more than tensors"):
+        Checkpoint(str(tmp_path / "whole.pt")).load(network(1))
+    (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04 nothing")
+    with pytest.raises(UserError, match="damaged"):
+        Checkpoint(str(tmp_path / "cut.pt")).load(network(1))
+
+
+def test_a_folder_of_transformers_with_its_preprocessing(tmp_path):
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = ViTConfig(image_size=8, patch_size=4, num_channels=1, num_labels=10, **small)
+    vit = ViTForImageClassification(config).eval()
+    vit.save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(image_mean=[0.3], image_std=[0.4]).save_pretrained(tmp_path / "vit")
+    given = {"pretrained": str(tmp_path / "vit"), "out_dir": str(tmp_path / "runs")}
+    results = run(ClassificationParams.load(SMALL | given))
+    assert set(results.cells["arch"]) == {"transformers:ViTForImageClassification"}
+    row = results.cells[results.cells["method"] == "original"].iloc[0]
+    lab = results.lab
+    stored = lab.evaluation(next(r for r in lab.store.all() if r.key.name == row["cell"]))
+    images = lab.data.images[stored.ids].float() / 255
+    with torch.no_grad():
+        assert torch.allclose(stored.logits, vit((images - 0.3) / 0.4).logits, atol=1e-4)
