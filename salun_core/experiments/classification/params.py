@@ -31,7 +31,7 @@ TRAIN = "train"  # in place of a checkpoint
 class Training(Group):
     """The network and its training from scratch."""
 
-    arch: str = parameter("resnet18", ", ".join(MODELS) + ", torchvision:NAME, module:function")
+    arch: str = parameter("resnet18", ", ".join(MODELS) + ", torchvision:NAME, module:NAME")
     width: int | None = parameter(None, "channels of the first stage of the network", ge=1)
     recipe: str = parameter("digits", "training from scratch: " + ", ".join(RECIPES))
     epochs: int | None = parameter(None, "instead of the recipe's", ge=1)
@@ -39,12 +39,12 @@ class Training(Group):
     compile: bool = parameter(False, "train through torch.compile")
     pretrained: str | None = parameter(
         None,
-        "the trained model: a file or folder of weights, or a model of the Hugging Face hub; None: train",
+        "a trained model: file or folder of weights, or an id of the Hugging Face hub",
         no_effect="its digest is part of the key in its place",
     )
     retrained: str | None = parameter(
         None,
-        'with pretrained, Retrain: such a checkpoint, or "train"; None: there is none, and no gaps',
+        'Retrain, with pretrained: such a model, or "train"; None: there is none, and no gaps',
         no_effect="its digest is part of the key in its place",
     )
 

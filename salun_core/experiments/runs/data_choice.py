@@ -17,7 +17,7 @@ READ = "the digest of the images read is part of the key in its place"
 class DataChoice(Group):
     """A data set, and the size its images are brought to."""
 
-    dataset: str = parameter("digits", ", ".join(DATASETS) + ", module:function", no_effect=READ)
+    dataset: str = parameter("digits", ", ".join(DATASETS) + ", module:NAME", no_effect=READ)
     data_dir: Path | None = parameter(
         None,
         "where its files are; for imagefolder: train/<class>/* and test/<class>/*",

@@ -172,7 +172,7 @@ def test_the_time_of_an_interrupted_training_counts(tmp_path, monkeypatch):
         ({"sample_steps": 2000}, "more than diffusion_steps"),
         ({"pretrained": "/nowhere"}, "/nowhere"),
         ({"pretrained": "data/models/tiny-sd"}, "UNet2DConditionModel"),
-        ({"settings": {"rl": {"rate": 1}}}, "setting of rl"),
+        ({"settings": {"rl": {"rate": 1}}}, "setting of RL"),
         ({"dataset": "imagefolder"}, "needs data_dir"),
     ],
 )
