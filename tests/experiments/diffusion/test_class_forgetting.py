@@ -55,6 +55,15 @@ def test_every_cell_is_there_and_a_second_run_computes_nothing(results):
     assert len(table) == len(results.cells) + len(results.masks)
 
 
+def test_a_model_is_exported_as_a_diffusers_folder_with_its_mask_and_a_card(results, tmp_path):
+    row = results.cells[results.cells["method"] == "salun"].iloc[0]
+    export(row["cell"], tmp_path, out_dir=results.lab.folder)
+    unet, _ = load_diffusion(tmp_path)
+    assert same(unet, results.lab.model(result_of(results.lab, row)))
+    assert load_mask(tmp_path / "mask.safetensors")
+    assert "pipeline_tag: unconditional-image-generation" in (tmp_path / "README.md").read_text("utf8")
+
+
 def test_a_kill_between_training_and_storing_costs_no_training(tmp_path, monkeypatch):
     monkeypatch.setattr(diffusion_lab, "LONG", 1)
     params = DiffusionParams.load(
@@ -189,12 +198,3 @@ def test_a_diverging_method_is_a_result(tmp_path, results):
     row = again.cells.query("method == 'ga'").iloc[0]
     assert row["status"] == "diverged"
     assert pd.isna(row["UA"])
-
-
-def test_a_model_is_exported_as_a_diffusers_folder_with_its_mask_and_a_card(results, tmp_path):
-    row = results.cells[results.cells["method"] == "salun"].iloc[0]
-    export(row["cell"], tmp_path, out_dir=results.lab.folder)
-    unet, _ = load_diffusion(tmp_path)
-    assert same(unet, results.lab.model(result_of(results.lab, row)))
-    assert load_mask(tmp_path / "mask.safetensors")
-    assert "pipeline_tag: unconditional-image-generation" in (tmp_path / "README.md").read_text("utf8")
