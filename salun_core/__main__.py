@@ -16,6 +16,7 @@ import yaml
 
 from salun_core.errors import UserError, one_of
 
+MANY = 5000  # cells from which a grid must be asked for twice
 CONTINUED = "finished cells are kept, the same command goes on"
 
 
@@ -119,6 +120,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("-f", "--file", type=Path, action="append", default=[], help="YAML file of parameters")
     run.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     run.add_argument("--out", type=_folder, help="output folder (default data/runs)")
+    run.add_argument("--yes", action="store_true", help=f"run a grid of more than {MANY:,} cells")
     run.set_defaults(do=_run, kept=CONTINUED)
 
     planning = commands.add_parser("plan", help="the shards of an experiment, and what to ask a cluster for")
@@ -150,6 +152,7 @@ def parser() -> argparse.ArgumentParser:
     record.add_argument("experiment")
     record.add_argument("preset")
     record.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    record.add_argument("--yes", action="store_true", help=f"run a grid of more than {MANY:,} cells")
     record.set_defaults(do=_record, file=[], out=None, kept=CONTINUED)
 
     listing = commands.add_parser("list", help="experiments, methods, data sets, models, metrics")
@@ -269,7 +272,11 @@ def _run(given: argparse.Namespace) -> None:
     from salun_core.experiments.runs.table import printed
 
     experiment = EXPERIMENTS[one_of(given.experiment, EXPERIMENTS, "experiment")]
-    results = experiment.run(experiment.params.load(_parameters(given)))
+    params = experiment.params.load(_parameters(given))
+    lab = params.lab()
+    if (size := experiment.grid(params, lab).size) > MANY and not given.yes:
+        raise UserError(f"this is a grid of {size:,} cells, more than {MANY:,}: add --yes if that is meant")
+    results = experiment.run(params, lab=lab)
     print(printed(results.cells, "table"))
 
 
