@@ -56,7 +56,8 @@ class Group(BaseModel):
         kinds = set(_kinds(field.annotation))
         if not kinds & {bool, Any} and _holds_truth(value):
             raise UserError(f"{name} is {shown(value)}: true and false are for switches, and this is none")
-        if value == "" and (Path in kinds or (str in kinds and field.default != "" and not _is_list(field))):
+        needed = str in kinds and field.default not in ("", None) and not _is_list(field)
+        if value == "" and (Path in kinds or needed):
             raise UserError(f"{name} is an empty text: give a value, or leave it out")
         if not _is_list(field):
             return value
