@@ -87,7 +87,6 @@ def test_a_damaged_cell_is_computed_again_with_the_same_numbers(folder, capsys):
         (["run", "classification", "-p", "keep", "[" * 3000], "keep"),
         (["run", "classification", "-p", "threads", "1000000"], "threads"),
         (["train-tiny-sd", "--threads", "-1"], "threads"),
-        (["rehearse", "--threads", "1000000"], "threads"),
     ],
 )
 def test_bad_input_ends_with_status_2_and_one_line(words, message, capsys, tmp_path, monkeypatch):
