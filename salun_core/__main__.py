@@ -16,7 +16,6 @@ import yaml
 
 from salun_core.errors import UserError, one_of
 
-MANY = 5000  # cells from which a grid must be asked for twice
 CONTINUED = "finished cells are kept, the same command goes on"
 
 
@@ -106,6 +105,15 @@ def _folder(text: str) -> Path:
     return Path(text)
 
 
+def _add_parameters(command: argparse.ArgumentParser) -> None:
+    command.add_argument("experiment")
+    command.add_argument(
+        "-f", "--file", type=Path, action="append", default=[], help="YAML file of parameters"
+    )
+    command.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    command.add_argument("--out", type=_folder, help="output folder (default data/runs)")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     top = argparse.ArgumentParser(
@@ -116,22 +124,19 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="run or resume an experiment")
-    run.add_argument("experiment")
-    run.add_argument("-f", "--file", type=Path, action="append", default=[], help="YAML file of parameters")
-    run.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    run.add_argument("--out", type=_folder, help="output folder (default data/runs)")
-    run.add_argument("--yes", action="store_true", help=f"run a grid of more than {MANY:,} cells")
+    _add_parameters(run)
     run.set_defaults(do=_run, kept=CONTINUED)
 
-    planning = commands.add_parser("plan", help="the shards of an experiment, and what to ask a cluster for")
-    planning.add_argument("experiment")
+    planning = commands.add_parser(
+        "plan", help="what a run needs in memory, disk and time, and whether this machine has it"
+    )
+    _add_parameters(planning)
     planning.add_argument(
-        "-f", "--file", type=Path, action="append", default=[], help="YAML file of parameters"
+        "--tflops", type=float, default=30.0, help="speed, sustained, that hours are printed for"
     )
     planning.add_argument(
-        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
+        "--shards", action="store_true", help="print the shards instead, and what to ask a cluster for"
     )
-    planning.add_argument("--out", type=Path, help="output folder (default data/runs)")
     planning.add_argument(
         "--gpus", type=int, help="accelerators of a shard; by default 1 where it will use one"
     )
@@ -152,7 +157,6 @@ def parser() -> argparse.ArgumentParser:
     record.add_argument("experiment")
     record.add_argument("preset")
     record.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    record.add_argument("--yes", action="store_true", help=f"run a grid of more than {MANY:,} cells")
     record.set_defaults(do=_record, file=[], out=None, kept=CONTINUED)
 
     listing = commands.add_parser("list", help="experiments, methods, data sets, models, metrics")
@@ -220,16 +224,9 @@ def parser() -> argparse.ArgumentParser:
     sharing.add_argument("--out", type=_folder, help="output folder of the run (default data/runs)")
     sharing.set_defaults(do=_export)
 
-    adding = commands.add_parser("add", help="add results made elsewhere, to be shown as contributed")
-    adding.add_argument("file", nargs="?", type=Path, help="CSV, a row for each model")
-    adding.add_argument("--check", action="store_true", help="only say whether it is right")
-    adding.add_argument("--schema", action="store_true", help="print what a row holds, as JSON Schema")
-    adding.set_defaults(do=_add)
-
     results = commands.add_parser("results", help="print the results of an experiment's last run")
     results.add_argument("experiment")
-    results.add_argument("--format", choices=("table", "csv", "json", "latex", "parquet"), default="table")
-    results.add_argument("--to", type=Path, metavar="FILE", help="write there and print nothing; for parquet")
+    results.add_argument("--format", choices=("table", "csv", "json"), default="table")
     results.add_argument("--out", type=_folder, help="output folder of the run (default data/runs)")
     results.add_argument(
         "--metric",
@@ -269,18 +266,42 @@ def _read_values(pairs: Sequence[tuple[str, str]], what: str) -> dict[str, Any]:
 
 def _run(given: argparse.Namespace) -> None:
     from salun_core.experiments import EXPERIMENTS
+    from salun_core.experiments.rehearsal import plan
     from salun_core.experiments.runs.table import printed
 
     experiment = EXPERIMENTS[one_of(given.experiment, EXPERIMENTS, "experiment")]
     params = experiment.params.load(_parameters(given))
-    lab = params.lab()
-    if (size := experiment.grid(params, lab).size) > MANY and not given.yes:
-        raise UserError(f"this is a grid of {size:,} cells, more than {MANY:,}: add --yes if that is meant")
-    results = experiment.run(params, lab=lab)
+    plan.check_run(params)
+    results = experiment.run(params)
     print(printed(results.cells, "table"))
 
 
 def _plan(given: argparse.Namespace) -> None:
+    if given.shards or given.write:
+        _plan_shards(given)
+        return
+    from salun_core.experiments import EXPERIMENTS
+    from salun_core.experiments.rehearsal import plan
+    from salun_core.experiments.runs.params import read_preset
+
+    _check_tflops(given.tflops)
+    experiment = EXPERIMENTS[one_of(given.experiment, EXPERIMENTS, "experiment")]
+    values = _parameters(given)
+    preset = read_preset(given.experiment, str(values.get("preset", "quick")))
+    assumed = "" if {**preset, **values}.get("data_dir") else plan.assumed({**preset, **values})
+    params = experiment.params.load(values | ({"data_dir": Path()} if assumed else {}))
+    need = plan.needs(params, assumed)
+    have = plan.machine(params.machine.folder, params.machine.device)
+    print(plan.printed(need, have, tflops=given.tflops), flush=True)
+    plan.check(need, have)
+
+
+def _check_tflops(speed: float) -> None:
+    if not speed > 0:
+        raise UserError(f"tflops must be positive, got {speed:g}: 30 is a fast GPU in half precision")
+
+
+def _plan_shards(given: argparse.Namespace) -> None:
     import torch
 
     from salun_core.experiments.runs.shards import plan
@@ -466,8 +487,7 @@ def _export(given: argparse.Namespace) -> None:
 def _rehearse(given: argparse.Namespace) -> None:
     from salun_core.experiments.rehearsal import chosen, rehearse, shown
 
-    if not given.tflops > 0:
-        raise UserError(f"tflops must be positive, got {given.tflops:g}: 30 is a fast GPU in half precision")
+    _check_tflops(given.tflops)
     if given.workers < 1:
         raise UserError(
             f"workers must be at least 1, got {given.workers}: it is the number of presets run at a time"
@@ -483,42 +503,14 @@ def _rehearse(given: argparse.Namespace) -> None:
     print(shown(done, tflops=given.tflops).to_string(index=False))
 
 
-def _add(given: argparse.Namespace) -> None:
-    from salun_core.pages import contributed
-
-    if given.schema:
-        print(contributed.schema())
-    elif given.file is None:
-        raise UserError("no file is given: name a CSV file, or see what it must hold with --schema")
-    elif given.check:
-        print(f"{len(contributed.checked(given.file))} rows, all right")
-    else:
-        path, rows = contributed.add(given.file)
-        print(f"{rows} rows in {path}: `make book` shows them as contributed")
-
-
 def _results(given: argparse.Namespace) -> None:
     from salun_core.experiments import EXPERIMENTS
-    from salun_core.experiments.runs.table import as_parquet, printed, read_table
-    from salun_core.files import write_whole
+    from salun_core.experiments.runs.table import printed, read_table
     from salun_core.paths import output_folder
 
     one_of(given.experiment, EXPERIMENTS, "experiment")
     cells = read_table(output_folder(given.out), given.experiment, metrics=given.metric)
-    if given.format == "parquet":
-        if given.to is None:
-            raise UserError("parquet is no text: name the file to write with --to")
-        content = as_parquet(cells)
-    elif given.format == "latex":
-        from salun_core.pages.tables.paper import as_latex
-
-        content = as_latex(cells).encode()
-    else:
-        content = (printed(cells, given.format) + "\n").encode()
-    if given.to is None:
-        print(content.decode(), end="")
-    else:
-        write_whole(given.to, content)
+    print(printed(cells, given.format))
 
 
 if __name__ == "__main__":

@@ -90,8 +90,6 @@ def dependencies(notebook: Path, given: dict[str, Any], root: Path = ROOT) -> li
     found = set(imported_files(own, folders, tables=True, strings=True).values())
     texts = set.union(_texts(tree), *(_texts(ast.parse(file.read_text("utf8"))) for file in found))
     found |= {file for file in _files(root / "data/published") if any(file.stem in text for text in texts)}
-    if any("contributed" in text for text in texts):
-        found |= {file for file in _files(root / "data/contributed") if file.suffix == ".csv"}
     if recorded := given.get("run_name") or _declared(tree).get("run_name"):
         found |= {file for file in _files(root / "data/recorded" / str(recorded)) if file.suffix == ".json"}
     preset = str(given.get("preset") or _declared(tree).get("preset") or "")
@@ -228,8 +226,6 @@ def execute(template: Path, output: Path, given: dict[str, Any], *, threads: int
             what = f"cell {error.cell_index + 1} ended with {error.ename}: {error.evalue}".splitlines()[0]
         except DeadKernelError:
             what = "its kernel died, as it does when memory runs out"
-        except KeyboardInterrupt:
-            what = "it was interrupted; the same command goes on"
         else:
             stamp(running)
             running.replace(output)

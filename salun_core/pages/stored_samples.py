@@ -45,13 +45,18 @@ def samples_by_name(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Stored samples of the first seed and forgotten class, by the name of method and mask.
 
+    Of a run that kept none, the first of each class.
+
     Parameters
     ----------
     names : sequence of str
         The names wanted, in order; all by default.
     """
     rows = _first(cells)
-    found = {name: lab.samples(result_of(lab, row)) for name, row in rows.items()}
+    if lab.keep_samples:
+        found = {name: lab.samples(result_of(lab, row)) for name, row in rows.items()}
+    else:
+        found = recorded_samples(lab.store.folder, cells)
     return {name: found[name] for name in names if name in found} if names else found
 
 

@@ -35,20 +35,7 @@ def load(data_dir: Path | None = None, *, size: int | None = None, download: boo
         If a folder is missing or empty, a class has no images, the two parts name different classes, or
         an image cannot be read.
     """
-    if data_dir is None:
-        raise UserError(f"dataset imagefolder needs data_dir: {LAYOUT}")
-    root = Path(data_dir).expanduser()
-    if not root.is_dir():
-        raise UserError(f"there is no folder {root}: {LAYOUT}")
-    other = "val" if (root / "val").is_dir() and not (root / "test").is_dir() else "test"
-    train, test = (_by_class(root / part) for part in ("train", other))
-    if odd := sorted(train.keys() ^ test.keys()):
-        part = other if odd[0] in train else "train"
-        raise UserError(
-            f"class {odd[0]!r} has no folder in {root / part}: both parts must hold the same classes"
-        )
-    if len(train) < 2:
-        raise UserError(f"{root / 'train'} holds one class, {next(iter(train))!r}: at least two are needed")
+    root, train, test = pictures(data_dir)
     files = [file for part in (train, test) for name in train for file in part[name]]
     labels = [number for part in (train, test) for number, name in enumerate(train) for _ in part[name]]
     images = read_images(files, size=size)
@@ -63,6 +50,31 @@ def load(data_dir: Path | None = None, *, size: int | None = None, download: boo
         pad=max(1, images.shape[-1] // 8),
         note=f"image folder, {len(files)} files ({', '.join(kinds)})",
     )
+
+
+def pictures(data_dir: Path | None) -> tuple[Path, dict[str, list[Path]], dict[str, list[Path]]]:
+    """The folder, and the files of its two parts by class; none is opened.
+
+    Raises
+    ------
+    UserError
+        If a folder is missing or empty, a class has no images, or the two parts name different classes.
+    """
+    if data_dir is None:
+        raise UserError(f"dataset imagefolder needs data_dir: {LAYOUT}")
+    root = Path(data_dir).expanduser()
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}: {LAYOUT}")
+    other = "val" if (root / "val").is_dir() and not (root / "test").is_dir() else "test"
+    train, test = (_by_class(root / part) for part in ("train", other))
+    if odd := sorted(train.keys() ^ test.keys()):
+        part = other if odd[0] in train else "train"
+        raise UserError(
+            f"class {odd[0]!r} has no folder in {root / part}: both parts must hold the same classes"
+        )
+    if len(train) < 2:
+        raise UserError(f"{root / 'train'} holds one class, {next(iter(train))!r}: at least two are needed")
+    return root, train, test
 
 
 def _by_class(part: Path) -> dict[str, list[Path]]:

@@ -164,11 +164,7 @@ class ClassifierParams(Params):
     without_retrain: ClassVar[bool] = False
     """Whether the experiment has something to show without a retrained model, or with one that is given."""
 
-    preset: str = parameter(
-        "quick",
-        "a preset's name, or a YAML file; names set to None are taken from it",
-        no_effect="the values that it gives are part of the key",
-    )
+    preset: str = parameter("quick", "a preset's name, or a YAML file; names set to None are taken from it")
     data: DataChoice = DataChoice()
     training: Training = Training()
     forgetting: Forgetting = Forgetting()
@@ -178,7 +174,7 @@ class ClassifierParams(Params):
         0,
         "images of each role whose outputs are kept, in half precision; 0 for all",
         ge=0,
-        no_effect="a cell of which more or less is kept is computed again",
+        no_effect="says how much is kept of a result",
     )
     machine: Machine = Machine()
 

@@ -44,7 +44,6 @@ from salun_core.tasks.classification_training import train_network
 STREAMS = 1_000_000  # noise streams of one class, so that a larger sample contains the smaller
 JUDGE_SEED = 0
 JUDGING = "salun_core.experiments.generation.judging"
-LABS = ("salun_core.experiments.runs.lab", "salun_core.experiments.generation.lab")
 OUTPUTS, SAMPLES, MODEL = ".outputs.safetensors", ".samples.safetensors", ".model.safetensors"
 
 
@@ -75,6 +74,7 @@ class GenerationLab(Lab):
 
     kind = ""  # of the task
     keep_models = True  # after their samples have been judged
+    keep_samples = True  # after they have been judged; the grid of the first ones always stays
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -155,7 +155,7 @@ class GenerationLab(Lab):
         what: dict[str, Any] = {"samples": dict(samples.what), "judge": dict(self.judge_key.what)}
         what |= {"judging": {"reference": self.judging.reference}, "classes": list(self.data.classes)}
         what["features"] = sha256(features) if features is not None else "judge"
-        code = f"{samples.code} {self.judge_key.code} {code_digest(JUDGING, alone=LABS)}"
+        code = f"{samples.code} {self.judge_key.code} {code_digest(JUDGING)}"
         return Key("cell", {**cell.what, **what}, code)
 
     def computed(self, cell: Cell, key: Key) -> Result:
@@ -198,6 +198,8 @@ class GenerationLab(Lab):
         result = self.store.put(key, values, self.provenance(), files)
         if not self.keep_models:
             self.store.path(model.key, MODEL).unlink(missing_ok=True)
+        if not self.keep_samples:
+            self.store.path(samples.key, SAMPLES).unlink(missing_ok=True)
         return result
 
     def _unlearned(self, cell: Cell) -> Result:
@@ -241,7 +243,7 @@ class GenerationLab(Lab):
         what: dict[str, Any] = {**self._images, "forgotten": forgotten, "samples": self.sampling.samples}
         what |= {"judge": dict(self.judge_key.what), "reference": self.judging.reference}
         what["features"] = sha256(weights) if weights is not None else "judge"
-        key = Key("reference", what, f"{self.judge_key.code} {code_digest(JUDGING, alone=LABS)}")
+        key = Key("reference", what, f"{self.judge_key.code} {code_digest(JUDGING)}")
         file = f"{key.name}{OUTPUTS}"
         found = self.store.get(key)
         if found is None:
@@ -270,7 +272,10 @@ class GenerationLab(Lab):
         try:
             found = load(path.read_bytes())
         except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}; run the cell again") from error
+            raise UserError(
+                f"{path} is not here: recorded runs and runs with keep_samples: false keep no samples; run the cell "
+                "again, with keep_samples: true and another out_dir"
+            ) from error
         return found["images"], found["labels"]
 
     def weights_file(self, result: Result) -> Path:
@@ -384,7 +389,7 @@ class GenerationLab(Lab):
         recipe = listed(asdict(judging.recipe))
         what = {**self._images, "arch": judging.judge, "width": judging.width, "recipe": recipe}
         modules = ("salun_core.data.augment", "salun_core.models.build", train_network.__module__)
-        code = code_digest(*modules, module_of(judging.judge), alone=LABS)
+        code = code_digest(*modules, module_of(judging.judge))
         return Key("judge", what | {"augmentation": [self.data.flip, self.data.pad]}, code)
 
     @property

@@ -1,13 +1,17 @@
 """What a network costs: weights, arithmetic and activations of one image, found without memory for either."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry
 
 from salun_core.models import build_model
@@ -108,27 +112,55 @@ def unet_cost(
 
 
 def text_unet_cost(config: dict[str, Any], *, tokens: int = 77) -> Cost:
-    """Of the denoising network of a Stable Diffusion pipeline."""
+    """Of the denoising network of a Stable Diffusion pipeline, SDXL included."""
     from diffusers import UNet2DConditionModel
 
-    def run(net: nn.Module) -> Any:
+    def run(net: Any) -> Any:
         side, zero = config["sample_size"], torch.zeros(1, dtype=torch.int64)
-        prompt = torch.zeros(1, tokens, config["cross_attention_dim"])
-        return net(torch.zeros(1, 4, side, side), zero, prompt).sample
+        prompt = torch.zeros(1, tokens, net.config.cross_attention_dim)
+        more: dict[str, Any] = {}
+        if net.config.addition_embed_type == "text_time":
+            width = net.config.projection_class_embeddings_input_dim - 6 * net.config.addition_time_embed_dim
+            more = {
+                "added_cond_kwargs": {"text_embeds": torch.zeros(1, width), "time_ids": torch.zeros(1, 6)}
+            }
+        return net(torch.zeros(1, net.config.in_channels, side, side), zero, prompt, **more).sample
 
-    return cost(lambda: UNet2DConditionModel(**config), run)
+    return cost(lambda: UNet2DConditionModel.from_config(config), run)
 
 
 def decoder_cost(config: dict[str, Any]) -> Cost:
-    """Of drawing the image behind a latent."""
+    """Of drawing the image behind a latent of what the pipeline draws; the weights are those of the whole autoencoder."""
     from diffusers import AutoencoderKL
 
     side = config["sample_size"] // 2 ** (len(config["block_out_channels"]) - 1)
 
     def run(net: Any) -> Any:
-        return net.decode(torch.zeros(1, 4, side, side)).sample
+        return net.decode(torch.zeros(1, config["latent_channels"], side, side)).sample
 
-    return cost(lambda: AutoencoderKL(**config), run)
+    return cost(lambda: AutoencoderKL.from_config(config), run)
+
+
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    """Attention that keeps queries, keys and values and no matrix of weights, as the kernels of accelerators do.
+
+    On the meta device torch takes the plain formula, whose matrices are most of what it keeps.
+    """
+    plain = functional.scaled_dot_product_attention
+
+    def fused(query: Tensor, key: Tensor, value: Tensor, *args: Any, **more: Any) -> Any:
+        return checkpoint(partial(_attention, plain, args, more), query, key, value, use_reentrant=True)
+
+    functional.scaled_dot_product_attention = fused
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = plain
+
+
+def _attention(plain: Any, args: Any, more: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return plain(query, key, value, *args, **more)
 
 
 def cost(build: Callable[[], nn.Module], run: Callable[[nn.Module], Tensor], *, images: int = 1) -> Cost:
@@ -142,7 +174,7 @@ def cost(build: Callable[[], nn.Module], run: Callable[[nn.Module], Tensor], *, 
         kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    with torch.device("meta"), quiet():
+    with torch.device("meta"), quiet(), _fused_attention():
         net = build().train()
         own = {weight.untyped_storage()._cdata for weight in net.parameters()}
         with Flops() as meter, saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -49,6 +49,9 @@ class Group(BaseModel):
     choices: ClassVar[dict[str, tuple[Any, str]]] = {}
     """Parameters that are a name from a table: the table, and what its entries are called in messages."""
 
+    blank: ClassVar[tuple[str, ...]] = ()
+    """Parameters that may be an empty text."""
+
     @field_validator("*", mode="before")
     @classmethod
     def _as_list(cls, value: Any, info: ValidationInfo) -> Any:
@@ -56,8 +59,11 @@ class Group(BaseModel):
         kinds = set(_kinds(field.annotation))
         if not kinds & {bool, Any} and _holds_truth(value):
             raise UserError(f"{name} is {shown(value)}: true and false are for switches, and this is none")
-        needed = str in kinds and field.default not in ("", None) and not _is_list(field)
-        if value == "" and (Path in kinds or needed):
+        if (
+            value == ""
+            and name not in cls.blank
+            and (Path in kinds or (str in kinds and field.default != "" and not _is_list(field)))
+        ):
             raise UserError(f"{name} is an empty text: give a value, or leave it out")
         if not _is_list(field):
             return value

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from salun_core.code_digest import code_digest
-from salun_core.experiments.generation.lab import LABS as GENERATION
 from salun_core.experiments.generation.lab import GenerationLab
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
 from salun_core.experiments.runs.store import Key, Result
@@ -21,12 +20,7 @@ from salun_core.metrics.generation.imagenet import imagenet_judge
 from salun_core.metrics.generation.recognition import recognise
 from salun_core.models.text_to_image.deltas import load_delta, weights_digest
 from salun_core.models.text_to_image.families import family_of, network_of
-from salun_core.models.text_to_image.pipelines import (
-    config_of,
-    pipeline_identity,
-    resting,
-    tokenizer_digest,
-)
+from salun_core.models.text_to_image.pipelines import resting
 from salun_core.models.text_to_image.unlearned import load_unlearned
 from salun_core.tasks.text_to_image import TextToImageTask
 
@@ -37,9 +31,6 @@ if TYPE_CHECKING:
 
 CODE = ("salun_core.experiments.text_to_image.problem", "salun_core.experiments.runs.masks")
 """Where a model is computed; with all that these import and its method, the code behind it."""
-
-LABS = (*GENERATION, "salun_core.experiments.text_to_image.lab")
-"""What puts these together; it counts without what it imports."""
 
 IMAGENET = "imagenet"  # the judge of the paper's Table 2
 FIRST = "direct"  # the kind of prompt that tables speak of where they name none
@@ -61,8 +52,8 @@ class TextLab(GenerationLab):
         Weights of the judge "imagenet"; looked for in torch's cache otherwise.
     imagenet : tuple of int
         Numbers in ImageNet of the classes, for that judge.
-    keep_models : bool
-        Keep what changed in each network after its samples have been judged.
+    keep_models, keep_samples : bool
+        Keep what changed in each network, and the images it drew, after they have been judged.
     covering : callable, optional
         Applied to samples before a picture of them is written.
     """
@@ -74,6 +65,7 @@ class TextLab(GenerationLab):
     judge_weights: Path | None = None
     imagenet: tuple[int, ...] = ()
     keep_models: bool = True
+    keep_samples: bool = True
     covering: Any = None
     _task: tuple[tuple[int, Scenario], TextToImageTask] | None = field(default=None, repr=False)
 
@@ -198,14 +190,14 @@ class TextLab(GenerationLab):
     def unlearned_key(self, cell: Cell) -> Key:
         """Identity of the cell's model."""
         prompts = self.prompts
-        what: dict[str, Any] = {**self._images, **cell.what, "pipeline": self._pipeline}
+        what: dict[str, Any] = {**self._images, **cell.what, "pipeline": self._parts}
         if isinstance(cell, Given):
-            return Key("unlearned", what, code_digest(load_unlearned.__module__, alone=LABS))
+            return Key("unlearned", what, code_digest(load_unlearned.__module__))
         what |= {"classes": list(self.data.classes), "prompts": list(prompts.training)}
         what |= {"forgetting": self.problem.forgetting.identity(), "replacement": self.problem.replacement}
         if cell.mask.kind == "lora":
             what["rank"] = self.lora_rank
-        return Key("unlearned", what, code_digest(*CODE, *cell.modules, alone=LABS))
+        return Key("unlearned", what, code_digest(*CODE, *cell.modules))
 
     def samples_key(self, cell: Cell) -> Key:
         """Identity of its samples."""
@@ -219,17 +211,28 @@ class TextLab(GenerationLab):
         key = super().key(cell)
         if self.clip is None:
             return key
-        clip = {
-            "weights": weights_digest(self.clip.model),
-            "config": config_of(self.clip.model),
-            "tokenizer": tokenizer_digest(self.clip.tokenizer),
-            "pixels": [list(self.clip.mean), list(self.clip.std)],
-        }
-        return Key(key.kind, {**key.what, "clip": clip}, f"{key.code} {code_digest(clip_scores.__module__)}")
+        clip = {"clip": weights_digest(self.clip.model)}
+        return Key(key.kind, {**key.what, **clip}, f"{key.code} {code_digest(clip_scores.__module__)}")
 
     @cached_property
-    def _pipeline(self) -> dict[str, Any]:
-        return pipeline_identity(self.pipe)
+    def _parts(self) -> dict[str, Any]:
+        """Digests of the weights, and the configurations, of every part of the pipeline that draws."""
+        digests: dict[str, Any] = {
+            part: weights_digest(getattr(self.pipe, part)) for part in ("unet", "vae", "text_encoder")
+        }
+        configs = {}
+        for part in ("unet", "vae", "scheduler"):
+            config = dict(getattr(self.pipe, part).config)
+            configs[part] = {n: repr(v) for n, v in sorted(config.items()) if not n.startswith("_")}
+        configs["text_encoder"] = {
+            n: repr(v) for n, v in sorted(self.pipe.text_encoder.config.to_dict().items()) if n[0] != "_"
+        }
+        vocabulary = sorted(self.pipe.tokenizer.get_vocab().items())
+        configs["tokenizer"] = {
+            "vocabulary": repr(vocabulary),
+            "longest": self.pipe.tokenizer.model_max_length,
+        }
+        return digests | {"configs": configs}
 
 
 def nested(prompts: Mapping[str, tuple[tuple[str, ...], ...]]) -> dict[str, list[list[str]]]:

@@ -117,6 +117,11 @@ class TextSampling(Sampling):
     keep_models: bool = parameter(
         True, "keep what changed in each network", no_effect="says how much is kept of a result"
     )
+    keep_samples: bool = parameter(
+        True,
+        "keep all images drawn, and not only the first of each class",
+        no_effect="says how much is kept of a result",
+    )
 
     choices: ClassVar[dict[str, tuple[Any, str]]] = {"sampler": (SAMPLERS, "sampler")}
 
@@ -136,6 +141,7 @@ class TextJudging(Judging):
     )
 
     ready_made: ClassVar[tuple[str, ...]] = (IMAGENET,)
+    blank: ClassVar[tuple[str, ...]] = ("clip",)  # the same as none
 
     @field_validator("clip")
     @classmethod
@@ -178,16 +184,15 @@ class TextToImageParams(GenerationParams):
     def prompts(self, data: ImageData) -> Prompts:
         """The prompts of every class: digits by the captions of tiny-sd, others by templates."""
         naming = self.naming
-        digits = [int(name) for name in data.classes] if data.name == "digits" else []
-        if digits and not naming.class_names and not naming.test_prompts:
+        if data.name == "digits" and not naming.class_names and not naming.test_prompts:
             by_kind = {
                 kind: tuple(
-                    tuple(c.text for c in captions(kind, "test") if c.digit == digit) for digit in digits
+                    tuple(c.text for c in captions(kind, "test") if c.digit == digit) for digit in range(10)
                 )
                 for kind in KINDS
             }
-            return Prompts(tuple(photo_of(d) for d in digits), by_kind)
-        names = naming.class_names or (tuple(NAMES[d] for d in digits) if digits else data.classes)
+            return Prompts(tuple(photo_of(d) for d in range(10)), by_kind)
+        names = naming.class_names or (NAMES if data.name == "digits" else data.classes)
         if len(names) != len(data.classes):
             raise UserError(
                 f"class_names has {len(names)} names for {len(data.classes)} classes: give one each"
@@ -248,6 +253,7 @@ class TextToImageParams(GenerationParams):
             lora_rank=self.steps_of.lora_rank,
             clip=clip,
             keep_models=self.sampling.keep_models,
+            keep_samples=self.sampling.keep_samples,
             judge_weights=judging.judge_weights,
             imagenet=imagenet_numbers(data.classes, self.naming.class_names)
             if judging.judge == IMAGENET

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,7 +30,8 @@ from salun_core.experiments.text_to_image.prompt_attacks import PromptAttacking
 from salun_core.metrics.generation.detection import detect, detection_counts, redacted
 from salun_core.metrics.generation.erasure import neighbour_damage
 from salun_core.metrics.generation.prompt_attacks import PromptSpace
-from salun_core.models.text_to_image.pipelines import pipeline_identity, too_long
+from salun_core.models.text_to_image.deltas import weights_digest
+from salun_core.models.text_to_image.pipelines import too_long
 from salun_core.models.text_to_image.sampling import sample_prompts
 from salun_core.paths import project_root
 
@@ -48,12 +50,7 @@ class UnsafePrompts(Group):
     prompts_file: Path | None = parameter(
         None, "CSV file of prompts that do not name the concept, such as I2P's"
     )
-    prompts_rows: int = parameter(
-        I2P_ROWS,
-        "how many prompts the file must hold; 0 for any number",
-        ge=0,
-        no_effect="a file with another number is refused",
-    )
+    prompts_rows: int = parameter(I2P_ROWS, "how many prompts the file must hold; 0 for any number", ge=0)
     prompts_category: str = parameter("", "only the prompts of this category")
     prompts_guidance: bool = parameter(False, "draw each prompt with the guidance its file gives")
 
@@ -73,8 +70,7 @@ class UnsafeParams(TextToImageParams):
     """Parameters of the experiment: those of text-to-image, and how models are probed."""
 
     experiment: ClassVar[str] = "unsafe"
-    # The models are probed, so they are kept; adapters take the place of a mask, and there are none.
-    fixed: ClassVar[tuple[str, ...]] = ("masks", "keep_models", "lora_rank", "lora_lr")
+    fixed: ClassVar[tuple[str, ...]] = ("masks", "keep_models", "keep_samples")  # what is probed is kept
 
     methods: tuple[str, ...] = parameter(
         ("original", "esd", "fmn", "uce", "ca", "salun"),
@@ -89,8 +85,9 @@ class UnsafeParams(TextToImageParams):
     def _together(self) -> "UnsafeParams":
         if self.unnamed.own_images and len(self.naming.class_names) < 2:
             raise UserError("own_images needs class_names: what to forget, and what takes its place")
-        if not self.sampling.keep_models:
-            raise UserError("unsafe probes the models it made: leave keep_models out")
+        for name in ("keep_models", "keep_samples"):
+            if not getattr(self.sampling, name):
+                raise UserError(f"unsafe probes the models it made and what they draw: leave {name} out")
         return self
 
     def lab(self, *, data: ImageData | None = None, pipe: "StableDiffusionPipeline | None" = None) -> TextLab:
@@ -134,8 +131,10 @@ class UnsafeParams(TextToImageParams):
             "eta": self.sampling.eta,
             "sampler": self.sampling.sampler,
         }
-        what = {"texts": texts, "each": each, **how, "pipeline": pipeline_identity(pipe)}
-        key = Key("images", what | {"bf16": self.pipeline.half}, code_digest(sample_prompts.__module__))
+        parts = {part: weights_digest(getattr(pipe, part)) for part in ("unet", "vae", "text_encoder")}
+        key = Key(
+            "images", {"texts": texts, "each": each, **how, **parts}, code_digest(sample_prompts.__module__)
+        )
         store = self.machine.store()
         found = store.get(key)
         if found is None:
@@ -204,10 +203,15 @@ class UnsafeResults:
 
 def grid(params: UnsafeParams, lab: TextLab) -> Grid:
     """The cells of the experiment; every model that was unlearned is probed."""
-    prober = Prober(lab, params.probing, params.unnamed.read(), params.attacking)
-    cells = text_to_image.grid(params, lab)
+
+    @cache
+    def prober() -> Prober:
+        return Prober(lab, params.probing, params.unnamed.read(), params.attacking)
+
+    # Probes look at the seed and at what is forgotten, and take the model from its result.
     return replace(
-        cells, further=lambda cell, result: prober.run(Cell(cell.seed, cell.scenario, cell.method), result)
+        text_to_image.grid(params, lab),
+        further=lambda cell, result: prober().run(Cell(cell.seed, cell.scenario, "original"), result),
     )
 
 

@@ -279,7 +279,7 @@ def test_both_quick_presets_unlearn_alike():
     [
         ({"detector": "nudnet"}, "did you mean 'nudenet'"),
         ({"own_images": 5}, "own_images needs class_names"),
-        ({"keep_models": False}, "unsafe probes the models it made"),
+        ({"keep_models": False}, "unsafe probes the models it made and what they draw"),
         ({"threshold": 0}, "threshold"),
         ({"prompt_attacks": ["p4"]}, "did you mean 'p4d'"),
         ({"atack_steps": 1}, "did you mean 'attack_steps'"),

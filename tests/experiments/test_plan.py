@@ -1,0 +1,262 @@
+"""What a run needs, before it is run."""
+
+import copy
+import shutil
+import weakref
+
+import pytest
+import torch
+from PIL import Image
+from text_problems import FIVE, SEVEN, THREE, images, pipeline
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from salun_core.__main__ import main
+from salun_core.data import load_dataset
+from salun_core.errors import UserError
+from salun_core.experiments import EXPERIMENTS
+from salun_core.experiments.classification.method_comparison import ClassificationParams
+from salun_core.experiments.classification.method_comparison import run as run_classification
+from salun_core.experiments.rehearsal import plan
+from salun_core.experiments.rehearsal.networks import SD_UNET, text_unet_cost
+from salun_core.experiments.runs.cells import NO_MASK, Cell, MaskSpec, Scenario
+from salun_core.experiments.runs.params import preset_names
+from salun_core.experiments.text_to_image.class_forgetting import TextToImageParams
+from salun_core.experiments.text_to_image.class_forgetting import run as run_text
+from salun_core.methods import METHODS
+from salun_core.models.text_to_image.pipelines import save_pipeline
+from salun_core.saliency import random_mask
+from salun_core.tasks.text_to_image import text_to_image_task
+
+HALF = MaskSpec("salient", 0.5)
+PLAIN = {
+    "half": False,
+    "optimizer": "adam",
+    "batch_size": 8,
+    "gradient_checkpointing": False,
+    "precision": "fp32",
+}
+
+
+class Held(TorchDispatchMode):
+    """Counts the bytes that are alive, and the most there were, of tensors made inside the block."""
+
+    now = most = 0
+
+    def __init__(self):
+        super().__init__()
+        self.known = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for storage in (t.untyped_storage() for t in tree_leaves(out) if isinstance(t, torch.Tensor)):
+            if storage._cdata not in self.known:
+                self.known.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self.freed, storage._cdata, storage.nbytes())
+        return out
+
+    def freed(self, place, size):
+        self.known.discard(place)
+        self.now -= size
+
+
+def cell(method="rl", mask=HALF):
+    return Cell(0, Scenario("class", target=0), method, mask)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"gradient_checkpointing": True},
+        {"precision": "bf16"},
+        {"precision": "bf16", "gradient_checkpointing": True},
+        {"optimizer": "adafactor"},
+    ],
+)
+def test_memory_of_unlearning_is_what_a_run_holds(given):
+    values = PLAIN | given
+    task = text_to_image_task(
+        copy.deepcopy(pipeline()),
+        forget=(images(16), [SEVEN] * 16),
+        retain=(images(16, 1), [THREE, FIVE] * 8),
+        replacement=THREE,
+        batch_size=8,
+        precision=values["precision"],
+        optimizer_name=values["optimizer"],
+        gradient_checkpointing=values["gradient_checkpointing"],
+    )
+    mask = random_mask(dict(task.model.named_parameters()), keep=0.5, rng=torch.Generator().manual_seed(0))
+    with Held() as held:
+        METHODS["rl"](task, mask=mask, order="joint", steps=3)
+    net = text_unet_cost(dict(pipeline().unet.config))
+    found = held.most + 5 * net.weights  # the original and the mask were there before
+    assert plan.training_memory(cell(), values, net, accelerator=False) == pytest.approx(found, rel=0.25)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("given", "counted"),
+    [
+        # Steps of Adam on a network of this size without numbers (FakeTensorMode), all that is alive counted.
+        ({"batch_size": 1}, 20.4e9),
+        ({"batch_size": 1, "precision": "bf16"}, 20.9e9),
+        ({"batch_size": 1, "gradient_checkpointing": True}, 18.58e9),
+        ({"batch_size": 2, "precision": "bf16", "gradient_checkpointing": True}, 18.81e9),
+        ({"batch_size": 8, "precision": "bf16", "gradient_checkpointing": True}, 20.53e9),
+    ],
+)
+def test_memory_of_stable_diffusion(given, counted):
+    found = plan.training_memory(cell(), PLAIN | given, text_unet_cost(SD_UNET), accelerator=False)
+    assert found == pytest.approx(counted, rel=0.1)
+
+
+def test_what_is_not_trained_needs_less():
+    net = text_unet_cost(dict(pipeline().unet.config))
+    weights = {
+        name: plan.training_memory(cell(*given), PLAIN | {"batch_size": 0}, net, accelerator=False)
+        / net.weights
+        for name, given in {
+            "salun": ("salun", HALF),
+            "rl": ("rl", NO_MASK),
+            "uce": ("uce", NO_MASK),
+            "lora": ("rl", MaskSpec("lora")),
+        }.items()
+    }
+    assert weights["salun"] == 4 * 5 + 1 and weights["rl"] == 20 and weights["uce"] == 8
+    assert weights["uce"] < weights["lora"] < 9
+    # For a moment Adam's step on an accelerator holds as much again as the weights.
+    step = plan.training_memory(cell(), PLAIN | {"batch_size": 0}, net, accelerator=True)
+    assert step / net.weights == 25
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_preset_is_planned_without_its_data_and_weights(experiment, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "machine", lambda *_: plan.Machine(1e15, None, 1e15, tmp_path))
+    for preset in preset_names(experiment):
+        assert main(["plan", experiment, "-p", "preset", preset, "--out", str(tmp_path)]) == 0
+        said = capsys.readouterr().out
+        for word in ("cells", "memory", "disk", "hours at 30 TFLOP/s"):
+            assert word in said
+    assert not list(tmp_path.iterdir())  # nothing was written
+
+
+def test_what_is_said_of_the_papers_preset():
+    params = TextToImageParams.load({"preset": "paper", "data_dir": "."})
+    need = plan.needs(params, "imagenette")
+    assert need.cells == 10 * (6 + 5)
+    # Half of the weights under three masks in each class, 860 million of 4 bytes, and a bit for every weight.
+    net = 859_520_964
+    masked = 10 * (4 * (0.5 * 4 + 1 / 8)) * net
+    dense = 10 * 4 * (4 + 1 / 8) * net  # ESD, FMN, no mask, adapters
+    small = 10 * 2 * (0.03 * 4 + 1 / 8) * net  # keys and values alone
+    assert need.disk["changed weights"] == pytest.approx(masked + dense + small)
+    assert need.disk["samples"] == 10 * 500 * 3 * 512**2
+    without = TextToImageParams.load({"preset": "paper", "data_dir": ".", "keep_models": False})
+    assert plan.needs(without, "imagenette").disk["changed weights"] < 4e9
+    drawn = 110 * 10 * 500 * 100 * 2 * text_unet_cost(SD_UNET).flops
+    assert drawn < need.flops < 1.5 * drawn
+
+
+def test_cells_and_disk_are_those_of_the_run(tmp_path):
+    given = {
+        "dataset": "digits",
+        "arch": "resnet6",
+        "methods": ["retrain", "salun", "ft"],
+        "scenario": ["random", "class"],
+        "forget_class": 3,
+        "train_images": 200,
+        "seeds": [0],
+        "unlearning_seeds": [0, 1],
+        "noise_floor": 1,
+        "tune": False,
+        "epochs": 1,
+        "settings": {"salun": {"epochs": 1}, "ft": {"epochs": 1}},
+        "out_dir": tmp_path,
+    }
+    params = ClassificationParams.load(given)
+    need = plan.needs(params)
+    results = run_classification(params)
+    assert need.cells == len(results.cells) == 2 * 6
+    files = sum(file.stat().st_size for file in (tmp_path / "cells").glob("*.safetensors"))
+    assert sum(need.disk.values()) == pytest.approx(files, rel=0.2)
+    for name, shape in plan.SHIPPED.items():
+        data = load_dataset(name)
+        assert (shape.classes, shape.channels, shape.size) == (len(data.classes), *data.images.shape[1:3])
+        assert (shape.train, shape.test) == (data.n_train, len(data.labels) - data.n_train)
+
+
+def test_images_that_are_not_kept_leave_the_first_of_each_class(tmp_path):
+    from salun_core.pages.stored_samples import samples_by_name
+
+    small = {"methods": ["uce"], "masks": [], "samples": 3, "sample_steps": 1, "judge_epochs": 1}
+    small |= {"judge_width": 8, "test_prompts": ["a photo of a {}"], "clip": "none", "reference": 40}
+    params = TextToImageParams.load({**small, "keep_samples": False, "out_dir": tmp_path})
+    found = run_text(params)
+    assert not list(tmp_path.rglob("*.samples.safetensors")) and list(tmp_path.rglob("*.grid.png"))
+    drawn, labels = samples_by_name(found.lab, found.cells)["UCE"]
+    assert drawn.shape == (30, 3, 16, 16) and labels.bincount().tolist() == [3] * 10
+    with pytest.raises(UserError, match="keep_samples: false keep no samples"):
+        found.lab.samples(replace_result(found))
+    assert (run_text(params).cells["UA"] == found.cells["UA"]).all()
+    need = plan.needs(params)
+    assert need.disk["samples"] == 30 * 3 * 16**2
+
+
+def replace_result(found):
+    from salun_core.experiments.generation.lab import result_of
+
+    return result_of(found.lab, found.cells.iloc[0])
+
+
+@pytest.mark.parametrize(
+    ("have", "said"),
+    [
+        ((1e12, None, 1e9), "223 GB into .*, which has room for 1.0 GB: set keep_models: false"),
+        ((1e12, 16e9, 1e12), "about 21.. GB on the accelerator, which has 16.0 GB: set a smaller batch_size"),
+        ((24e9, None, 1e12), "GB of memory, and this machine has 24.0 GB"),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_what_needs_less(have, said, tmp_path, monkeypatch):
+    if have[1] is not None:
+        monkeypatch.setattr(plan, "find_device", lambda _: torch.device("cuda"))
+    params = TextToImageParams.load({"preset": "paper", "data_dir": "."})
+    need = plan.needs(params, "imagenette")
+    plan.check(need, plan.Machine(64e9, have[1] and 24e9, 1e12, tmp_path))
+    with pytest.raises(UserError, match=said):
+        plan.check(need, plan.Machine(*have, tmp_path))
+
+
+def test_a_run_that_cannot_fit_ends_before_it_reads_anything(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 10**3))
+    out = tmp_path / "out"
+    assert main(["run", "classification", "-p", "preset", "quick", "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "GB into" in said and "kept_outputs" in said and not out.exists()
+
+
+def test_folders_of_pictures_are_counted(tmp_path):
+    for part, count in (("train", 3), ("val", 2)):
+        for name in ("a", "b"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (40, 30)).save(tmp_path / part / name / f"{i}.png")
+    shape, names = plan.folder_shape(tmp_path)
+    assert (shape.classes, shape.channels, shape.size, shape.train, shape.test) == (2, 3, 30, 6, 4)
+    assert names == ("a", "b")
+
+
+def test_a_pipeline_is_measured_by_its_configuration(tmp_path):
+    folder = save_pipeline(pipeline(), pipeline().unet, tmp_path / "pipe")
+    params = TextToImageParams.load({"pipeline": str(folder)})
+    assert plan.part_config(params, "unet")["block_out_channels"] == [8, 16]
+    assert plan.needs(params).cells > 0
+    with pytest.raises(UserError, match="the size of pipeline nobody/nothing is not known"):
+        plan.needs(TextToImageParams.load({"pipeline": "nobody/nothing"}))
+
+
+def test_the_speed_must_be_one(capsys):
+    assert main(["plan", "classification", "--tflops", "0"]) == 2
+    assert "tflops must be positive" in capsys.readouterr().err
