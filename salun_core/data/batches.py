@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from salun_core.data.on_disk import release
 from salun_core.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
@@ -39,6 +40,8 @@ class Batches:
         Images in a batch, at most.
     augment : callable, optional
         ``augment(images, rng)``, used by ``shuffled`` only.
+    rows : Tensor, optional
+        (N,) int64: positions of this part in ``images``, where those lie on disk and only batches come to memory.
     """
 
     images: Tensor = field(repr=False)
@@ -46,6 +49,7 @@ class Batches:
     ids: Tensor = field(repr=False)
     size: int = 256
     augment: Augment | None = None
+    rows: Tensor | None = field(default=None, repr=False)
 
     @property
     def n(self) -> int:
@@ -59,24 +63,25 @@ class Batches:
 
     @property
     def device(self) -> torch.device:
-        """Where the images lie."""
-        return self.images.device
+        """Where batches are put."""
+        return self.labels.device
 
     def __len__(self) -> int:
         return -(-self.n // self.size)
 
     def __iter__(self) -> Iterator[Batch]:
         for start in range(0, self.n, self.size):
-            yield self._scaled(self.images[start : start + self.size]), self.labels[start : start + self.size]
+            part = slice(start, start + self.size)
+            yield self._scaled(self._pixels(part)), self.labels[part]
 
     def shuffled(self, rng: torch.Generator) -> Iterator[Batch]:
         """One epoch in an order drawn from ``rng``, augmented by draws from ``rng`` (a CPU generator)."""
         if not self.n:
             return
-        order = torch.randperm(self.n, generator=rng).to(self.images.device)
+        order = torch.randperm(self.n, generator=rng).to(self.device)
         # Batches of nearly equal size: a short last one would distort BatchNorm, one image would stop it.
         for rows in order.tensor_split(len(self)):
-            images = self._scaled(self.images[rows])
+            images = self._scaled(self._pixels(rows))
             if self.augment is not None:
                 images = self.augment(images, rng)
             yield images, self.labels[rows]
@@ -87,8 +92,18 @@ class Batches:
 
     def subset(self, rows: Tensor) -> "Batches":
         """The images at positions ``rows``, with the same settings."""
-        rows = rows.to(self.images.device)
-        return replace(self, images=self.images[rows], labels=self.labels[rows], ids=self.ids[rows])
+        rows = rows.to(self.device)
+        part = replace(self, labels=self.labels[rows], ids=self.ids[rows.to(self.ids.device)])
+        if self.rows is not None:
+            return replace(part, rows=self.rows[rows.cpu()])
+        return replace(part, images=self.images[rows])
+
+    def _pixels(self, part: slice | Tensor) -> Tensor:
+        if self.rows is None:
+            return self.images[part]
+        pixels = self.images[self.rows[part if isinstance(part, slice) else part.cpu()]]
+        release(self.images)
+        return pixels.to(self.device)
 
     def _scaled(self, images: Tensor) -> Tensor:
         # Reordered first: a byte is moved where a float would be four.

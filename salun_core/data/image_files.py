@@ -1,5 +1,6 @@
 """Image files, of any format and size, into one tensor."""
 
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from PIL import __version__ as pillow_version
 from torch import Tensor
 from tqdm import tqdm
 
 from salun_core.data.images import covering_size
+from salun_core.data.on_disk import Pixels, cached, file_name, in_memory
 from salun_core.errors import UserError
 
 GREY = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B")
@@ -19,7 +22,7 @@ BLOCK = 256  # files a thread reads in one go: handing over single small files c
 
 
 def read_images(files: Sequence[Path], *, size: int | None = None, colour: bool | None = None) -> Tensor:
-    """Decode image files into one tensor.
+    """Decode image files into one tensor; above the limit of ``data.on_disk`` it is mapped from a file of pixels.
 
     Transparent images are laid on white, rotated photographs turned upright, 16-bit ones scaled to 8.
 
@@ -64,9 +67,22 @@ class _Coloured(Exception):
 def _decoded(
     files: Sequence[Path], side: int, size: int | None, *, mode: str, strict: bool = False
 ) -> Tensor:
-    out = torch.empty(len(files), 3 if mode == "RGB" else 1, side, side, dtype=torch.uint8)
-    pixels = out.permute(0, 2, 3, 1).numpy()  # the same memory, (N, H, W, C)
+    shape = (len(files), 3 if mode == "RGB" else 1, side, side)
+    if math.prod(shape) <= in_memory():
+        out = torch.empty(shape, dtype=torch.uint8)
+        pixels = out.permute(0, 2, 3, 1).numpy()  # the same memory, (N, H, W, C)
+        _read_into(pixels.__setitem__, files, side, size, mode=mode, strict=strict)
+        return out
+    return cached(
+        file_name(files, size, mode, pillow_version),
+        shape,
+        lambda put: _read_into(put, files, side, size, mode=mode, strict=strict),
+    )
 
+
+def _read_into(
+    put: Pixels, files: Sequence[Path], side: int, size: int | None, *, mode: str, strict: bool
+) -> None:
     def read(start: int) -> int:
         block = files[start : start + BLOCK]
         for row, file in enumerate(block, start):
@@ -80,7 +96,7 @@ def _decoded(
                 if strict:
                     raise _Coloured
                 picture = picture.convert(mode)
-            pixels[row] = np.asarray(picture).reshape(side, side, -1)
+            put(row, np.asarray(picture).reshape(side, side, -1))
         return len(block)
 
     with (
@@ -91,9 +107,8 @@ def _decoded(
             for count in pool.map(read, range(0, len(files), BLOCK)):
                 bar.update(count)
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=True, cancel_futures=True)
             raise
-    return out
 
 
 def _picture(file: Path, size: int | None) -> Image.Image:

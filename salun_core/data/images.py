@@ -1,4 +1,4 @@
-"""A labelled image data set that lives in memory."""
+"""A labelled image data set, in memory or, where it is too large, on disk."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from salun_core.data.batches import Augment, Batches
 from salun_core.data.draws import lots, stratified_order
+from salun_core.data.on_disk import chunks, is_mapped, taken
 from salun_core.errors import UserError, one_of
 
 
@@ -25,7 +27,7 @@ class ImageData:
     name : str
         Name for tables and captions.
     images : Tensor
-        uint8 (N, C, H, W).
+        uint8 (N, C, H, W); read only, and possibly mapped from a file.
     labels : Tensor
         int64 (N,), in [0, K).
     n_train : int
@@ -81,22 +83,32 @@ class ImageData:
     def digest(self) -> str:
         """SHA-256 of images, labels and the train/test boundary, as 64 hexadecimal digits."""
         sha = hashlib.sha256(repr((tuple(self.images.shape), self.n_train)).encode())
-        sha.update(self.images.contiguous().numpy().data)
+        for part in chunks(self.images):
+            sha.update(part.contiguous().numpy().data)
         sha.update(self.labels.contiguous().numpy().data)
         return sha.hexdigest()
 
     @cached_property
     def moments(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel over the training images, on the scale [0, 1]."""
-        # Exact, from a histogram per channel, a few thousand images at a time: no float copy of the data set.
+        # Exact, from a histogram per channel, a few images at a time: no float copy of the data set.
         counts = torch.zeros(self.images.shape[1], 256, dtype=torch.float64)
-        for part in self.images[: self.n_train].split(4096):
+        for part in chunks(self.images[: self.n_train]):
             counts += torch.stack([torch.bincount(c.flatten(), minlength=256) for c in part.unbind(1)])
         level = torch.arange(256, dtype=torch.float64) / 255
         share = counts / counts.sum(dim=1, keepdim=True)  # (C, 256)
         mean = share @ level
         std = (share @ level.square() - mean.square()).clamp_min(1e-12).sqrt()
         return mean.tolist(), std.tolist()
+
+    def batches(
+        self, ids: Tensor, *, device: torch.device, size: int = 256, augment: Augment | None = None
+    ) -> Batches:
+        """The images with these sample ids, in batches on a device; images on disk stay there until they are used."""
+        labels = self.labels[ids].to(device)
+        if is_mapped(self.images):
+            return Batches(self.images, labels, ids, size=size, augment=augment, rows=ids)
+        return Batches(self.images[ids].to(device), labels, ids, size=size, augment=augment)
 
 
 def fewer(data: ImageData, count: int | None) -> ImageData:
@@ -118,7 +130,7 @@ def fewer(data: ImageData, count: int | None) -> ImageData:
     order = stratified_order(data.labels[: data.n_train], lots(torch.arange(data.n_train), "training images"))
     kept = torch.cat([order[:count].sort().values, torch.arange(data.n_train, len(data.labels))])
     note = f"{data.note}, {count:,} of {data.n_train:,} training images".removeprefix(", ")
-    return replace(data, images=data.images[kept], labels=data.labels[kept], n_train=count, note=note)
+    return replace(data, images=taken(data.images, kept), labels=data.labels[kept], n_train=count, note=note)
 
 
 def only(data: ImageData, names: Sequence[str]) -> ImageData:
@@ -140,7 +152,7 @@ def only(data: ImageData, names: Sequence[str]) -> ImageData:
     note = f"{data.note}, {len(names)} of {len(data.classes)} classes".removeprefix(", ")
     return replace(
         data,
-        images=data.images[kept],
+        images=taken(data.images, kept),
         labels=anew[data.labels[kept]],
         n_train=int((kept < data.n_train).sum()),
         classes=tuple(names),

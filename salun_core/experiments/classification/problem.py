@@ -154,5 +154,6 @@ class Problem:
         )
 
     def _batches(self, ids: torch.Tensor) -> Batches:
-        images, labels = self.data.images[ids].to(self.device), self.data.labels[ids].to(self.device)
-        return Batches(images, labels, ids, size=self.batch_size, augment=augmentation(self.data))
+        return self.data.batches(
+            ids, device=self.device, size=self.batch_size, augment=augmentation(self.data)
+        )

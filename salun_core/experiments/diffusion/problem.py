@@ -143,7 +143,6 @@ class Problem:
         return images, labels
 
     def _batches(self, ids: Tensor) -> Batches:
-        images, labels = self.data.images[ids].to(self.device), self.data.labels[ids].to(self.device)
         # A shifted image with black borders would teach the model to draw borders: mirror images only.
         mirrored = partial(crop_and_flip, pad=0, flip=True) if self.data.flip else None
-        return Batches(images, labels, ids, size=self.forgetting.batch_size, augment=mirrored)
+        return self.data.batches(ids, device=self.device, size=self.forgetting.batch_size, augment=mirrored)

@@ -378,9 +378,7 @@ class GenerationLab(Lab):
         return real_images(self.data, forgotten, train=train, most=self.judging.reference)
 
     def _judge_batches(self) -> Batches:
-        rows = torch.arange(self.data.n_train)
-        images, labels = self.data.images[rows].to(self.device), self.data.labels[rows].to(self.device)
-        return Batches(images, labels, rows)
+        return self.data.batches(torch.arange(self.data.n_train), device=self.device)
 
     @cached_property
     def judge_key(self) -> Key:
