@@ -73,6 +73,9 @@ check: $(READY) ## look at every page of the built book in a headless browser
 	@test -f $(SITE)/index.html || { echo "no book in $(SITE): run 'make book PROFILE=$(PROFILE)' first" >&2; exit 2; }
 	@$(PY) -m pytest -q tests/book/test_pages.py --book $(SITE) $(PYTEST)
 
+test-slurm: $(READY) ## compute an experiment on a Slurm started for it, which is killed half way (root; Debian)
+	@$(PY) tests/slurm/check.py
+
 bench: $(READY) ## run the benchmarks
 	@$(PY) -m benchmarks
 
