@@ -40,14 +40,18 @@ def grid(params: DiffusionParams, lab: DiffusionLab) -> Grid:
     """The cells of the experiment."""
     scenarios = [Scenario("class", target=class_number(lab.data, c)) for c in params.forget_class]
     # The model before forgetting, then the one that never saw the class, as in the paper's figures.
-    ends = tuple(m for m in ("original", "retrain") if m == "retrain" or m in params.methods)
+    training = params.training
+    ends = tuple(
+        m for m in ("original", "retrain") if (training.retrains if m == "retrain" else m in params.methods)
+    )
     methods = (*ends, *(m for m in params.methods if m not in ("original", "retrain")))
     cells: list[Cell] = []
     for scenario in scenarios:
         for seed in params.seeds:
             cells += params.cells_of(scenario, seed, methods)
-            cells += retrain_replicas(seed, scenario, params.noise_floor, study="methods")
-    return Grid(lab, params, lambda _: {"": cells})
+            if training.retrains and training.retrained_folder is None:
+                cells += retrain_replicas(seed, scenario, params.noise_floor, study="methods")
+    return Grid(lab, params, lambda _: {"": cells}, retrain=training.retrains)
 
 
 def run(params: DiffusionParams, *, lab: DiffusionLab | None = None) -> DiffusionResults:

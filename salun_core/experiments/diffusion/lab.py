@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
@@ -50,6 +51,8 @@ class DiffusionLab(GenerationLab):
     def __post_init__(self) -> None:
         # Refused now: a folder without a model for these images, images that the network cannot take.
         self.build(0)
+        if self.problem.retrained is not None:
+            self._check_retrained(self.problem.retrained)
         longest = self.schedule.config.num_train_timesteps
         if self.sampling.sample_steps > longest:
             raise UserError(
@@ -107,10 +110,25 @@ class DiffusionLab(GenerationLab):
 
     def unlearned(self, cell: Cell, values: dict[str, Any]) -> tuple[Any, Any]:
         """The cell's model and mask; what they cost goes into ``values``."""
+        if cell.method == "retrain" and self.problem.retrained is not None:
+            return self.problem.read(self.problem.retrained)[0].to(self.device), None
         self.task(cell.seed, cell.scenario)
         # What is left of a training that was stopped is for that training alone.
         self._earlier, self._checkpoints = 0.0, set()
         return super().unlearned(cell, values)
+
+    def _check_retrained(self, folder: Path) -> None:
+        """Refuse a Retrain that the store could not build again: of another architecture, or with another schedule."""
+        (net, schedule), own = self.problem.read(folder), self.build(0)
+        shapes, wanted = ({n: w.shape for n, w in part.state_dict().items()} for part in (net, own))
+        if shapes != wanted:
+            raise UserError(
+                f"the networks in {folder} and {self.problem.pretrained} differ: give a Retrain of the same kind"
+            )
+        if not torch.equal(schedule.alphas_cumprod, self.schedule.alphas_cumprod):
+            raise UserError(
+                f"the noise schedules in {folder} and {self.problem.pretrained} differ: give a Retrain of the same kind"
+            )
 
     def unlearned_stored(self) -> None:
         """Delete the checkpoints of trainings whose results are stored now."""
@@ -139,6 +157,8 @@ class DiffusionLab(GenerationLab):
         """Identity of the cell's model."""
         what = {"original": dict(self.original_key(cell.seed).what), **cell.what}
         what["forgetting"] = self.problem.forgetting.identity()
+        if cell.method == "retrain" and self.problem.retrained is not None:
+            what["retrained"] = digests(self.problem.retrained)
         return Key("unlearned", what, self._code(*cell.modules))
 
     def samples_key(self, cell: Cell) -> Key:
@@ -160,8 +180,7 @@ class DiffusionLab(GenerationLab):
             "seed": seed,
         }
         if problem.pretrained is not None:
-            files = sorted(path for path in problem.pretrained.rglob("*") if path.is_file())
-            what["pretrained"] = {p.relative_to(problem.pretrained).as_posix(): sha256(p) for p in files}
+            what["pretrained"] = digests(problem.pretrained)
         return Key("original", what, self._code())
 
     def _code(self, *modules: str) -> str:
@@ -182,3 +201,9 @@ class DiffusionLab(GenerationLab):
             deadline=self.deadline,
             progress=self.long,
         )
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in a folder, by its path inside."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}

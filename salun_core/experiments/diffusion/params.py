@@ -17,6 +17,8 @@ from salun_core.models.diffusion.unet import SCHEDULES
 from salun_core.tasks.diffusion import RELABEL
 from salun_core.tasks.diffusion_training import DECLINES, DiffusionRecipe
 
+TRAIN = "train"  # in place of a folder
+
 
 class Unet(Group):
     """The denoising network and its noise: see ``models.diffusion.unet``."""
@@ -56,6 +58,11 @@ class DiffusionTraining(Group):
         "a diffusers folder in place of the original model",
         no_effect="the digests of its files are part of the key in its place",
     )
+    retrained: str | None = parameter(
+        None,
+        'with pretrained, Retrain: such a folder, or "train"; None: there is none',
+        no_effect="the digest of its files is part of the key in its place",
+    )
     minutes: float | None = parameter(
         None,
         "stop a long training after so many minutes, to be continued by the same command",
@@ -66,6 +73,22 @@ class DiffusionTraining(Group):
     compile: bool = parameter(False, "train through torch.compile")
 
     choices: ClassVar[dict[str, tuple[Any, str]]] = {"decline": (DECLINES, "decline of the learning rate")}
+
+    @model_validator(mode="after")
+    def _brought(self) -> Self:
+        if self.retrained is not None and self.pretrained is None:
+            raise UserError("retrained is given without pretrained: name the model before forgetting as well")
+        return self
+
+    @property
+    def retrains(self) -> bool:
+        """Whether there are models to compare with."""
+        return self.pretrained is None or self.retrained is not None
+
+    @property
+    def retrained_folder(self) -> Path | None:
+        """Where Retrain lies, if it is not trained here."""
+        return None if self.retrained in (None, TRAIN) else Path(str(self.retrained))
 
     def recipe(self, batch_size: int) -> DiffusionRecipe:
         """How models are trained from scratch, with batches of this size."""
@@ -98,7 +121,7 @@ class DiffusionParams(GenerationParams):
 
     methods: tuple[str, ...] = parameter(
         ("original", "ga", "rl", "ft", "l1_sparse", "esd", "salun", "salun_soft"),
-        "methods beside Retrain, which always runs",
+        "methods beside Retrain, which always runs where it is trained or given",
     )
     forgetting: DiffusionForgetting = DiffusionForgetting()
     steps_of: DiffusionSteps = DiffusionSteps()
@@ -108,7 +131,13 @@ class DiffusionParams(GenerationParams):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        self.training.recipe(self.forgetting.batch_size)  # refuses impossible values
+        training = self.training
+        training.recipe(self.forgetting.batch_size)  # refuses impossible values
+        if training.retrained_folder is not None and len(self.forget_class) * len(self.seeds) > 1:
+            raise UserError(
+                f"retrained {training.retrained} was trained without one class: give one forget_class and one number "
+                f"in seeds, got {list(self.forget_class)} and {list(self.seeds)}"
+            )
         if self.sampling.sample_steps > self.unet.diffusion_steps:
             raise UserError(
                 f"sample_steps {self.sampling.sample_steps} is more than diffusion_steps {self.unet.diffusion_steps}"
@@ -131,6 +160,7 @@ class DiffusionParams(GenerationParams):
             training.recipe(self.forgetting.batch_size),
             self.forgetting,
             pretrained=training.pretrained,
+            retrained=training.retrained_folder,
             bf16=training.precision == "bf16" or (training.precision == "auto" and device.type == "cuda"),
             compile=training.compile,
             device=device,

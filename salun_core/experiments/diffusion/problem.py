@@ -38,6 +38,8 @@ class Problem:
         The network, its training from scratch, and the losses of forgetting.
     pretrained : path, optional
         A diffusers folder that takes the place of the original model.
+    retrained : path, optional
+        One that takes the place of Retrain.
     bf16, compile
         See ``DiffusionTask``.
     device : torch.device
@@ -49,6 +51,7 @@ class Problem:
     recipe: DiffusionRecipe
     forgetting: "DiffusionForgetting"
     pretrained: Path | None = None
+    retrained: Path | None = None
     bf16: bool = False
     compile: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -81,8 +84,12 @@ class Problem:
     def brought(self) -> tuple[nn.Module, Any]:
         """Network and schedule of a model of the user's own."""
         assert self.pretrained is not None
+        return self.read(self.pretrained)
+
+    def read(self, folder: Path) -> tuple[nn.Module, Any]:
+        """Network and schedule of a folder, for these images."""
         _, channels, _, size = self.data.images.shape
-        return load_diffusion(self.pretrained, classes=len(self.data.classes), channels=channels, size=size)
+        return load_diffusion(folder, classes=len(self.data.classes), channels=channels, size=size)
 
     def every_image(self) -> Batches:
         """All training images."""

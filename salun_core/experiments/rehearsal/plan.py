@@ -347,7 +347,9 @@ def _diffusion(params: Any, shape: Shape, cells: Sequence[Cell], accelerator: bo
     drawn = _passes(values) * shape.classes * values["samples"] * net.flops
     flops = 0.0 if brought else 3.0 * net.flops * training * len(values["seeds"])
     for cell in cells:
-        work = 3 * training if cell.method == "retrain" else _unlearning(cell, values)
+        work = _unlearning(cell, values)
+        if cell.method == "retrain":
+            work = 3.0 * training if values.get("retrained") in (None, "train") else 0.0
         flops += drawn + work * net.flops
     images = shape.classes * values["samples"] * shape.channels * shape.size**2
     half = values["precision"] in ("bf16", "auto")

@@ -208,6 +208,9 @@ def load_diffusion(
 
     folder = Path(folder)
     _check_kind(folder)
+    pickles = sorted((folder / "unet").glob("*.bin"))
+    if pickles and not any((folder / "unet").glob("*.safetensors")):
+        raise UserError(f"{pickles[0]} is a pickle, which can run code: convert it to safetensors")
     try:
         with quiet():
             model = UNet2DModel.from_pretrained(

@@ -52,6 +52,8 @@ def like_retrain(found: Forgetting) -> str:
     times = ", ".join(
         f"{name} {seconds:.1f} s" for name, seconds in found.seconds.items() if name in found.like_retrain
     )
+    if math.isnan(found.seconds["Retrain"]):  # it was not trained here
+        return said
     return f"{said} Retrain takes {found.seconds['Retrain']:.0f} s{f'; {times}' if times else ''}."
 
 

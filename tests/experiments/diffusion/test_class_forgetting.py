@@ -15,6 +15,8 @@ from salun_core.experiments.runs.table import read_table
 from salun_core.metrics.generation.recognition import recognise
 from salun_core.models.diffusion.sampling import sample
 from salun_core.models.diffusion.unet import build_unet, load_diffusion, noise_schedule, save_diffusion
+from salun_core.pages.tables import generation as tables
+from salun_core.pages.text import generation as text
 from salun_core.saliency import load_mask
 from salun_core.tasks.diffusion import DiffusionTask
 from salun_core.tasks.diffusion_training import Paused, seconds_behind
@@ -140,7 +142,8 @@ def test_a_model_of_ones_own_takes_the_place_of_the_original(tmp_path):
     folder = save_diffusion(net.eval(), noise_schedule(steps=100), tmp_path / "mine")
     given = GIVEN | {"methods": ["original"], "masks": [], "out_dir": str(tmp_path / "out")}
     given |= {"pretrained": str(folder)}
-    results = run(DiffusionParams.load(given))
+    assert run(DiffusionParams.load(given)).cells["method"].tolist() == ["original"]  # nothing is trained
+    results = run(DiffusionParams.load(given | {"retrained": "train"}))
     loaded = results.lab.original(0).state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in net.state_dict().items())
     # Retrain is a network of the same kind, not of the preset's.
@@ -149,6 +152,56 @@ def test_a_model_of_ones_own_takes_the_place_of_the_original(tmp_path):
     assert {n: w.shape for n, w in retrained.items()} == {n: w.shape for n, w in loaded.items()}
     with pytest.raises(UserError, match="sample_steps 200 is more than the model's 100 steps"):
         DiffusionParams.load(given | {"sample_steps": 200}).lab()
+
+
+def test_a_retrained_model_of_ones_own_costs_no_training(tmp_path, monkeypatch):
+    nets = [
+        build_unet(classes=10, channels=1, size=8, widths=[4, 8], layers=1, seed=i).eval() for i in (5, 6)
+    ]
+    folders = [
+        str(save_diffusion(net, noise_schedule(steps=100), tmp_path / str(i))) for i, net in enumerate(nets)
+    ]
+    given = GIVEN | {"masks": [], "out_dir": str(tmp_path / "out"), "noise_floor": 2, "methods": ["ga"]}
+    given |= {"pretrained": folders[0], "retrained": folders[1]}
+
+    def trained(*_, **__):
+        raise AssertionError("a model was trained")
+
+    monkeypatch.setattr(DiffusionTask, "train", trained)
+    results = run(DiffusionParams.load(given))
+    assert results.cells["method"].tolist() == ["retrain", "ga"]
+    row = results.cells.iloc[0]
+    assert same(results.lab.model(result_of(results.lab, row)), nets[1].train()) and pd.isna(row["seconds"])
+    assert "Retrain" in str(tables.generation_table(results.cells)) and "nan" not in str(
+        text.sentences(results.cells)
+    )
+    # Its files are part of its key, and of no other cell's.
+    save_diffusion(nets[0], noise_schedule(steps=100), tmp_path / "1")
+    again = run(DiffusionParams.load(given)).cells["cell"]
+    assert again[0] != row["cell"] and again[1] == results.cells["cell"][1]
+    for wrong, said in (
+        ({"pretrained": None}, "retrained is given without pretrained"),
+        ({"forget_class": [1, 3]}, "without one class: give one forget_class"),
+        ({"retrained": str(tmp_path)}, "unet/config.json is missing"),
+    ):
+        with pytest.raises(UserError, match=said):
+            DiffusionParams.load(given | wrong).lab()
+    save_diffusion(nets[1], noise_schedule(steps=90), tmp_path / "1")
+    with pytest.raises(UserError, match="noise schedules .* differ"):
+        DiffusionParams.load(given).lab()
+    other = build_unet(classes=10, channels=1, size=8, widths=[4, 4], layers=1, seed=5)
+    save_diffusion(other, noise_schedule(steps=100), tmp_path / "1")
+    with pytest.raises(UserError, match="networks .* differ"):
+        DiffusionParams.load(given).lab()
+
+
+def test_weights_in_pickles_are_refused_by_name(tmp_path):
+    net = build_unet(classes=10, channels=1, size=8, widths=[4, 8], layers=1, seed=5)
+    folder = save_diffusion(net, noise_schedule(steps=100), tmp_path)
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(net.state_dict(), folder / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match="diffusion_pytorch_model.bin is a pickle, which can run code"):
+        load_diffusion(folder)
 
 
 def test_the_time_of_an_interrupted_training_counts(tmp_path, monkeypatch):
