@@ -35,7 +35,7 @@ help: ## list the targets
 	@echo "  make test PYTEST='-k mask' some tests"
 
 book: $(READY) ## execute what is out of date and build the book
-	@$(PY) book/_ext/execution.py --profile $(PROFILE) build --cores $(CORES)
+	@$(PY) $(if $(PROFILE_DIR),book/_ext/sharding.py --book $(PROFILE) --profile-dir $(PROFILE_DIR) $(if $(GPUS),--gpus $(GPUS)),book/_ext/execution.py --profile $(PROFILE) build --cores $(CORES))
 
 run: $(READY) ## run or resume an experiment on all processors and GPUs, or on a cluster
 	@SALUN_AGAIN="make run EXPERIMENT=$(EXPERIMENT) PRESET=$(or $(PRESET),quick)$(if $(PROFILE_DIR), PROFILE_DIR=$(PROFILE_DIR))$(if $(OUT), OUT=$(OUT))" \

@@ -89,6 +89,7 @@ rule execute:
     input:
         template="notebooks/{name}.ipynb",
         code=lambda w: execution.dependencies(Path(f"notebooks/{w.name}.ipynb").resolve(), given(w.name)),
+        shards=lambda w: execution.gathered(w.name, PLANS),
         results=lambda w: [RUNS / f"notebooks/{name}.ipynb" for name in execution.before(w.name)],
     output:
         RUNS / "notebooks/{name}.ipynb",

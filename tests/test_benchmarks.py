@@ -9,7 +9,9 @@ from benchmarks import selection
 from benchmarks.__main__ import BENCHMARKS, main
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n == "scaling" else []) for n in BENCHMARKS]
+)
 def test_a_benchmark_gives_ratios(name, capsys, monkeypatch):
     rows = []
     monkeypatch.setitem(

@@ -29,6 +29,7 @@ from salun_core.code_digest import imported_files, locate, names_imported
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "salun_core"
+NOTEBOOK = "notebook-"  # what the name of a run in shards begins with where it is that of a notebook
 PROFILES = {"quick": Path("data/runs"), "smoke": Path("data/runs/smoke")}  # profile -> its output folder
 
 
@@ -143,6 +144,17 @@ def parameters_declared(notebook: Path) -> str:
     """The parameters cell that a notebook should have, from the class whose ``from_notebook`` it calls."""
     from salun_core.experiments.runs.params import parameters_cell
 
+    return parameters_cell(_parameters_class(notebook))
+
+
+def experiment_of(notebook: Path, root: Path = ROOT) -> str | None:
+    """The experiment with presets that a notebook runs; None where it runs none."""
+    name = str(_parameters_class(notebook).experiment)
+    return name if (root / PACKAGE / "experiments" / "presets" / name).is_dir() else None
+
+
+def _parameters_class(notebook: Path) -> Any:
+    """The class whose ``from_notebook`` a notebook calls."""
     tree = ast.parse(code(notebook))
     (name,) = {
         node.value.id
@@ -153,7 +165,7 @@ def parameters_declared(notebook: Path) -> str:
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
-            return parameters_cell(getattr(importlib.import_module(str(node.module)), name))
+            return getattr(importlib.import_module(str(node.module)), name)
     raise SystemExit(f"{notebook} does not import {name}")
 
 
@@ -292,7 +304,7 @@ class Bars(io.TextIOBase):
 def pages(root: Path = ROOT) -> list[Path]:
     """Files that the book is made from, beside the executed notebooks."""
     found = {Path("_config.yml"), Path("_toc.yml")}
-    for folder in ("book", PACKAGE, "data/published", "data/recorded"):
+    for folder in ("book", PACKAGE, "data/published", "data/recorded", "data/measured"):
         found |= {file.relative_to(root) for file in _files(root / folder)}
     return sorted(file for file in found if "__pycache__" not in file.parts and file.name[0] != ".")
 
@@ -371,10 +383,23 @@ def plans(written: list[str]) -> dict[str, dict[str, Any]]:
     return {str(Path(file).parent): json.loads(Path(file).read_text("utf8")) for file in written}
 
 
-def build(profile: str, cores: str) -> int:
-    """Run Snakemake for the book; the exit status is Snakemake's, or 3 if another run is alive."""
+def gathered(name: str, planned: dict[str, dict[str, Any]]) -> list[str]:
+    """Marks that a notebook waits for: its experiment has been computed in shards, where that was planned."""
+    return [f"{folder}/gathered.done" for folder in planned if Path(folder).name == f"{NOTEBOOK}{name}"]
+
+
+def build(profile: str, *options: str) -> int:
+    """Run Snakemake for the book; the exit status is Snakemake's, or 3 if another run is alive.
+
+    Parameters
+    ----------
+    profile : str
+        Which parameters.
+    *options : str
+        Of Snakemake: where it computes, and further settings of the Snakefile.
+    """
     try:
-        with snakemake("--quiet", "all", "--cores", cores, "--config", f"profile={profile}") as child:
+        with snakemake("--quiet", "all", *options, f"profile={profile}") as child:
             while True:  # Ctrl+C reaches Snakemake too, which stops its jobs and says so
                 with contextlib.suppress(KeyboardInterrupt):
                     return child.wait()
@@ -415,7 +440,7 @@ def main(words: list[str] | None = None) -> int:
     if given.command == "render":
         render(given.profile)
         return 0
-    status = build(given.profile, given.cores)
+    status = build(given.profile, "--cores", given.cores, "--config")
     if status == 0:
         print(f"The book: {(ROOT / site(given.profile) / '_build/html/index.html').as_uri()}")
     return status

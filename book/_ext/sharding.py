@@ -17,7 +17,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from execution import ROOT, Bars, say, snakemake
+from execution import (
+    NOTEBOOK,
+    PROFILES,
+    ROOT,
+    Bars,
+    build,
+    experiment_of,
+    notebooks,
+    parameters,
+    say,
+    snakemake,
+)
 from tqdm import tqdm
 
 LOOK = 1.0  # seconds between two looks at the states
@@ -177,10 +188,29 @@ def run(given: argparse.Namespace) -> int:
     ).returncode
 
 
+def book(given: argparse.Namespace) -> int:
+    """Compute what the notebooks show in shards on a cluster, then execute them and build the book."""
+    files = []
+    for name in notebooks():
+        if (experiment := experiment_of(ROOT / "notebooks" / f"{name}.ipynb")) is None:
+            continue
+        values = parameters(name, given.book)
+        values.pop("out_dir", None)
+        words = [word for key, value in values.items() for word in ("-p", key, json.dumps(value))]
+        words += ["--out", str(PROFILES[given.book])]
+        file = planned(experiment, words, name=f"{NOTEBOOK}{name}", gpus=given.gpus)
+        if file is None:
+            return 2
+        files.append(os.path.relpath(file, ROOT))
+    where = ["--profile", given.profile_dir] if given.profile_dir else ["--cores", given.cores]
+    return build(given.book, *where, "--config", f"plans={json.dumps(files)}")
+
+
 def main(words: list[str] | None = None) -> int:
     """Command line of ``make run``."""
     parser = argparse.ArgumentParser(description="Run an experiment in shards, here or on a cluster.")
-    parser.add_argument("experiment")
+    parser.add_argument("experiment", nargs="?", default="classification")
+    parser.add_argument("--book", choices=PROFILES, help="the experiments of all notebooks, then the book")
     parser.add_argument("--preset", default="quick")
     parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     parser.add_argument("--out", type=Path, help="output folder (default data/runs)")
@@ -189,7 +219,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--profile-dir", default="", help="folder of a Snakemake profile, for a cluster")
     given = parser.parse_args(words)
     given.again = os.environ.get("SALUN_AGAIN") or " ".join([sys.executable, *sys.argv])
-    return run(given)
+    return book(given) if given.book else run(given)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from execution import ROOT
+from execution import ROOT, experiment_of, gathered, notebooks
 from sharding import Progress, resources
 
 PLAN = {
@@ -78,3 +78,12 @@ def test_each_accelerator_of_this_machine_takes_one_shard(monkeypatch):
     options, given = resources(PLAN | {"gpus": [0, 1, 2]}, "8", "")
     assert "gpu=3" in options and given == {"SALUN_GPUS": "0,1,2"}
     assert resources(PLAN, "8", "profiles/slurm") == (["--profile", "profiles/slurm"], {})
+
+
+def test_a_notebook_waits_for_the_shards_of_its_experiment():
+    found = {name: experiment_of(ROOT / "notebooks" / f"{name}.ipynb") for name in notebooks()}
+    assert found["classification"] == "classification" and found["sd_nsfw"] == "unsafe"
+    assert found["ddpm"] == found["generality"] == "diffusion" and found["toy"] is None
+    plans = {"data/runs/shards/notebook-ddpm": PLAN, "data/runs/shards/diffusion-quick": PLAN}
+    assert gathered("ddpm", plans) == ["data/runs/shards/notebook-ddpm/gathered.done"]
+    assert gathered("toy", plans) == []
