@@ -219,6 +219,7 @@ def disturb(slurm: Slurm, out: Path, child: "subprocess.Popen[bytes]") -> None:
     job = slurm.jobs("RUNNING")[0]
     say(f"killing job {job}")
     slurm.ask("scancel", "--signal=KILL", "--full", job)
+    wait_for(lambda: job not in slurm.jobs("RUNNING"), "its end")
     say("killing slurmctld")
     slurm.kill("slurmctld")
     time.sleep(3)
@@ -228,6 +229,8 @@ def disturb(slurm: Slurm, out: Path, child: "subprocess.Popen[bytes]") -> None:
     job = slurm.jobs("RUNNING")[0]
     say(f"putting job {job} back into the queue")
     slurm.ask("scontrol", "requeue", job)
+    wait_for(lambda: job in slurm.jobs("PENDING"), "that job in the queue")
+    slurm.ask("scontrol", "update", f"jobid={job}", "starttime=now")  # Slurm would wait two minutes
 
 
 def main() -> int:

@@ -23,6 +23,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from salun_core.data.on_disk import in_memory, is_mapped
 from salun_core.errors import UserError
 from salun_core.experiments.runs.cells import Cell, Scenario, Variant
 from salun_core.experiments.runs.grid import Grid
@@ -391,7 +392,8 @@ class _Known:
     """What finished cells of the same folder have cost."""
 
     def __init__(self, grid: Grid) -> None:
-        self.bytes = grid.lab.data.images.numel()
+        images = grid.lab.data.images
+        self.bytes = min(images.numel(), in_memory()) if is_mapped(images) else images.numel()
         self.seconds: dict[str, float] = {}
         self.memory = 0
         for result in read_results(grid.lab.store.folder):
