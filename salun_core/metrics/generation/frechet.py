@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,30 +81,21 @@ def drawn(images: Tensor, count: int, *, seed: int = 0) -> Tensor:
 def frechet_distance(a: Moments, b: Moments) -> float:
     r"""Squared Fréchet distance of the normal distributions fitted to two sets of features.
 
-    :math:`\|\mu_a - \mu_b\|^2 + \mathrm{tr}(\Sigma_a + \Sigma_b - 2 (\Sigma_a \Sigma_b)^{1/2})`, computed by
-    pytorch-fid. Lower is better, and it falls with the number of images.
-
-    Raises
-    ------
-    UserError
-        If the covariances of so few images have no real square root.
+    :math:`\|\mu_a - \mu_b\|^2 + \mathrm{tr}(\Sigma_a + \Sigma_b - 2 (\Sigma_a \Sigma_b)^{1/2})`. Lower is better, and
+    it falls with the number of images. The last trace is that of the square root of
+    :math:`\Sigma_a^{1/2} \Sigma_b \Sigma_a^{1/2}`, whose eigenvalues are real also where there are fewer images than
+    features. pytorch-fid, with which it agrees, takes a general square root, which is several times slower.
 
     References
     ----------
     Heusel et al., GANs trained by a two time-scale update rule, NeurIPS 2017; pytorch-fid 0.3.0.
     """
-    from pytorch_fid.fid_score import calculate_frechet_distance
-
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        # Fewer images than features make a singular matrix, which the library handles; it says so thrice.
-        warnings.simplefilter("ignore")
-        # Rounding can leave identical sets a hair below zero.
-        try:
-            return max(0.0, float(calculate_frechet_distance(a.mean, a.covariance, b.mean, b.covariance)))
-        except ValueError as error:
-            raise UserError(
-                f"the Fréchet distance of {a.n} and {b.n} images in {len(a.mean)} features cannot be computed: sample more"
-            ) from error
+    values, vectors = np.linalg.eigh(a.covariance)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    common = np.sqrt(np.linalg.eigvalsh(root @ b.covariance @ root).clip(0)).sum()
+    traces = np.trace(a.covariance) + np.trace(b.covariance)
+    # Rounding can leave identical sets a hair below zero.
+    return max(0.0, float(np.square(a.mean - b.mean).sum() + traces - 2 * common))
 
 
 def classifier_features(model: nn.Module, *, batch_size: int = 256) -> Features:
