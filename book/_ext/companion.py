@@ -6,6 +6,7 @@ builds. While a page is read, the copy that papermill executed takes the templat
 
 import ast
 import contextlib
+import hashlib
 import importlib
 import json
 import os
@@ -13,6 +14,7 @@ import re
 import shlex
 import sys
 import warnings
+from base64 import b64decode
 from html import escape, unescape
 from importlib.util import find_spec
 from pathlib import Path
@@ -201,24 +203,29 @@ def write_result(self: Any, node: nodes.Element) -> None:
 # --- reference from docstrings ------------------------------------------------------------------------
 
 
-MODULES = re.compile(r"^<!-- modules: (\S+) -->$", re.MULTILINE)
+MODULES = re.compile(r"^<!-- modules: (\S+)(?: without (\S+))? -->$", re.MULTILINE)
 
 
 def show_modules(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Replace ``<!-- modules: NAME -->`` by a reference of that package or module (event source-read)."""
+    """Replace ``<!-- modules: NAME -->`` by a reference of that package or module (event source-read).
+
+    ``<!-- modules: NAME without PART -->`` leaves a package in it to another page.
+    """
 
     def reference(found: re.Match[str]) -> str:
-        sections = []
         top = Path(app.srcdir)
+        sections: dict[str, list[str]] = {}
         load([name for _, name in modules(top, found[1].partition(".")[0])])
-        for folder, name in modules(top, found[1]):
+        for folder, name in modules(top, found[1], found[2]):
             app.env.note_dependency(str(folder))  # a new file is a new section
+            package = name if name == found[1] else ".".join(folder.relative_to(top).parts)
             automodule = f".. automodule:: {name}\n   :members:\n   :ignore-module-all:\n   :no-value:"
-            # Folded, or the page of a large room would be as long as a corridor.
-            sections.append(
-                f"## `{name}`\n\n````{{dropdown}} {purpose(top, name)}\n```{{eval-rst}}\n{automodule}\n```\n````\n"
-            )
-        return "\n".join(sections)
+            title = ": ".join(filter(None, (name.removeprefix(package).strip("."), purpose(top, name))))
+            # Folded, or the page of a large room would be as long as a corridor. Titles hold backticks, which a
+            # fence of backticks may not have.
+            folded = f"~~~~{{dropdown}} {title}\n```{{eval-rst}}\n{automodule}\n```\n~~~~\n"
+            sections.setdefault(package, [f"## `{package}`\n"]).append(folded)
+        return "\n".join(part for section in sections.values() for part in section)
 
     source[0] = MODULES.sub(reference, source[0])
 
@@ -239,6 +246,21 @@ def keep_bars(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: 
     lines[:] = text.split("\n")
 
 
+def name_types(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Say which class a type in a docstring is: several have one name (event autodoc-process-docstring)."""
+    module, top = sys.modules.get(getattr(obj, "__module__", None) or name), name.partition(".")[0]
+
+    def whole(word: re.Match[str]) -> str:
+        found = getattr(module, word[0], None)
+        if isinstance(found, type) and found.__module__.partition(".")[0] == top:
+            return f"~{found.__module__}.{found.__qualname__}"
+        return word[0]
+
+    for i, line in enumerate(lines):
+        if field := re.match(r"\s*:(?:type\s+\w+|rtype):", line):
+            lines[i] = field[0] + re.sub(r"(?<![\w.])[A-Z]\w+", whole, line[field.end() :])
+
+
 def load(names: list[str]) -> None:
     """Import modules before the first one is documented.
 
@@ -249,8 +271,10 @@ def load(names: list[str]) -> None:
             importlib.import_module(name)
 
 
-def modules(top: Path, name: str) -> list[tuple[Path, str]]:
-    """A module, or a package and all public modules in it, each with its folder."""
+def modules(top: Path, name: str, without: str | None = None) -> list[tuple[Path, str]]:
+    """A module, or a package and all public modules in it but those of one part, each with its folder."""
+    if name == without:
+        return []
     place = top.joinpath(*name.split("."))
     if not place.is_dir():
         return [(place.parent, name)]
@@ -259,7 +283,7 @@ def modules(top: Path, name: str) -> list[tuple[Path, str]]:
         if part.suffix == ".py" and part.name[0] != "_":
             found.append((place, f"{name}.{part.stem}"))
         elif part.is_dir() and any(part.glob("*.py")) and part.name[0] != "_":
-            found += modules(top, f"{name}.{part.name}")
+            found += modules(top, f"{name}.{part.name}", without)
     return found
 
 
@@ -375,6 +399,61 @@ def mend_roles(app: Sphinx, page: str, template: str, context: dict[str, Any], d
         context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
 
 
+def name_toggles(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Give the folds of the navigation a name for screen readers (event html-page-context)."""
+    contents = context.get("generate_toctree_html")
+    if contents is None:  # another theme
+        return
+
+    def named(*args: Any, **options: Any) -> Any:
+        found = contents(*args, **options)
+        for toggle in found.select("summary"):
+            toggle["aria-label"] = f"Pages below {toggle.find_parent('li').a.get_text(strip=True)}"
+        return found
+
+    context["generate_toctree_html"] = named
+
+
+INLINED = re.compile(
+    r'<script>(?:(?!</script>).)*?inject(?:CSS|Module)\("[A-Za-z0-9+/=]{9999,}.*?</script>', re.DOTALL
+)
+LIBRARY = re.compile(r'(inject(?:CSS|Module))\("([A-Za-z0-9+/=]{9999,})"\)')
+DOWNLOAD = re.compile(r'<a download="([^"]+)" href="data:[^;"]+;base64,([^"]+)"')
+
+
+def lighten(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Take out of a page what not every reader needs at once: files to download, and itables' library.
+
+    A notebook holds both as base64. The library becomes a script of its own that also works without a server
+    (event html-page-context).
+    """
+
+    def stored(name: str, content: bytes) -> str:
+        file = f"_static/inline/{hashlib.sha256(content).hexdigest()[:12]}-{name}"
+        target = Path(app.outdir, file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+        return str(context["pathto"](file, 1))
+
+    def download(found: re.Match[str]) -> str:
+        return f'<a download="{found[1]}" href="{stored(found[1], b64decode(found[2]))}"'
+
+    def script(found: re.Match[str]) -> str:
+        files = []
+
+        def library(part: re.Match[str]) -> str:
+            name = f"inlined_{part[1]}"
+            text = json.dumps(b64decode(part[2]).decode("latin1"), ensure_ascii=True)
+            files.append(stored(f"{part[1]}.js", f"const {name} = {text};\n".encode()))
+            return f"{part[1]}(btoa({name}))"
+
+        rest = LIBRARY.sub(library, found[0])
+        return "".join(f'<script src="{file}"></script>\n' for file in files) + rest
+
+    if "body" in context:
+        context["body"] = INLINED.sub(script, DOWNLOAD.sub(download, context["body"]))
+
+
 def drop_thebe(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Leave out the scripts of thebe, which come from a network (event html-page-context)."""
     scripts = context.get("script_files", [])
@@ -386,8 +465,20 @@ def repr_script(script: Any) -> str:
     return f"{getattr(script, 'filename', script)} {getattr(script, 'attributes', {}).get('body', '')}"
 
 
+def draw_pictures(app: Sphinx) -> None:
+    """Write the pictures that are shown elsewhere, from results: by file name the function that makes each."""
+    for name, place in app.config.companion_pictures.items():
+        module, _, function = place.partition(":")
+        try:
+            picture = getattr(importlib.import_module(module), function)(runs(app))
+        except Exception as error:
+            log.warning(f"{place} failed: {type(error).__name__}: {error}")
+        else:
+            picture.save(Path(app.outdir, "_static", name))
+
+
 def finish(app: Sphinx, error: Exception | None) -> None:
-    """Put in place what Sphinx does not copy: MathJax and executed notebooks (event build-finished)."""
+    """Put in place what Sphinx does not copy: MathJax, executed notebooks, pictures (event build-finished)."""
     if error is not None or app.builder.format != "html":
         return
     spec = find_spec("sphinx-mathjax-offline")
@@ -397,6 +488,7 @@ def finish(app: Sphinx, error: Exception | None) -> None:
         Path(spec.origin).parent / "static/mathjax/tex-svg.js",
         Path(app.outdir, "_static", app.config.mathjax_path),
     )
+    draw_pictures(app)
     for doc in app.env.found_docs:
         if (path := executed(app, doc)) and path.exists():
             copy(path, Path(app.outdir, "_sources", f"{doc}.ipynb"))
@@ -414,6 +506,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.setup_extension("sphinx_design")
     sys.path.insert(0, str(app.srcdir))  # docstrings come from this tree, whatever is installed
     app.add_config_value("companion_runs", os.environ.get("COMPANION_RUNS", "data/runs"), "env", [str])
+    app.add_config_value("companion_pictures", {}, "html", [dict])
     app.add_role("res", Result())
     app.add_directive("computed", Computed)
     for node, what in ((ResultFigure, "figure"), (ResultTable, "table")):
@@ -422,9 +515,12 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", show_executed)
     app.connect("source-read", show_modules)
     app.connect("autodoc-process-docstring", keep_bars)
+    app.connect("autodoc-process-docstring", name_types, priority=900)  # after napoleon
     app.connect("env-get-outdated", outdated)
     app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("html-page-context", name_toggles, priority=900)
     app.connect("html-page-context", mend_roles)
+    app.connect("html-page-context", lighten)
     app.connect("html-page-context", describe)
     app.connect("build-finished", finish)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -5,13 +5,14 @@ import json
 import os
 import shutil
 import sys
+from base64 import b64encode
 from pathlib import Path
 
 import execution
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-from companion import modules, spell_duration
+from companion import MODULES, modules, spell_duration
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
@@ -230,6 +231,43 @@ def test_a_part_that_cannot_be_computed_is_a_warning(computed):
     assert "demo_computed:words failed: FileNotFoundError" in computed.build()
 
 
+def test_a_picture_to_share_follows_the_results(computed):
+    with (computed.folder / "demo_computed.py").open("a") as file:
+        file.write("class File(str):\n    def save(self, path): path.write_text(self)\n")
+        file.write("def shared(runs): return File((runs / 'n.txt').read_text())\n")
+    computed.write("index.md", COMPUTED.format(how="all", name="words"))
+    assert computed.build(companion_pictures={"n.png": "demo_computed:shared"}) == ""
+    assert (computed.folder / "_build/_static/n.png").read_text() == "7"
+    said = computed.build(companion_pictures={"n.png": "demo_computed:nothing"})
+    assert "demo_computed:nothing failed: AttributeError" in said
+
+
+def test_files_to_download_and_the_library_of_tables_lie_beside_their_page(book):
+    style, program = (b64encode(text * 3000).decode() for text in (b"p{}\n\n", b'f("<") // \xc3\xa9\n'))
+    library = f'<script>\nif (!window.x) {{ injectCSS("{style}"); injectModule("{program}"); }}\n</script>'
+    file = '<a download="n.csv" href="data:text/csv;base64,YSxiCjEsMgo=">CSV</a>'
+    book.executed(
+        new_output("execute_result", {"text/html": f"<p>{file}</p>{library}"}, execution_count=1),
+    )
+    assert book.build() == ""
+    page = book.page("notebooks/demo")
+    assert style not in page
+    assert program not in page
+    inline = book.folder / "_build/_static/inline"
+    (table,) = inline.glob("*-n.csv")
+    assert table.read_text() == "a,b\n1,2\n"
+    assert f'<a download="n.csv" href="../_static/inline/{table.name}">' in page
+    scripts = [
+        tag["src"] for tag in BeautifulSoup(page, "html.parser").select('script[src*="_static/inline/"]')
+    ]
+    assert len(scripts) == 2
+    for address, name, content in zip(scripts, ("injectCSS", "injectModule"), (style, program), strict=True):
+        text = (book.folder / "_build/notebooks" / address).read_text()
+        assert f"{name}(btoa(inlined_{name}))" in page
+        held = json.loads(text.removeprefix(f"const inlined_{name} = ").rstrip(";\n"))
+        assert b64encode(held.encode("latin1")).decode() == content
+
+
 def test_a_page_tells_others_what_it_is_about(computed):
     computed.write("index.md", COMPUTED.format(how='"all"', name="words"))
     computed.build()
@@ -277,15 +315,30 @@ def test_mathjax_lies_beside_the_pages(book):
 def test_docstrings_become_a_reference(book):
     book.write("demo_pkg/__init__.py", '"""A package."""\n')
     book.write(
-        "demo_pkg/part.py", '"""A module."""\n\ndef f(x: int) -> int:\n    """Give |x|, not ``|y|``."""\n'
+        "demo_pkg/part.py",
+        '"""A module with ``f``."""\n\ndef f(x: int) -> int:\n    """Give |x|, not ``|y|``."""\n',
     )
     book.write("demo_pkg/_private.py", "")
     book.write("index.md", "# Home\n\n<!-- modules: demo_pkg -->\n\n```{toctree}\nnotebooks/demo\n```\n")
     assert book.build() == ""
     page = BeautifulSoup(book.page("index"), "html.parser")
-    assert [h.get_text().strip("#¶") for h in page.select("section > h2")] == ["demo_pkg", "demo_pkg.part"]
-    assert [s.get_text().strip() for s in page.select("details > summary")] == ["A package", "A module"]
+    assert [h.get_text().strip("#¶") for h in page.select("section > h2")] == ["demo_pkg"]
+    folds = [s.get_text().strip() for s in page.select("details > summary")]
+    assert folds == ["A package", "part: A module with f"]
     assert "Give |x|, not |y|." in page.get_text()
+
+
+def test_a_type_of_a_docstring_is_the_class_that_its_module_knows(book):
+    thing = 'class Thing:\n    """A thing."""\n'
+    uses = 'def use(x):\n    """Use it.\n\n    Parameters\n    ----------\n    x : Thing or None\n        One.\n    """\n'
+    book.write("demo_two/here.py", thing)
+    book.write("demo_two/there.py", thing)
+    book.write("demo_two/user.py", "from demo_two.there import Thing\n\n\n" + uses)
+    book.write("index.md", "# Home\n\n<!-- modules: demo_two -->\n\n```{toctree}\nnotebooks/demo\n```\n")
+    extensions = ["myst_nb", "companion", "sphinx.ext.napoleon"]
+    assert book.build(extensions=extensions, nitpicky=True, nitpick_ignore=[("py:class", "None")]) == ""
+    (link,) = BeautifulSoup(book.page("index"), "html.parser").select('dl.field-list a[href$=".Thing"]')
+    assert link["href"] == "#demo_two.there.Thing"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (125, "2 min 5 s")])
@@ -310,12 +363,9 @@ def test_the_table_of_contents_names_every_page_and_no_other():
 
 def test_every_module_is_in_the_reference():
     text = "".join(file.read_text("utf8") for file in (ROOT / "book").glob("api_*.md"))
-    listed = {name for line in text.splitlines() if line.startswith("<!-- modules:") for name in names(line)}
-    assert {name for _, name in modules(ROOT, "salun_core")} - {"salun_core"} == listed
-
-
-def names(line: str) -> list[str]:
-    return [name for _, name in modules(ROOT, line.split()[2])]
+    listed = [name for found in MODULES.findall(text) for _, name in modules(ROOT, *found)]
+    assert {name for _, name in modules(ROOT, "salun_core")} - {"salun_core"} == set(listed)
+    assert len(listed) == len(set(listed))
 
 
 # --- execution ----------------------------------------------------------------------------------------

@@ -47,6 +47,17 @@ def test_nothing_but_the_source_is_in_git(path):
 
 
 @every_notebook
+def test_there_is_an_exercise_whose_folded_solution_checks_itself(path):
+    cells = json.loads(path.read_text("utf8"))["cells"]
+    solutions = [i for i, cell in enumerate(cells) if "solution" in cell["metadata"].get("tags", [])]
+    assert solutions
+    for i in solutions:
+        assert "## Exercise" in "".join(cells[i - 1]["source"])
+        assert "hide-cell" in cells[i]["metadata"]["tags"]
+        assert any(isinstance(n, ast.Assert) for n in ast.walk(ast.parse("".join(cells[i]["source"]))))
+
+
+@every_notebook
 def test_the_first_code_cell_is_tagged_parameters(path):
     tagged = ["parameters" in cell["metadata"].get("tags", []) for cell in code_cells(path)]
     assert tagged.index(True) == 0

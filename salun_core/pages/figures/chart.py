@@ -147,6 +147,16 @@ class Chart:
         )
 
 
+class Card(Chart):
+    """What is shown where a page is linked: a picture of 1200 by 630 pixels if its figure is 12 by 6.3 inches."""
+
+    def png(self) -> bytes:
+        """The figure as PNG, with its margins."""
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
+        return buffer.getvalue()
+
+
 @contextmanager
 def style() -> Iterator[None]:
     """The style of every figure in the book."""

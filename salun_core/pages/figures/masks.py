@@ -1,5 +1,6 @@
 """Figures of the saliency mask: where it lies, how far it agrees with itself, what it contributes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -40,8 +41,13 @@ def salient_by_layer(layers: pd.DataFrame, *, keep: float, note: str = "") -> Ch
         axis.bar(range(len(layers)), 100 * layers["share"], color=[colours[k] for k in kinds], width=0.85)
         axis.axhline(100 * keep, color="black", lw=1, ls="--")
         axis.text(len(layers) - 0.4, 100 * keep, f" {100 * keep:g}%", va="center", fontsize=9)
+        groups = groups_of(list(layers["layer"]))
+        for first, *_ in groups[1:]:
+            axis.axvline(first - 0.5, color="0.85", lw=0.6, zorder=0)
+        axis.set_xticks([(first + last) / 2 for first, last, _ in groups], [name for *_, name in groups])
+        axis.tick_params("x", rotation=90 if len(groups) > 4 else 0, length=0, labelsize=8.5)
         axis.set(
-            xlabel="weight tensor, from input to output",
+            xlabel="weight tensors by part of the network, from input to output",
             ylabel="salient share (%)",
             ylim=(0, 100),
             xlim=(-1, len(layers)),
@@ -55,6 +61,27 @@ def salient_by_layer(layers: pd.DataFrame, *, keep: float, note: str = "") -> Ch
     return Chart(
         fig, said, f"{said} n = {found.weights:,} weights in {found.layers} tensors. {note}".strip(), found
     )
+
+
+def groups_of(names: Sequence[str]) -> list[tuple[int, int, str]]:
+    """Runs of weight tensors that belong to one part of a network: the first, the last, and the name of the part.
+
+    A part is the first word of a name behind what all names share, with its number where it has one, as in
+    ``stages.1`` or ``down_blocks.0``.
+    """
+    parts = [name.split(".") for name in names]
+    shared = 0
+    while min(map(len, parts)) > shared + 1 and len({part[shared] for part in parts}) == 1:
+        shared += 1
+    found: list[tuple[int, int, str]] = []
+    for i, part in enumerate(parts):
+        own = part[shared:]
+        name = ".".join(own[: 2 if len(own) > 1 and own[1].isdigit() else 1])
+        if found and found[-1][2] == name:
+            found[-1] = (found[-1][0], i, name)
+        else:
+            found.append((i, i, name))
+    return found
 
 
 def kind_of(name: str) -> str:

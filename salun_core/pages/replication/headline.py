@@ -1,15 +1,19 @@
 """The first page: three findings with their numbers and one figure, from the ledger and its results."""
 
 import math
+import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from salun_core.metrics.gaps import AVERAGE, gaps, noise_floor, summary
 from salun_core.metrics.statistics import by_unit
-from salun_core.pages.figures.chart import MASK_LABELS, MASK_LOOK, Chart, panels, style
+from salun_core.pages.figures.chart import MASK_LABELS, MASK_LOOK, Card, Chart, panels, style
 from salun_core.pages.markup import Bold, Bullets, Link, Part, Text
 from salun_core.pages.published import published_folder, read_published
 from salun_core.pages.replication.claims import Entry, measured, quick_ledger
@@ -84,8 +88,30 @@ def masks_of(run: Run) -> pd.DataFrame:
     return rows if rows.empty else rows[rows["method"].isin(["rl", "retrain"])]
 
 
-def figure(out_dir: Path | None = None) -> Chart:
-    """Average gap of random labelling under each mask against the noise of retraining, the paper's values hollow.
+@dataclass(frozen=True)
+class Comparison:
+    """Random labelling under each mask in one run.
+
+    Parameters
+    ----------
+    run : str
+        The recorded run with most seeds, or the quick one.
+    first : Series
+        A row of it, for data and network.
+    apart : dict of str to Series
+        Average gap to Retrain in points, by training seed, for each mask.
+    floor : Series
+        The same between retrained models of one split.
+    """
+
+    run: str
+    first: pd.Series
+    apart: dict[str, pd.Series]
+    floor: pd.Series
+
+
+def comparison(out_dir: Path | None = None) -> Comparison:
+    """What the first page shows.
 
     Raises
     ------
@@ -98,48 +124,87 @@ def figure(out_dir: Path | None = None) -> Chart:
     name = max(every, key=lambda n: (n != "quick", every[n]["seed"].nunique()))
     rows = every[name]
     apart = gaps(rows[rows["replica"] == 0])
-    floor = noise_floor(rows)[AVERAGE].astype(float)
+    labelled = apart[apart["method"] == "rl"]
     values = {
-        mask: 100 * by_unit(apart[(apart["method"] == "rl") & (apart["mask"] == mask)], AVERAGE)
+        mask: 100 * by_unit(mine, AVERAGE)
         for mask in MASKS
-        if len(apart[(apart["method"] == "rl") & (apart["mask"] == mask)])
+        if len(mine := labelled[labelled["mask"] == mask])
     }
+    return Comparison(name, rows.iloc[0], values, 100 * noise_floor(rows)[AVERAGE].astype(float))
+
+
+def draw(axis: Axes, found: Comparison) -> None:
+    """Draw a comparison, with the paper's values hollow."""
     table1 = read_published(published_folder() / "table1_cifar10_resnet18_random.csv")
     table1 = table1[(table1["setting"] == "random data forgetting 10%") & (table1["metric"] == AVERAGE)]
     paper = dict(zip(table1["method"], table1["value"].astype(float), strict=True))
+    if len(found.floor):
+        axis.axvspan(0, found.floor.max(), color="0.88", lw=0)
+        axis.axvline(found.floor.mean(), color="0.6", lw=1)
+    for y, (mask, mine) in enumerate(found.apart.items()):
+        colour, marker = MASK_LOOK[mask]
+        of_all = summary(mine)
+        axis.plot(mine, [y] * len(mine), ".", color=colour, alpha=0.45, ms=5, mew=0)
+        if not math.isnan(of_all["low"]):
+            axis.plot([max(0, of_all["low"]), of_all["high"]], [y, y], color=colour, lw=1.8)
+        axis.plot(of_all["mean"], y, marker, color=colour, mec="white", ms=8, zorder=3)
+        if mask in PAPER:
+            axis.plot(paper[PAPER[mask]], y, marker, mfc="none", mec=colour, ms=8, mew=1.4)
+    axis.set_yticks(range(len(found.apart)), [MASK_LABELS[mask] for mask in found.apart])
+    axis.invert_yaxis()
+    axis.set_xlim(left=0)
+    axis.set_xlabel("average gap to Retrain (points)")
+    hollow = Line2D([], [], ls="", marker="o", mfc="none", mec="black", label="the paper's Table 1, CIFAR-10")
+    axis.legend(handles=[hollow], loc="lower right")
+
+
+def figure(out_dir: Path | None = None) -> Chart:
+    """Average gap of random labelling under each mask against the noise of retraining, the paper's values hollow.
+
+    Raises
+    ------
+    LookupError
+        If no run has compared masks.
+    """
+    found = comparison(out_dir)
     with style():
-        fig, axis = panels(height=0.42 * len(values) + 1.1)
-        if len(floor):
-            axis.axvspan(0, 100 * floor.max(), color="0.88", lw=0)
-            axis.axvline(100 * floor.mean(), color="0.6", lw=1)
-        for y, (mask, mine) in enumerate(values.items()):
-            colour, marker = MASK_LOOK[mask]
-            found = summary(mine)
-            axis.plot(mine, [y] * len(mine), ".", color=colour, alpha=0.45, ms=5, mew=0)
-            if not math.isnan(found["low"]):
-                axis.plot([max(0, found["low"]), found["high"]], [y, y], color=colour, lw=1.8)
-            axis.plot(found["mean"], y, marker, color=colour, mec="white", ms=8, zorder=3)
-            if mask in PAPER:
-                axis.plot(paper[PAPER[mask]], y, marker, mfc="none", mec=colour, ms=8, mew=1.4)
-        axis.set_yticks(range(len(values)), [MASK_LABELS[mask] for mask in values])
-        axis.invert_yaxis()
-        axis.set_xlim(left=0)
-        axis.set_xlabel("average gap to Retrain (points)")
-        hollow = Line2D(
-            [], [], ls="", marker="o", mfc="none", mec="black", label="the paper's Table 1, CIFAR-10"
-        )
-        axis.legend(handles=[hollow], loc="lower right")
-    means = ", ".join(f"{MASK_LABELS[mask]} {mine.mean():.2f}" for mask, mine in values.items())
-    first = rows.iloc[0]
+        fig, axis = panels(height=0.42 * len(found.apart) + 1.1)
+        draw(axis, found)
+    means = ", ".join(f"{MASK_LABELS[mask]} {mine.mean():.2f}" for mask, mine in found.apart.items())
+    first = found.first
     finding = f"Average gap to Retrain of random labelling, in points: {means}"
     noise = (
-        f"; two retrained models lie {100 * floor.mean():.2f} apart (grey: up to the largest such gap)"
-        if len(floor)
+        f"; two retrained models lie {found.floor.mean():.2f} apart (grey: up to the largest such gap)"
+        if len(found.floor)
         else ""
     )
-    n = min(len(mine) for mine in values.values())
+    n = min(len(mine) for mine in found.apart.values())
     caption = (
-        f"{finding}{noise}. {first['dataset']}, {first['arch']}, {first['scenario']}, run {name}: means with 95% t intervals over {n} "
-        "training seeds. Hollow: the paper's SalUn and RL, on other data, with settings of its own."
+        f"{finding}{noise}. {first['dataset']}, {first['arch']}, {first['scenario']}, run {found.run}: means with 95% t intervals over "
+        f"{n} training seeds. Hollow: the paper's SalUn and RL, on other data, with settings of its own."
     )
     return Chart(fig, f"{finding}.", caption)
+
+
+def card(out_dir: Path | None = None) -> Card:
+    """The question of the book, its first finding and its figure, for links to it elsewhere.
+
+    Raises
+    ------
+    LookupError
+        If no run has compared masks.
+    """
+    found = comparison(out_dir)
+    answer = str(findings(out_dir)).splitlines()[0].removeprefix("- ").replace("? ", "?\n", 1)
+    with style():
+        fig = Figure(figsize=(12, 6.3))
+        fig.set_layout_engine("none")
+        fig.text(0.05, 0.87, "Does SalUn's mask matter?", fontsize=36, weight="bold")
+        lines = (part for line in answer.split("\n") for part in textwrap.wrap(line, 88))
+        fig.text(0.05, 0.83, "\n".join(lines), fontsize=16, va="top", linespacing=1.35)
+        axis = fig.add_axes((0.19, 0.12, 0.76, 0.38))
+        draw(axis, found)
+        axis.tick_params(labelsize=14)
+        axis.xaxis.label.set_fontsize(14)
+        fig.text(0.95, 0.03, "SalUn, reproducible", fontsize=14, ha="right", color="0.35")
+    return Card(fig, answer.replace("\n", " "))

@@ -57,6 +57,13 @@ def test_the_figure_shows_every_mask_and_the_papers_values(runs):
     assert "run kept" in chart.caption
 
 
+def test_the_card_has_the_size_that_links_show_and_the_first_answer(runs):
+    card = headline.card()
+    width, height = (int.from_bytes(card.png()[at : at + 4], "big") for at in (16, 20))
+    assert (width, height) == (1200, 630)
+    assert str(headline.findings()).splitlines()[0].removeprefix("- ") == card.alt
+
+
 def test_without_any_comparison_of_masks_there_is_no_figure(monkeypatch):
     monkeypatch.setattr(headline, "all_runs", lambda out_dir=None: [])
     with pytest.raises(LookupError, match="no run has compared masks"):
