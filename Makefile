@@ -86,7 +86,7 @@ record: $(READY) ## run or resume a preset into data/recorded: make record PRESE
 	@test -n "$(PRESET)" || { echo "which preset? for instance: make record PRESET=paper" >&2; exit 2; }
 	@$(PY) -m salun_core record $(EXPERIMENT) $(PRESET)
 
-notebooks: $(READY) ## write the parameters cells of the notebooks from the declarations
+notebooks: $(READY) ## write the parameters cells of the notebooks, and the README's findings
 	@$(PY) book/_ext/execution.py declare
 
 lock: | $(filter .tools/%,$(UV)) ## choose versions anew after a change of pyproject.toml

@@ -170,7 +170,11 @@ def _parameters_class(notebook: Path) -> Any:
 
 
 def declare(root: Path = ROOT) -> None:
-    """Write the parameters cell of every notebook anew."""
+    """Write anew what committed files hold of results and declarations: notebooks' parameters, the README's findings."""
+    from salun_core.pages.replication.headline import readme
+
+    front = root / "README.md"
+    front.write_text(readme(front.read_text("utf8")), "utf8")
     for name in notebooks(root):
         path = root / "notebooks" / f"{name}.ipynb"
         content = json.loads(path.read_text("utf8"))

@@ -16,7 +16,7 @@ from salun_core.metrics.statistics import by_unit
 from salun_core.pages.figures.chart import MASK_LABELS, MASK_LOOK, Card, Chart, panels, style
 from salun_core.pages.markup import Bold, Bullets, Link, Part, Text
 from salun_core.pages.published import published_folder, read_published
-from salun_core.pages.replication.claims import Entry, measured, quick_ledger
+from salun_core.pages.replication.claims import Entry, ledger, measured, quick_ledger
 from salun_core.pages.replication.verdicts import NOT_RUN
 from salun_core.pages.results import Run, all_runs
 
@@ -26,6 +26,8 @@ QUESTIONS = {
     "run time": "Is it cheaper than retraining?",
 }
 """Claims on the first page, each with its question."""
+MARKS = ("<!-- findings: written by `make notebooks` -->", "<!-- end of findings -->")
+"""Between them the README says what was found."""
 MASKS = ("salient", "random", "least_salient", "none")
 PAPER = {"salient": "salun", "none": "rl"}  # rows of the paper's Table 1
 
@@ -55,6 +57,34 @@ def findings(out_dir: Path | None = None) -> Text:
         word = entry.verdict.word
         said.append((Bold(f"{question} {word[:1].upper()}{word[1:]}."), f" {effect_of(entry)}"))
     return Text(Bullets(said))
+
+
+def readme(text: str, runs: Sequence[Run] | None = None) -> str:
+    """The README with the findings of the recorded runs between its marks; quick runs differ from machine to machine.
+
+    Parameters
+    ----------
+    text : str
+        As it stands.
+    runs : sequence of Run, optional
+        All recorded runs by default.
+    """
+    if runs is None:
+        runs = [run for run in all_runs() if run.name != "quick"]
+    entries = ledger(runs)
+    lines = []
+    for claim, question in QUESTIONS.items():
+        if (entry := strongest(entries, claim)) is not None:
+            word = entry.verdict.word
+            lines.append(f"- **{question} {word[:1].upper()}{word[1:]}.** {effect_of(entry)}")
+    if not lines:
+        lines = [
+            "Nothing is recorded at present. `make book` measures it on small images, and the first page says what came out."
+        ]
+    start, end = MARKS
+    before, _, rest = text.partition(start)
+    _, _, after = rest.partition(end)
+    return "\n".join([before + start, *lines, end + after])
 
 
 def effect_of(entry: Entry) -> str:

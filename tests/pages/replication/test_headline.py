@@ -1,6 +1,7 @@
 """The first page says what the ledger says."""
 
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -8,6 +9,8 @@ import result_frames
 
 from salun_core.pages.replication import claims, headline
 from salun_core.pages.results import Run
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -68,3 +71,23 @@ def test_without_any_comparison_of_masks_there_is_no_figure(monkeypatch):
     monkeypatch.setattr(headline, "all_runs", lambda out_dir=None: [])
     with pytest.raises(LookupError, match="no run has compared masks"):
         headline.figure()
+
+
+def test_the_readme_says_what_the_recorded_runs_say():
+    text = (ROOT / "README.md").read_text("utf8")
+    assert headline.readme(text) == text, "run `make notebooks`"
+
+
+def test_the_readme_tells_each_finding_and_stays_as_it_is_around_them(runs):
+    text = "\n".join(["before", *headline.MARKS, "after"])
+    told = headline.readme(text, runs[1:])
+    assert headline.readme(told, runs[1:]) == told
+    lines = told.splitlines()
+    assert lines[0] == "before" and lines[-1] == "after" and len(lines) == 4 + len(headline.QUESTIONS)
+    for line, said in zip(lines[2:-2], str(headline.findings()).splitlines(), strict=True):
+        assert line.replace("**", "") == said
+    assert "Nothing is recorded" in headline.readme(told, [])
+
+
+def test_the_readme_is_one_screen():
+    assert len((ROOT / "README.md").read_text("utf8").splitlines()) <= 72
