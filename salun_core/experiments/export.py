@@ -170,7 +170,7 @@ def model_card(
     head = {
         "library_name": library,
         "pipeline_tag": task,
-        "tags": ["machine-unlearning", "salun", cell.method],
+        "tags": list(dict.fromkeys(["machine-unlearning", "salun", cell.method])),
         "model-index": [{"name": title, "results": [results]}],
     }
     origin = record["computed"]
@@ -184,8 +184,8 @@ def model_card(
         "---",
         f"# {title}",
         "",
-        f"A {task.replace('-', ' ')} model (`{about['arch']}`) after machine unlearning, made with "
-        f"[salun_core](https://arxiv.org/abs/2310.12508) {origin['salun_core']}.",
+        f"The network `{about['arch']}` ({task.replace('-', ' ')}) after machine unlearning, made with salun_core "
+        f"{origin['salun_core']}, an executable companion to [SalUn](https://arxiv.org/abs/2310.12508).",
         "",
         "## What was done",
         "",

@@ -88,10 +88,10 @@ def main_table(cells: pd.DataFrame, scenario: str, *, caption: str | None = None
     part = cells[cells["scenario"] == scenario]
     first = part.iloc[0]
     gap = "in brackets the gap to the mean of all retrained models of the split, " if retrained else ""
-    best_said = "smallest average gap bold." if retrained else NO_RETRAIN
+    best_said = "; smallest average gap bold." if retrained else f". {NO_RETRAIN}"
     text = caption or (
         f"{first['dataset']}, {first['arch']}, {scenario}: percent, mean ± standard deviation over {seeds(part)}, "
-        f"{gap}{first['n_forget']:.0f} forget images; {best_said}"
+        f"{gap}{first['n_forget']:.0f} forget images{best_said}"
     )
     return Table(shown, text, (best,) if best is not None else (), _origins(cells, scenario, numbers))
 
