@@ -223,7 +223,13 @@ def shape_of(params: Params, stand_in: str = "") -> tuple[Shape, tuple[str, ...]
     elif values["dataset"] == "imagefolder":
         shape, names = folder_shape(Path(values["data_dir"]))
     else:
-        shape = (SHAPES | SHIPPED)[values["dataset"]]
+        known = SHAPES | SHIPPED
+        if values["dataset"] not in known:
+            raise UserError(
+                f"how many images data set {values['dataset']!r} of another package holds is known when it is read only: "
+                "run it, or plan with a data set of this project that is as large"
+            )
+        shape = known[values["dataset"]]
         names = _named(shape.classes, values.get("forget_class"), values.get("classes"))
     if values.get("only_classes"):
         share = len(values["only_classes"]) / shape.classes
