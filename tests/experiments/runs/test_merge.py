@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from salun_core.__main__ import main
 from salun_core.errors import UserError
@@ -85,6 +87,23 @@ def test_damage_is_refused(tmp_path, damage):
         file.rename(file.with_name(f"{keyed(2).name}.json"))
     with pytest.raises(UserError, match="damaged"):
         merge([one], tmp_path / "all")
+
+
+@pytest.mark.parametrize("other", [1.0, -0.0])
+def test_the_same_numbers_in_another_order_are_the_same(tmp_path, other):
+    about = {"kind": "classification", "n": "2"}
+    one, two = torch.tensor([0.0, float("nan")]), torch.tensor([2, 3])
+    ours = save({"logits": one, "ids": two}, metadata=about)
+    start = 8 + int.from_bytes(ours[:8], "little")
+    header = json.loads(ours[8:start])
+    turned = json.dumps(dict(reversed(header.items()))).encode()
+    same = len(turned).to_bytes(8, "little") + turned + ours[start:]
+    assert same != ours
+    folders = [filled(tmp_path / "one", [1], content=ours), filled(tmp_path / "two", [1], content=same)]
+    assert merge(folders, tmp_path / "all").known == 1
+    differs = save({"logits": torch.tensor([other, float("nan")]), "ids": two}, metadata=about)
+    with pytest.raises(UserError, match="other outputs"):
+        merge([*folders, filled(tmp_path / "three", [1], content=differs)], tmp_path / "more")
 
 
 def test_what_is_no_output_folder_is_refused(tmp_path, capsys):

@@ -9,6 +9,7 @@ import pytest
 from salun_core.errors import UserError
 from salun_core.experiments import EXPERIMENTS
 from salun_core.experiments.classification.method_comparison import ClassificationParams, grid, run
+from salun_core.experiments.runs.merge import merge
 from salun_core.experiments.runs.shards import GPUS, gather, own_gpu, plan, run_shard, shards
 from salun_core.experiments.runs.store import read_results
 from salun_core.experiments.runs.table import read_table
@@ -74,6 +75,8 @@ def test_shards_in_another_order_lead_to_the_same_table(whole, tmp_path):
     assert listed(tmp_path) == listed(whole)
     table = read_table(tmp_path, "classification")
     assert table[NUMBERS].equals(read_table(whole, "classification")[NUMBERS])
+    both = merge([whole, tmp_path], tmp_path / "both")  # refused unless they are the same to the last bit
+    assert both.new == both.known == len(read_results(whole / "cells"))
 
 
 def test_what_is_finished_is_planned_as_finished_until_it_changes(whole, tmp_path):
