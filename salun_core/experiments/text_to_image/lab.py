@@ -77,6 +77,11 @@ class TextLab(GenerationLab):
         return self.problem.pipe
 
     @property
+    def network(self) -> Any:
+        """Its denoising network."""
+        return network_of(self.pipe)
+
+    @property
     def prompts(self) -> Prompts:
         """How classes are asked for."""
         return self.problem.prompts
@@ -84,7 +89,10 @@ class TextLab(GenerationLab):
     @property
     def about(self) -> dict[str, Any]:
         """What network it is, for the results table."""
-        return {"arch": "stable diffusion", "width": self.pipe.unet.config.block_out_channels[0]}
+        config = self.network.config
+        blocks = config.get("block_out_channels")  # a transformer has the same width all along
+        width = blocks[0] if blocks else config.num_attention_heads * config.attention_head_dim
+        return {"arch": "stable diffusion", "width": width}
 
     @property
     def judged(self) -> int:
@@ -126,7 +134,7 @@ class TextLab(GenerationLab):
 
     def build(self, seed: int) -> nn.Module:
         """The pipeline's denoising network."""
-        return self.pipe.unet
+        return self.network
 
     def task(self, seed: int, scenario: Scenario) -> TextToImageTask:
         """The unlearning problem of one seed and forgotten class."""
@@ -147,14 +155,14 @@ class TextLab(GenerationLab):
             return load_unlearned(cell.path, self.pipe), None
         self.task(cell.seed, cell.scenario)  # encodes images and prompts, for which they are needed
         parts = family_of(self.pipe).parts(self.pipe)
-        idle: list[nn.Module | None] = [part for part in parts.values() if part is not network_of(self.pipe)]
+        idle: list[nn.Module | None] = [part for part in parts.values() if part is not self.network]
         idle += [getattr(self.pipe, "safety_checker", None), self.clip.model if self.clip else None]
         with resting(*idle):
             return super().unlearned(cell, values)
 
     def finished(self, model: nn.Module) -> nn.Module:
         """The unlearned network in the pipeline's own precision: what is measured is what is stored."""
-        return model.to(self.pipe.unet.dtype)
+        return model.to(self.network.dtype)
 
     def weights(self, model: nn.Module, task: Any) -> bytes:
         """What changed, as the content of a safetensors file."""
@@ -162,7 +170,7 @@ class TextLab(GenerationLab):
 
     def model(self, result: Result) -> nn.Module:
         """The unlearned network behind a result."""
-        return load_delta(self.weights_file(result), self.pipe.unet).eval()
+        return load_delta(self.weights_file(result), self.network).eval()
 
     def drawn(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         """The samples a model is measured by, and the class each was asked for."""
@@ -217,21 +225,21 @@ class TextLab(GenerationLab):
     @cached_property
     def _parts(self) -> dict[str, Any]:
         """Digests of the weights, and the configurations, of every part of the pipeline that draws."""
-        digests: dict[str, Any] = {
-            part: weights_digest(getattr(self.pipe, part)) for part in ("unet", "vae", "text_encoder")
-        }
+        pipe, family = self.pipe, family_of(self.pipe)
+        parts = family.parts(pipe)
+        digests: dict[str, Any] = {name: weights_digest(part) for name, part in parts.items()}
         configs = {}
-        for part in ("unet", "vae", "scheduler"):
-            config = dict(getattr(self.pipe, part).config)
-            configs[part] = {n: repr(v) for n, v in sorted(config.items()) if not n.startswith("_")}
-        configs["text_encoder"] = {
-            n: repr(v) for n, v in sorted(self.pipe.text_encoder.config.to_dict().items()) if n[0] != "_"
-        }
-        vocabulary = sorted(self.pipe.tokenizer.get_vocab().items())
-        configs["tokenizer"] = {
-            "vocabulary": repr(vocabulary),
-            "longest": self.pipe.tokenizer.model_max_length,
-        }
+        for name in (family.network, "vae", "scheduler"):
+            config = dict(getattr(pipe, name).config)
+            configs[name] = {n: repr(v) for n, v in sorted(config.items()) if not n.startswith("_")}
+        for name in parts.keys() & set(family.encoders):
+            encoder: Any = parts[name]
+            tokenizer = getattr(pipe, name.replace("text_encoder", "tokenizer"))
+            configs[name] = {n: repr(v) for n, v in sorted(encoder.config.to_dict().items()) if n[0] != "_"}
+            configs[name.replace("text_encoder", "tokenizer")] = {
+                "vocabulary": repr(sorted(tokenizer.get_vocab().items())),
+                "longest": tokenizer.model_max_length,
+            }
         return digests | {"configs": configs}
 
 

@@ -229,7 +229,7 @@ class Prober:
                 "a seed for each prompt, from its file"
                 if prompts.seeds
                 else "0, a stream of noise for each image, equal for all models",
-                self.lab.pipe.safety_checker is not None,
+                getattr(self.lab.pipe, "safety_checker", None) is not None,
             ),
             DistanceCard(
                 row["distance"],
@@ -268,7 +268,7 @@ class Prober:
         start = time.perf_counter()
         attack = search_embedding(
             model,
-            lab.pipe.unet,
+            lab.network,
             lab.pipe.scheduler,
             few,
             concept=concept,

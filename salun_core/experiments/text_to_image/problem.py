@@ -12,6 +12,7 @@ from salun_core.data.images import ImageData
 from salun_core.data.splits import split_data
 from salun_core.experiments.runs.cells import Scenario
 from salun_core.models.text_to_image.deltas import delta_bytes
+from salun_core.models.text_to_image.families import network_of
 from salun_core.models.text_to_image.sampling import sample_prompts
 from salun_core.tasks.text_to_image import TextToImageTask, text_to_image_task
 
@@ -103,7 +104,7 @@ class Problem:
 
     def weights(self, model: nn.Module) -> bytes:
         """What changed, as the content of a safetensors file."""
-        return delta_bytes(model, self.pipe.unet)
+        return delta_bytes(model, network_of(self.pipe))
 
     def drawn(self, model: nn.Module, how: "TextSampling") -> tuple[Tensor, Tensor]:
         """Samples uint8 (n, 3, H, W), and the class each was asked for (n,).

@@ -99,7 +99,7 @@ class PromptAttacker:
         if name == "p4d":
             return p4d(
                 model,
-                lab.pipe.unet,
+                lab.network,
                 self.space,
                 lab.pipe.scheduler,
                 latents,

@@ -31,6 +31,7 @@ from salun_core.metrics.generation.detection import detect, detection_counts, re
 from salun_core.metrics.generation.erasure import neighbour_damage
 from salun_core.metrics.generation.prompt_attacks import PromptSpace
 from salun_core.models.text_to_image.deltas import weights_digest
+from salun_core.models.text_to_image.families import family_of
 from salun_core.models.text_to_image.pipelines import too_long
 from salun_core.models.text_to_image.sampling import sample_prompts
 from salun_core.paths import project_root
@@ -118,7 +119,7 @@ class UnsafeParams(TextToImageParams):
 
     def _drawn(self, pipe: "StableDiffusionPipeline") -> ImageData:
         """Images of each class drawn by the original pipeline, as the paper does for what no data set has."""
-        if pipe.safety_checker is not None:
+        if getattr(pipe, "safety_checker", None) is not None:
             raise UserError(
                 "the safety checker would blacken the images to forget: turn it off by name (safety_checker: false)"
             )
@@ -131,7 +132,7 @@ class UnsafeParams(TextToImageParams):
             "eta": self.sampling.eta,
             "sampler": self.sampling.sampler,
         }
-        parts = {part: weights_digest(getattr(pipe, part)) for part in ("unet", "vae", "text_encoder")}
+        parts = {name: weights_digest(part) for name, part in family_of(pipe).parts(pipe).items()}
         key = Key(
             "images", {"texts": texts, "each": each, **how, **parts}, code_digest(sample_prompts.__module__)
         )

@@ -10,10 +10,12 @@ from salun_core.experiments.runs.cells import NO_MASK, Cell, MaskSpec, Scenario
 from salun_core.experiments.text_to_image.lab import TextLab
 from salun_core.methods import name_of
 from salun_core.metrics.share import wilson
+from salun_core.models.text_to_image.families import family_of
 from salun_core.models.text_to_image.pipelines import image_size
 from salun_core.pages.findings.text_to_image import kinds_of
 from salun_core.pages.markup import Code, Text
 from salun_core.pages.tables.table import Table, spread
+from salun_core.pages.words import listed
 
 LESS_MEMORY: tuple[tuple[str, dict[str, Any]], ...] = (
     ("batch_size: 1", {}),
@@ -56,21 +58,19 @@ def memory_table() -> Table:
 def pipeline_table(lab: TextLab) -> Table:
     """The pipeline: its parts, weights, and what is asked of it."""
     pipe, how = lab.pipe, lab.sampling
-    counts = {
-        part: sum(w.numel() for w in getattr(pipe, part).parameters())
-        for part in ("unet", "vae", "text_encoder")
-    }
+    parts = family_of(pipe).parts(pipe)
+    network, *others = (sum(w.numel() for w in part.parameters()) for part in parts.values())
     size = image_size(pipe)
     lines = [
-        ("Weights of the denoising network, the only part that is unlearned", f"{counts['unet']:,}"),
+        ("Weights of the denoising network, the only part that is unlearned", f"{network:,}"),
         (
-            "Weights of the autoencoder and of the text encoder",
-            f"{counts['vae']:,} and {counts['text_encoder']:,}",
+            f"Weights of the autoencoder and of the text {'encoder' if len(others) == 2 else 'encoders'}",
+            listed([f"{count:,}" for count in others]),
         ),
         ("Images", f"{size} x {size} pixels"),
         (
             "Latents",
-            f"{pipe.unet.config.in_channels} x {pipe.unet.config.sample_size} x {pipe.unet.config.sample_size}",
+            f"{lab.network.config.in_channels} x {lab.network.config.sample_size} x {lab.network.config.sample_size}",
         ),
         (
             "Noise schedule",
@@ -80,7 +80,7 @@ def pipeline_table(lab: TextLab) -> Table:
             "Sampling",
             f"{how.sampler.upper()}, {how.sample_steps} steps, guidance w = {how.guidance:g} (scale {how.guidance + 1:g})",
         ),
-        ("Safety checker", "on" if pipe.safety_checker is not None else "off"),
+        ("Safety checker", "on" if getattr(pipe, "safety_checker", None) is not None else "off"),
     ]
     return Table(pd.DataFrame(lines, columns=["Name", "Value"]), "The pipeline and how it is sampled.")
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from pipeline_families import BUILDERS
 from problems import same
 
 from salun_core.__main__ import main
@@ -21,7 +22,9 @@ from salun_core.files import sha256
 from salun_core.methods.lora import Lora
 from salun_core.metrics.generation.recognition import recognise
 from salun_core.models.text_to_image.deltas import load_delta
-from salun_core.models.text_to_image.pipelines import load_pipeline, with_network
+from salun_core.models.text_to_image.families import network_of
+from salun_core.models.text_to_image.pipelines import load_pipeline, save_pipeline, with_network
+from salun_core.pages.tables.text_to_image import pipeline_table
 
 SMALL = {
     "methods": ["uce", "ga"],
@@ -121,6 +124,32 @@ def test_a_network_of_others_that_does_not_fit_is_refused_before_anything_is_mad
     with pytest.raises(UserError, match=message):
         run(TextToImageParams.load({**SMALL, **given, "out_dir": tmp_path / "out"}))
     assert not list((tmp_path / "out").rglob("*.json"))
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+def test_pipelines_of_other_families_go_through_the_experiment(family, tmp_path):
+    folder = save_pipeline(BUILDERS[family](), network_of(BUILDERS[family]()), tmp_path / family)
+    given = {**SMALL, "pipeline": str(folder), "methods": ["ga"], "masks": ["salient"], "samples": 2}
+    given |= {"test_prompts": ["a photo of a {}"], "clip": "none", "train_images": 100, "reference": 40}
+    params = TextToImageParams.load({**given, "out_dir": tmp_path / "out"})
+    found = run(params)
+    assert found.cells["method"].tolist() == ["original", "ga"] and (found.cells["status"] == "done").all()
+    lab, row = found.lab, found.masks.iloc[0]
+    mask, _ = lab.mask(0, Scenario("class", target=7), MaskSpec("salient", params.keep, params.score))
+    before, after = lab.network.state_dict(), lab.model(result_of(lab, row)).state_dict()
+    assert all(torch.equal(before[name][~marked], after[name][~marked]) for name, marked in mask.items())
+    assert any(not torch.equal(before[name], after[name]) for name in mask)
+    assert "text encoders" in str(pipeline_table(lab))
+    # Every part that draws is in the key.
+    cell = Cell(0, Scenario("class", target=7), "ga")
+    other = copy.copy(lab)
+    other.problem = replace(lab.problem, pipe=load_pipeline(folder))
+    vars(other).pop("_parts", None)
+    assert other.unlearned_key(cell).name == lab.unlearned_key(cell).name
+    with torch.no_grad():
+        next(other.pipe.text_encoder_2.parameters()).add_(1)
+    vars(other).pop("_parts", None)
+    assert other.unlearned_key(cell).name != lab.unlearned_key(cell).name
 
 
 def test_adapters_are_a_kind_of_mask_here(results):
