@@ -7,6 +7,7 @@ import weakref
 import pytest
 import torch
 from PIL import Image
+from pipeline_families import BUILDERS
 from text_problems import FIVE, SEVEN, THREE, images, pipeline
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -24,6 +25,7 @@ from salun_core.experiments.runs.params import preset_names
 from salun_core.experiments.text_to_image.class_forgetting import TextToImageParams
 from salun_core.experiments.text_to_image.class_forgetting import run as run_text
 from salun_core.methods import METHODS
+from salun_core.models.text_to_image.families import network_of
 from salun_core.models.text_to_image.pipelines import save_pipeline
 from salun_core.saliency import random_mask
 from salun_core.tasks.text_to_image import text_to_image_task
@@ -255,6 +257,18 @@ def test_a_pipeline_is_measured_by_its_configuration(tmp_path):
     assert plan.needs(params).cells > 0
     with pytest.raises(UserError, match="the size of pipeline nobody/nothing is not known"):
         plan.needs(TextToImageParams.load({"pipeline": "nobody/nothing"}))
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+def test_pipelines_of_other_families_are_planned(family, tmp_path):
+    pipe = BUILDERS[family]()
+    folder = save_pipeline(pipe, network_of(pipe), tmp_path / family)
+    config = plan.part_config(TextToImageParams.load({"pipeline": str(folder)}), "unet", "transformer")
+    net = text_unet_cost(config)
+    assert net.weights == sum(weight.numel() for weight in network_of(pipe).parameters())
+    assert net.flops > 2 * net.weights and net.activations > 0
+    params = TextToImageParams.load({"pipeline": str(folder), "out_dir": tmp_path})
+    assert plan.needs(params).flops > 0
 
 
 def test_the_speed_must_be_one(capsys):

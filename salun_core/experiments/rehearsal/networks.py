@@ -112,11 +112,20 @@ def unet_cost(
 
 
 def text_unet_cost(config: dict[str, Any], *, tokens: int = 77) -> Cost:
-    """Of the denoising network of a Stable Diffusion pipeline, SDXL included."""
-    from diffusers import UNet2DConditionModel
+    """Of the denoising network of a text-to-image pipeline: a UNet, or the transformer of Stable Diffusion 3."""
+    from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 
-    def run(net: Any) -> Any:
-        side, zero = config["sample_size"], torch.zeros(1, dtype=torch.int64)
+    side, zero = config["sample_size"], torch.zeros(1, dtype=torch.int64)
+
+    def transformer(net: Any) -> Any:
+        kept = net.config
+        given = {
+            "encoder_hidden_states": torch.zeros(1, 2 * tokens, kept.joint_attention_dim),
+            "pooled_projections": torch.zeros(1, kept.pooled_projection_dim),
+        }
+        return net(torch.zeros(1, kept.in_channels, side, side), timestep=zero.to("meta"), **given).sample
+
+    def unet(net: Any) -> Any:
         prompt = torch.zeros(1, tokens, net.config.cross_attention_dim)
         more: dict[str, Any] = {}
         if net.config.addition_embed_type == "text_time":
@@ -124,9 +133,11 @@ def text_unet_cost(config: dict[str, Any], *, tokens: int = 77) -> Cost:
             more = {
                 "added_cond_kwargs": {"text_embeds": torch.zeros(1, width), "time_ids": torch.zeros(1, 6)}
             }
-        return net(torch.zeros(1, net.config.in_channels, side, side), zero, prompt, **more).sample
+        return net(torch.zeros(1, net.config.in_channels, side, side), zero.to("meta"), prompt, **more).sample
 
-    return cost(lambda: UNet2DConditionModel.from_config(config), run)
+    if config.get("_class_name") == SD3Transformer2DModel.__name__:
+        return cost(lambda: SD3Transformer2DModel.from_config(config), transformer)
+    return cost(lambda: UNet2DConditionModel.from_config(config), unet)
 
 
 def decoder_cost(config: dict[str, Any]) -> Cost:

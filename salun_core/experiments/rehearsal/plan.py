@@ -375,7 +375,7 @@ def _diffusion(params: Any, shape: Shape, cells: Sequence[Cell], accelerator: bo
 
 def _text_to_image(params: Any, shape: Shape, cells: Sequence[Cell], accelerator: bool) -> Needs:
     values = params.shown()
-    config, vae = part_config(params, "unet"), part_config(params, "vae")
+    config, vae = part_config(params, "unet", "transformer"), part_config(params, "vae")
     net, decoder = text_unet_cost(config), decoder_cost(vae)
     side = config["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
     pixels = 3.0 * side**2
@@ -454,34 +454,33 @@ def kinds_of(params: Any) -> int:
     return 4 if params.data.dataset == "digits" and not naming.class_names and not naming.test_prompts else 1
 
 
-def part_config(params: Any, part: str) -> dict[str, Any]:
-    """The configuration of a part of a pipeline, from its folder or the hub's cache.
+def part_config(params: Any, *parts: str) -> dict[str, Any]:
+    """The configuration of a part of a pipeline, the first that it has, from its folder or the hub's cache.
 
     Raises
     ------
     UserError
-        If the pipeline is not here, or draws with another kind of network than a UNet.
+        If the pipeline is not here.
     """
     from huggingface_hub import try_to_load_from_cache
 
     from salun_core.experiments.text_to_image.params import source_of
 
     source = source_of(params.pipeline.pipeline)
-    place: Any = Path(source) / part / "config.json"
-    if not Path(source).is_dir():
-        place = (
-            try_to_load_from_cache(str(source), f"{part}/config.json")
-            if str(source).count("/") == 1
-            else None
-        )
-    try:
-        return dict(json.loads(Path(place).read_text("utf8")))
-    except (TypeError, OSError, ValueError):
-        if "stable-diffusion-v1" in str(source):
-            return {"unet": SD_UNET, "vae": SD_VAE}[part]
-        raise UserError(
-            f"the size of pipeline {source} is not known: give a diffusers folder with {part}/config.json, or fetch it"
-        ) from None
+    for part in parts:
+        place: Any = Path(source) / part / "config.json"
+        if not Path(source).is_dir():
+            on_hub = str(source).count("/") == 1
+            place = try_to_load_from_cache(str(source), f"{part}/config.json") if on_hub else None
+        try:
+            return dict(json.loads(Path(place).read_text("utf8")))
+        except (TypeError, OSError, ValueError):
+            continue
+    if "stable-diffusion-v1" in str(source):
+        return {"unet": SD_UNET, "vae": SD_VAE}[parts[0]]
+    raise UserError(
+        f"the size of pipeline {source} is not known: give a diffusers folder with {parts[0]}/config.json, or fetch it"
+    )
 
 
 def _passes(values: Mapping[str, Any]) -> float:

@@ -100,6 +100,9 @@ def test_a_network_of_others_is_a_row_beside_ours(results, tmp_path):
     assert last["mask"] == "none" and last["settings"] == {} and pd.isna(last["seconds"])
     assert same(again.lab.model(result_of(again.lab, last)), found.lab.model(result_of(found.lab, row)))
 
+    with pytest.raises(UserError, match="take the files that it was read from"):
+        export(last["cell"], tmp_path / "export", out_dir=params.machine.folder)
+
     # The files count, and not what they are called or where they lie.
     (tmp_path / "erased seven.pt").rename(tmp_path / "other.pt")
     (other,) = given_cells([tmp_path / "other.pt"], again.lab.pipe, Scenario("class", target=7), 0)
