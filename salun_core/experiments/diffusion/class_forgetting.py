@@ -51,7 +51,7 @@ def grid(params: DiffusionParams, lab: DiffusionLab) -> Grid:
             cells += params.cells_of(scenario, seed, methods)
             if training.retrains and training.retrained_folder is None:
                 cells += retrain_replicas(seed, scenario, params.noise_floor, study="methods")
-    return Grid(lab, params, lambda _: {"": cells}, retrain=training.retrains)
+    return Grid(lab, params, lambda _: {"": cells}, retrain=training.retrains, long=True)
 
 
 def run(params: DiffusionParams, *, lab: DiffusionLab | None = None) -> DiffusionResults:

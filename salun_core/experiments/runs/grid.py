@@ -37,6 +37,8 @@ class Grid:
         What settings are chosen for.
     retrain : bool
         Whether the first table must hold Retrain, the reference of every gap.
+    long : bool
+        Whether a cell takes so long that each method is a shard of its own.
     further : callable, optional
         ``further(cell, result)``, done after a reported cell and stored as well: probes of its model, say.
     """
@@ -48,6 +50,7 @@ class Grid:
     variants: Sequence[Variant] = ()
     scenarios: Sequence[Scenario] = ()
     retrain: bool = True
+    long: bool = False
     further: Callable[[Cell, Result], Any] | None = None
 
     @property

@@ -5,7 +5,7 @@ resumed: a shard that is started again finds those that it has finished.
 
 Stages follow each other. ``originals``: the trained model of a seed, and for a seed of the tuning its references.
 ``tuning``: the candidates of one method for one scenario, bounds widened where that is needed. ``cells``: all that is
-reported of one scenario and seed.
+reported of one scenario and seed; of one method on them where cells take long.
 """
 
 import contextlib
@@ -88,12 +88,16 @@ def shards(grid: Grid) -> dict[str, Shard]:
         cells = tuning_cells(grid.tuning, scenario, variant, grid.tuning.points(variant.method))
         found[name] = Shard(name, before, tuple(cells), variant=(scenario, variant))
         tuned.append(name)
-    for scenario, seed in dict.fromkeys((cell.scenario, cell.seed) for cell in reported):
-        name = f"cells/{_plain(scenario.label)}-seed-{seed}"
-        assert name not in found, f"two shards are called {name}"
-        cells = [cell for cell in reported if (cell.scenario, cell.seed) == (scenario, seed)]
-        found[name] = Shard(name, (originals[seed], *tuned), tuple(cells))
+    for name in dict.fromkeys(_reported_in(grid, cell) for cell in reported):
+        mine = tuple(cell for cell in reported if _reported_in(grid, cell) == name)
+        found[name] = Shard(name, (originals[mine[0].seed], *tuned), mine)
     return found
+
+
+def _reported_in(grid: Grid, cell: Cell) -> str:
+    """Name of the shard that computes a reported cell."""
+    name = f"cells/{_plain(cell.scenario.label)}-seed-{cell.seed}"
+    return f"{name}-{_plain(cell.method)}-{cell.mask.kind}" if grid.long else name
 
 
 def _plain(label: str) -> str:
@@ -288,9 +292,8 @@ def _reported(grid: Grid, shard: Shard, state: State) -> None:
             chosen |= tune(found, grid.tuning, [variant], [scenario])[1]
         except UserError as error:
             unknown[variant.method] = error
-    place = {(cell.scenario, cell.seed) for cell in shard.cells}
     every = [cell for cells in grid.studies(chosen).values() for cell in cells]
-    cells = [cell for cell in every if (cell.scenario, cell.seed) in place]
+    cells = [cell for cell in every if _reported_in(grid, cell) == shard.name]
     for cell in cells:
         if cell.method in unknown:
             state.fail(cell.label, unknown[cell.method])

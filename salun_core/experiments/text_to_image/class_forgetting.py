@@ -50,7 +50,7 @@ def grid(params: TextToImageParams, lab: TextLab) -> Grid:
     ]
     if params.unlearned:
         cells += given_cells(params.unlearned, lab.pipe, scenarios[0], params.seeds[0])
-    return Grid(lab, params, lambda _: {"": cells}, retrain=False)
+    return Grid(lab, params, lambda _: {"": cells}, retrain=False, long=True)
 
 
 def run(params: TextToImageParams, *, lab: TextLab | None = None) -> TextToImageResults:
