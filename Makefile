@@ -24,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
 export PYTHONNOUSERSITE = 1
 export UV_PYTHON_DOWNLOADS = never
 
-.PHONY: help run test-slurm book pdf test quick install lint lint-workflows check bench rehearse record notebooks lock clean clean-all
+.PHONY: help campaign run test-slurm book pdf test quick install lint lint-workflows check bench rehearse record notebooks lock clean clean-all
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -78,6 +78,9 @@ test-slurm: $(READY) ## compute an experiment on a Slurm started for it, which i
 
 bench: $(READY) ## run the benchmarks
 	@$(PY) -m benchmarks
+
+campaign: $(READY) ## try to lose results, to get stale ones, and to get past the checks; counts go to the book
+	@$(PY) -m campaign --record
 
 rehearse: $(READY) ## run every preset that is not recorded in small, and print what it needs in full
 	@$(PY) -m salun_core rehearse

@@ -153,9 +153,9 @@ class Measured:
         path = self.folder / f"{re.sub('[^A-Za-z0-9-]', '_', name)}-{function_digest(metric)}.json"
         known = self._known.setdefault(path, _read_measured(path))
         found = known.get(outputs.name)
-        if found is None or found[:2] != [outputs.digest, _check(found, outputs.digest)]:
+        if found is None or found[:2] != [outputs.digest, _check(found, outputs.digest, path)]:
             value = _plain(metric(outputs.value))
-            found = known[outputs.name] = [outputs.digest, _check([value], outputs.digest), value]
+            found = known[outputs.name] = [outputs.digest, _check([value], outputs.digest, path), value]
             self._new.setdefault(path, {})[outputs.name] = found
         return found[-1]
 
@@ -335,8 +335,8 @@ def _read_measured(path: Path) -> dict[str, list[Any]]:
     return {name: entry for name, entry in entries if isinstance(entry, list) and len(entry) == 3}
 
 
-def _check(entry: list[Any], outputs: str) -> str:
-    return digest([outputs, entry[-1]])[:20]
+def _check(entry: list[Any], outputs: str, path: Path) -> str:
+    return digest([path.stem, outputs, entry[-1]])[:20]
 
 
 def _plain(value: Any) -> Any:

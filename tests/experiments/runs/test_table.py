@@ -107,6 +107,20 @@ def test_a_kept_value_that_was_edited_is_computed_again(stored):
     assert Measured(folder / "measured").of(store.folder, put(3), reported=True) == {"X": 6.0}
 
 
+def test_the_kept_values_of_another_metric_are_not_taken(stored, monkeypatch):
+    put, store, folder = stored
+    result = put(3)
+    halved = Kind(load, {"X": doubled, "Y": lambda outputs: outputs / 2}, {})
+    monkeypatch.setitem(module.KINDS, "toy", halved)
+    measured = Measured(folder / "measured")
+    first = measured.of(store.folder, result, reported=True)
+    measured.keep()
+    (folder / "measured/X-one.json").write_text((folder / "measured/Y-one.json").read_text())
+    assert (
+        Measured(folder / "measured").of(store.folder, result, reported=True) == first == {"X": 6.0, "Y": 1.5}
+    )
+
+
 def test_outputs_that_are_not_those_of_the_cell_are_not_measured(stored):
     put, store, folder = stored
     result = put(3)
