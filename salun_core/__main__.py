@@ -125,6 +125,7 @@ def parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="run or resume an experiment")
     _add_parameters(run)
+    run.add_argument("--yes", action="store_true", help="run a grid of very many cells")
     run.set_defaults(do=_run, kept=CONTINUED)
 
     planning = commands.add_parser(
@@ -157,6 +158,7 @@ def parser() -> argparse.ArgumentParser:
     record.add_argument("experiment")
     record.add_argument("preset")
     record.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    record.add_argument("--yes", action="store_true", help="run a grid of very many cells")
     record.set_defaults(do=_record, file=[], out=None, kept=CONTINUED)
 
     listing = commands.add_parser("list", help="experiments, methods, data sets, models, metrics")
@@ -271,7 +273,7 @@ def _run(given: argparse.Namespace) -> None:
 
     experiment = EXPERIMENTS[one_of(given.experiment, EXPERIMENTS, "experiment")]
     params = experiment.params.load(_parameters(given))
-    plan.check_run(params)
+    plan.check_run(params, meant=given.yes)
     results = experiment.run(params)
     print(printed(results.cells, "table"))
 

@@ -170,12 +170,22 @@ def check(need: Needs, have: Machine) -> None:
         )
 
 
-def check_run(params: Params) -> None:
-    """Refuse a run that cannot fit here; what cannot be known before it is read is left to the run."""
+MANY = 5000  # cells from which a grid must be asked for twice
+
+
+def check_run(params: Params, *, meant: bool = False) -> None:
+    """Refuse a run that cannot fit here, or of very many cells unless that is ``meant``.
+
+    What cannot be known before it is read is left to the run.
+    """
     try:
         need = needs(params)
     except UserError:
         return
+    if need.cells > MANY and not meant:
+        raise UserError(
+            f"this is a grid of {need.cells:,} cells, more than {MANY:,}: add --yes if that is meant"
+        )
     check(need, machine(params.machine.folder, params.machine.device))
 
 
