@@ -45,8 +45,35 @@ def read_images(files: Sequence[Path], *, size: int | None = None, colour: bool 
     Raises
     ------
     UserError
-        With the file's name, if one cannot be read or has another size.
+        With the file's name, if one cannot be read or has another size; if several cannot, with their number.
     """
+    try:
+        return _all_read(files, size=size, colour=colour)
+    except _Unreadable as error:
+        broken = [file for file in files if _is_broken(file, size)]
+        if len(broken) < 2:
+            raise
+        names = ", ".join(str(file) for file in broken[:3]) + (", …" if len(broken) > 3 else "")
+        raise UserError(
+            f"{len(broken)} of {len(files)} files cannot be read as images ({names}): replace or remove them"
+        ) from error
+
+
+class _Unreadable(UserError):
+    """A file that holds no image."""
+
+
+def _is_broken(file: Path, size: int | None) -> bool:
+    try:
+        _picture(file, size)
+    except _Unreadable:
+        return True
+    except UserError:
+        return False
+    return False
+
+
+def _all_read(files: Sequence[Path], *, size: int | None, colour: bool | None) -> Tensor:
     first = _picture(files[0], size)
     if first.size[0] != first.size[1]:
         raise UserError(
@@ -121,7 +148,7 @@ def _picture(file: Path, size: int | None) -> Image.Image:
             image = ImageOps.exif_transpose(opened) if "exif" in opened.info else opened
     except Exception as error:  # decoders raise whatever a broken file leads them to
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise UserError(f"{file} cannot be read as an image ({reason}): replace or remove it") from error
+        raise _Unreadable(f"{file} cannot be read as an image ({reason}): replace or remove it") from error
     return picture_8bit(image, size, str(file))
 
 

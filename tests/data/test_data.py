@@ -602,6 +602,33 @@ def test_folders_that_cannot_be_used_are_refused(animals, harm, message):
     assert "\n" not in str(refusal.value)
 
 
+def test_what_is_passed_over_is_said(animals, capsys):
+    root, images = animals
+    cat = root / "train" / "cat"
+    (cat / "9.png").symlink_to(root / "nowhere.png")
+    (cat / "8.png").symlink_to(root / "nowhere either.png")
+    (cat / "more").mkdir()
+    os.mkfifo(cat / "pipe.png")
+    (cat / ".hidden.png").write_bytes(b"")
+    (root / "train" / "__MACOSX").mkdir()
+    (root / "train" / "notes.txt").write_text("")
+    assert len(load_dataset("imagefolder", root).labels) == len(images)
+    said = capsys.readouterr().err
+    assert "2 dangling links (train/cat/8.png, train/cat/9.png)" in said
+    assert "1 folder (train/cat/more)" in said
+    assert "1 special file (train/cat/pipe.png)" in said
+    assert "2 hidden files (train/__MACOSX, train/cat/.hidden.png)" in said
+    assert "1 file (train/notes.txt)" in said
+
+
+def test_unreadable_pictures_are_counted_and_named(animals):
+    root, images = animals
+    for name in ("0", "2"):
+        (root / "train" / "cat" / f"{name}.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=rf"2 of {len(images)} files.*cat/0.png.*cat/2.png"):
+        load_dataset("imagefolder", root)
+
+
 def test_a_broken_jpeg_is_named(tmp_path, animals):
     root, _ = animals
     picture(root / "train" / "cat" / "5.jpg")

@@ -1,22 +1,27 @@
 """Images in folders named after their class."""
 
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from salun_core.data.image_files import read_images
 from salun_core.data.images import ImageData
 from salun_core.errors import UserError
 
 LAYOUT = "expected train/<class>/<image> and test/<class>/<image> (or val/ for test/) in data_dir"
-CLUTTER = ("Thumbs.db", "desktop.ini")
+CLUTTER = ("Thumbs.db", "desktop.ini", "__MACOSX")
+NAMED = 3  # of what is passed over, so many are named
 
 
 def load(data_dir: Path | None = None, *, size: int | None = None, download: bool = True) -> ImageData:
     """Read ``train/<class>/*`` and ``test/<class>/*``, or ``val/`` where there is no ``test/`` (Imagenette).
 
-    Classes are the folder names of ``train`` in alphabetical order, files follow in the same order; hidden
-    files are passed over. The training augmentation is that of photographs: mirror images, and random
+    Classes are the folder names of ``train`` in alphabetical order, files follow in the same order. What is
+    passed over is said on stderr, with its number: hidden files, files beside the classes, dangling links,
+    folders within a class, and what is neither file nor folder. The training augmentation is that of photographs: mirror images, and random
     crops with an eighth of the width as padding.
 
     Parameters
@@ -66,7 +71,12 @@ def pictures(data_dir: Path | None) -> tuple[Path, dict[str, list[Path]], dict[s
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: {LAYOUT}")
     other = "val" if (root / "val").is_dir() and not (root / "test").is_dir() else "test"
-    train, test = (_by_class(root / part) for part in ("train", other))
+    passed: dict[str, list[Path]] = {}
+    train, test = (_by_class(root / part, passed) for part in ("train", other))
+    for why, paths in sorted(passed.items()):
+        tqdm.write(
+            f"{root}: passed over {_listed(why, [p.relative_to(root) for p in paths])}", file=sys.stderr
+        )
     if odd := sorted(train.keys() ^ test.keys()):
         part = other if odd[0] in train else "train"
         raise UserError(
@@ -77,19 +87,40 @@ def pictures(data_dir: Path | None) -> tuple[Path, dict[str, list[Path]], dict[s
     return root, train, test
 
 
-def _by_class(part: Path) -> dict[str, list[Path]]:
+def _by_class(part: Path, passed: dict[str, list[Path]]) -> dict[str, list[Path]]:
     if not part.is_dir():
         raise UserError(f"there is no folder {part}: {LAYOUT}")
-    folders = sorted(f for f in part.iterdir() if f.is_dir() and not f.name.startswith("."))
+    folders = _kept(part.iterdir(), "folder", passed)
     if not folders:
         raise UserError(f"{part} holds no class folders: {LAYOUT}")
     found = {}
     for folder in folders:
-        found[folder.name] = sorted(f for f in folder.iterdir() if f.is_file() and not _is_clutter(f))
+        found[folder.name] = _kept(folder.iterdir(), "file", passed)
         if not found[folder.name]:
             raise UserError(f"class {folder.name!r} has no images in {part}: add some or remove the folder")
     return found
 
 
-def _is_clutter(file: Path) -> bool:
-    return file.name.startswith(".") or file.name in CLUTTER
+def _kept(paths: Iterable[Path], kind: str, passed: dict[str, list[Path]]) -> list[Path]:
+    """The folders, or the files, among ``paths``, in order; all others go to ``passed``, by what they are."""
+    kept = []
+    for path in sorted(paths):
+        if path.name.startswith(".") or path.name in CLUTTER:
+            what = "hidden"
+        elif path.is_dir():
+            what = "folder"
+        elif path.is_file():
+            what = "file"
+        else:
+            what = "dangling link" if path.is_symlink() else "special file"
+        if what == kind:
+            kept.append(path)
+        else:
+            passed.setdefault(what, []).append(path)
+    return kept
+
+
+def _listed(what: str, paths: list[Path]) -> str:
+    names = ", ".join(str(path) for path in paths[:NAMED]) + (", …" if len(paths) > NAMED else "")
+    kind = "hidden file" if what == "hidden" else what
+    return f"{len(paths)} {kind}{'s' if len(paths) > 1 else ''} ({names})"
