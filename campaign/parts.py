@@ -22,6 +22,7 @@ from campaign.small import GIVEN, Small, called, sentences
 from salun_core.errors import UserError
 from salun_core.experiments import EXPERIMENTS
 from salun_core.experiments.runs.store import read_result
+from salun_core.experiments.runs.table import read_table
 
 
 class Difference(Exception):
@@ -409,6 +410,30 @@ def full_disk(effort: Effort) -> Part:
     return part
 
 
+# --- other numbers of threads -------------------------------------------------------------------------
+
+METRICS = ["UA", "RA", "TA", "MIA"]
+
+
+def threads(effort: Effort) -> Part:
+    """How far two and four threads move the numbers, beside what retraining moves them; a measurement, and no trial."""
+    part, found = Part("threads"), {}
+    for count in (1, 2, 4):
+        more = ("-p", "threads", str(count), "-p", "noise_floor", "3", "-p", "epochs", "8")
+        run = effort.fresh("classification", f"{count}-threads", more=more)
+        part.ended(run.inside(), (0,), f"{count} threads")
+        found[count] = read_table(run.out, run.kind)
+    alone = found[1]
+    for count in (2, 4):
+        apart = (found[count][METRICS].astype(float) - alone[METRICS].astype(float)).abs().max(axis=1)
+        part.counts[f"of {len(alone)} rows differ with {count} threads"] = int((apart > 0).sum())
+        part.counts[f"thousandths is the largest difference with {count} threads"] = round(1000 * apart.max())
+    retrained = alone.loc[alone["method"] == "retrain", METRICS].astype(float)
+    spread = (retrained.max() - retrained.min()).max()
+    part.counts["thousandths apart are retrained models"] = round(1000 * spread)
+    return part
+
+
 PARTS: dict[str, Callable[[Effort], Part]] = {
     "inputs": inputs,
     "damage": damage,
@@ -416,4 +441,5 @@ PARTS: dict[str, Callable[[Effort], Part]] = {
     "kills": kills,
     "together": together,
     "edits": edits,
+    "threads": threads,
 }

@@ -1,8 +1,10 @@
 """Parameters that every experiment has: the machine it runs on and the folder it writes to."""
 
 from pathlib import Path
+from typing import Self
 
 import torch
+from pydantic import model_validator
 
 from salun_core.errors import UserError
 from salun_core.experiments.runs.params import Group, parameter
@@ -25,12 +27,25 @@ class Machine(Group):
         le=MOST_THREADS,
         no_effect="changes rounding only; see provenance",
     )
+    deterministic: bool = parameter(
+        False,
+        "compute with one thread, for equal bits on equal machines",
+        no_effect="changes rounding only; see provenance",
+    )
     recorded: bool = parameter(
         False, "accept finished cells of other code versions", no_effect="says which cells are accepted"
     )
     out_dir: Path | None = parameter(
         None, "where results go; data/runs of the project by default", no_effect="a place"
     )
+
+    @model_validator(mode="after")
+    def _one_thread(self) -> Self:
+        if self.deterministic and self.threads > 1:
+            raise UserError(
+                f"deterministic computes with one thread, and threads is {self.threads}: give one of the two"
+            )
+        return self
 
     def ready(self) -> torch.device:
         """The device, with the number of threads set.
@@ -41,7 +56,7 @@ class Machine(Group):
             If this machine has no such device.
         """
         device = find_device(self.device)
-        use_threads(self.threads)
+        use_threads(1 if self.deterministic else self.threads)
         return device
 
     @property

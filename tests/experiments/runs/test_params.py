@@ -65,6 +65,7 @@ def test_a_preset_can_be_a_file(tmp_path):
         ({"settings": {"rll": {"lr": 1}}}, "did you mean 'rl'"),
         ({"search": {"rl": {"lr": {"low": 1}}}}, "low and high"),
         ({"recipe": "papr"}, "did you mean 'paper'"),
+        ({"deterministic": True, "threads": 2}, "deterministic computes with one thread, and threads is 2"),
         ({"device": "gpu"}, "choose auto, cpu or cuda"),
         ({"device": "cuda:99"}, "no such accelerator"),
     ],
