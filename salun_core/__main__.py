@@ -226,9 +226,16 @@ def parser() -> argparse.ArgumentParser:
     sharing.add_argument("--out", type=_folder, help="output folder of the run (default data/runs)")
     sharing.set_defaults(do=_export)
 
+    adding = commands.add_parser("add", help="add results made elsewhere, to be shown as contributed")
+    adding.add_argument("file", nargs="?", type=Path, help="CSV, a row for each model")
+    adding.add_argument("--check", action="store_true", help="only say whether it is right")
+    adding.add_argument("--schema", action="store_true", help="print what a row holds, as JSON Schema")
+    adding.set_defaults(do=_add)
+
     results = commands.add_parser("results", help="print the results of an experiment's last run")
     results.add_argument("experiment")
-    results.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    results.add_argument("--format", choices=("table", "csv", "json", "latex", "parquet"), default="table")
+    results.add_argument("--to", type=Path, metavar="FILE", help="write there and print nothing; for parquet")
     results.add_argument("--out", type=_folder, help="output folder of the run (default data/runs)")
     results.add_argument(
         "--metric",
@@ -505,14 +512,42 @@ def _rehearse(given: argparse.Namespace) -> None:
     print(shown(done, tflops=given.tflops).to_string(index=False))
 
 
+def _add(given: argparse.Namespace) -> None:
+    from salun_core.pages import contributed
+
+    if given.schema:
+        print(contributed.schema())
+    elif given.file is None:
+        raise UserError("no file is given: name a CSV file, or see what it must hold with --schema")
+    elif given.check:
+        print(f"{len(contributed.checked(given.file))} rows, all right")
+    else:
+        path, rows = contributed.add(given.file)
+        print(f"{rows} rows in {path}: `make book` shows them as contributed")
+
+
 def _results(given: argparse.Namespace) -> None:
     from salun_core.experiments import EXPERIMENTS
-    from salun_core.experiments.runs.table import printed, read_table
+    from salun_core.experiments.runs.table import as_parquet, printed, read_table
+    from salun_core.files import write_whole
     from salun_core.paths import output_folder
 
     one_of(given.experiment, EXPERIMENTS, "experiment")
     cells = read_table(output_folder(given.out), given.experiment, metrics=given.metric)
-    print(printed(cells, given.format))
+    if given.format == "parquet":
+        if given.to is None:
+            raise UserError("parquet is no text: name the file to write with --to")
+        content = as_parquet(cells)
+    elif given.format == "latex":
+        from salun_core.pages.tables.paper import as_latex
+
+        content = as_latex(cells).encode()
+    else:
+        content = (printed(cells, given.format) + "\n").encode()
+    if given.to is None:
+        print(content.decode(), end="")
+    else:
+        write_whole(given.to, content)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 import csv
 import io
 import json
+import re
 import tempfile
 
+import pandas as pd
 import pytest
 
 from salun_core.__main__ import main
@@ -30,6 +32,27 @@ def test_results_are_the_same_in_every_form(folder, capsys):
     table = list(csv.DictReader(io.StringIO(printed("csv"))))
     assert [r["UA"] and float(r["UA"]) for r in table] == [r["UA"] or "" for r in rows]
     assert printed("table").count("\n") == len(rows) + 1
+
+
+def test_results_for_a_paper_and_for_other_programs(folder, capsys, tmp_path):
+    words = ["results", "classification", "--out", str(folder), "--format"]
+    assert main([*words, "latex"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count(r"\toprule") == 1 and "RL" in shown
+    assert re.search(
+        r"\\textbf\{(RL|SalUn)\} & \\textbf\{[\d.]+ \([\d.]+\)\}", shown
+    )  # value, gap, the best bold
+    assert (
+        len([line for line in shown.splitlines() if line.endswith(r"\\")]) == 4
+    )  # a heading and three methods
+    assert main([*words, "parquet", "--to", str(tmp_path / "rows.parquet")]) == 0
+    assert main([*words, "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    stored = pd.read_parquet(tmp_path / "rows.parquet")
+    assert stored["cell"].tolist() == [row["cell"] for row in rows]
+    assert json.loads(stored["settings"].iloc[-1]) == json.loads(rows[-1]["settings"])
+    assert main([*words, "parquet"]) == 2
+    assert "--to" in capsys.readouterr().err
 
 
 def test_a_second_run_computes_nothing(folder, capsys):

@@ -91,6 +91,8 @@ def dependencies(notebook: Path, given: dict[str, Any], root: Path = ROOT) -> li
     found = set(imported_files(own, folders, tables=True, strings=True).values())
     texts = set.union(_texts(tree), *(_texts(ast.parse(file.read_text("utf8"))) for file in found))
     found |= {file for file in _files(root / "data/published") if any(file.stem in text for text in texts)}
+    if any("contributed" in text for text in texts):
+        found |= {file for file in _files(root / "data/contributed") if file.suffix == ".csv"}
     if recorded := given.get("run_name") or _declared(tree).get("run_name"):
         found |= {file for file in _files(root / "data/recorded" / str(recorded)) if file.suffix == ".json"}
     preset = str(given.get("preset") or _declared(tree).get("preset") or "")

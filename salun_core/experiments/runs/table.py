@@ -299,6 +299,20 @@ def records(cells: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(n): plain(v) for n, v in row.items()} for row in cells.to_dict(orient="records")]
 
 
+def as_parquet(cells: pd.DataFrame) -> bytes:
+    """All columns as the content of a Parquet file; what is no plain value is written as JSON text."""
+    buffer = io.BytesIO()
+    plain = cells.apply(
+        lambda column: (
+            column.map(lambda v: json.dumps(v, sort_keys=True) if isinstance(v, dict | list | tuple) else v)
+            if column.dtype == object
+            else column
+        )
+    )
+    plain.to_parquet(buffer, index=False)
+    return buffer.getvalue()
+
+
 def printed(cells: pd.DataFrame, form: str) -> str:
     """Rows as text.
 

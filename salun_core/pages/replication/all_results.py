@@ -9,14 +9,16 @@ from typing import Any
 import pandas as pd
 
 from salun_core.metrics.gaps import AVERAGE, METRICS
+from salun_core.pages.contributed import contributed_rows
 from salun_core.pages.markup import csv_bytes, html_template
 from salun_core.pages.published import published_folder, read_published
 from salun_core.pages.results import all_runs
 from salun_core.pages.tables.table import Table
 
 COLUMNS: dict[str, str] = {
-    "source": "published (the paper's), re-run (by others), recorded (ours, committed) or quick (computed for this book)",
-    "run": "name of the recorded run, or of the published table or figure",
+    "source": "published (the paper's), re-run (by others), recorded (ours, committed), quick (computed for this book) or "
+    "contributed (made elsewhere, not checked by us)",
+    "run": "name of the recorded run, of the published table or figure, or of the contribution",
     "experiment": "experiment of this project",
     "dataset": "data set",
     "arch": "network",
@@ -69,7 +71,7 @@ LINKS = html_template(
 
 
 def every_cell(out_dir: Path | None = None) -> pd.DataFrame:
-    """Published, recorded and quick results, one row a cell.
+    """Published, recorded, quick and contributed results, one row a cell.
 
     Parameters
     ----------
@@ -81,7 +83,7 @@ def every_cell(out_dir: Path | None = None) -> pd.DataFrame:
     DataFrame
         The columns of ``COLUMNS``. What was not run is not there.
     """
-    parts = [published_rows()]
+    parts = [published_rows(), contributed_rows()]
     for run in all_runs(out_dir):
         source = "quick" if run.name == "quick" else "recorded"
         for experiment in EXPERIMENTS:
@@ -147,7 +149,7 @@ MORE = ["keep", "experiment", "study", "dataset", "metric", "value", "run", "cod
 
 def shown(cells: pd.DataFrame) -> pd.DataFrame:
     """The columns that a page shows, recorded rows first, then quick ones, those of the paper and of others."""
-    order = {"recorded": 0, "quick": 1, "published": 2, "re-run": 3}
+    order = {"recorded": 0, "quick": 1, "published": 2, "re-run": 3, "contributed": 4}
     rows = cells.iloc[cells["source"].map(order).argsort(kind="stable")]
     return rows[FIRST + MORE].round(4).astype(object).fillna("")
 

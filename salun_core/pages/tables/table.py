@@ -77,8 +77,59 @@ class Table:
             rows=rows,
         )
 
+    def to_latex(self, *, label: str = "") -> str:
+        r"""The table for a paper: ``booktabs`` rules, caption, the best row bold; a line break becomes a space.
+
+        Parameters
+        ----------
+        label : str
+            For ``\\ref``; none by default.
+        """
+        shown = self.frame.map(lambda value: latex(str(value).replace("\n", " ")))
+        shown.columns = pd.Index([latex(str(column)) for column in shown.columns])
+        best = {place for place, index in enumerate(shown.index) if index in self.bold}
+        styled = (
+            shown.reset_index(drop=True)
+            .style.hide(axis="index")
+            .apply(lambda row: ["textbf:--rwrap;" if row.name in best else ""] * len(row), axis=1)
+        )
+        kinds = ["r" if is_numeric(self.frame[column]) else "l" for column in self.frame.columns]
+        return styled.to_latex(
+            hrules=True,
+            caption=latex(self.caption[:1].upper() + self.caption[1:]),
+            label=label or None,
+            column_format="".join(kinds),
+            position="tb",
+            position_float="centering",
+        )
+
     def __repr__(self) -> str:
         return f"{self.caption}\n{self.frame.to_string(index=False)}"
+
+
+LATEX = {
+    **{mark: f"\\{mark}" for mark in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "×": r"$\times$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "–": "--",
+    "ℓ": r"$\ell$",
+    "₁": r"$_1$",
+    "α": r"$\alpha$",
+    "β": r"$\beta$",
+}
+
+
+def latex(text: str) -> str:
+    """A text as LaTeX shows it, mark by mark."""
+    return "".join(LATEX.get(mark, mark) for mark in text)
 
 
 def is_numeric(column: pd.Series) -> bool:

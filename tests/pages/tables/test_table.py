@@ -56,3 +56,25 @@ def test_what_counts_as_a_column_of_numbers(texts, numeric):
 def test_a_table_that_is_not_numbered_is_told_apart():
     assert page(TABLE).figure["class"] == ["result"]
     assert page(Table(FRAME, "a", numbered=False)).figure["class"] == ["result", "unnumbered"]
+
+
+def test_a_table_for_a_paper_has_rules_a_caption_and_its_best_row_bold():
+    frame = pd.DataFrame(
+        {"Method": ["A_1", "B & C"], "UA (%)": ["1.00 ± 0.10\n(2.00)", "–"], "Why": [r"\a{b}", "<x>"]}
+    )
+    text = Table(frame, "results: 50% of $x", (1,)).to_latex(label="tab:one")
+    assert [line for line in text.splitlines() if "rule" in line] == [
+        "\\toprule",
+        "\\midrule",
+        "\\bottomrule",
+    ]
+    assert r"\begin{tabular}{lrl}" in text and r"\label{tab:one}" in text
+    assert r"\caption{Results: 50\% of \$x}" in text
+    assert r"Method & UA (\%) & Why \\" in text
+    assert r"A\_1 & 1.00 $\pm$ 0.10 (2.00) & \textbackslash{}a\{b\} \\" in text
+    assert r"\textbf{B \& C} & \textbf{--} & \textbf{\textless{}x\textgreater{}} \\" in text
+
+
+def test_rows_with_one_label_are_no_hindrance():
+    frame = pd.DataFrame({"a": ["1", "2"]}, index=[0, 0])
+    assert r"\textbf{1}" in Table(frame, "two", (0,)).to_latex()
