@@ -38,7 +38,7 @@ book: $(READY) ## execute what is out of date and build the book
 	@$(PY) $(if $(PROFILE_DIR),book/_ext/sharding.py --book $(PROFILE) --profile-dir $(PROFILE_DIR) $(if $(GPUS),--gpus $(GPUS)),book/_ext/execution.py --profile $(PROFILE) build --cores $(CORES))
 
 run: $(READY) ## run or resume an experiment on all processors and GPUs, or on a cluster
-	@SALUN_AGAIN="make run EXPERIMENT=$(EXPERIMENT) PRESET=$(or $(PRESET),quick)$(if $(PROFILE_DIR), PROFILE_DIR=$(PROFILE_DIR))$(if $(OUT), OUT=$(OUT))" \
+	@SALUN_AGAIN="make run EXPERIMENT=$(EXPERIMENT) PRESET=$(or $(PRESET),quick)$(if $(PROFILE_DIR), PROFILE_DIR=$(PROFILE_DIR))$(if $(OUT), OUT=$(OUT))$(if $(GPUS), GPUS=$(GPUS))$(if $(ARGS), ARGS='$(ARGS)')" \
 	$(PY) book/_ext/sharding.py $(EXPERIMENT) --preset $(or $(PRESET),quick) --cores $(CORES) \
 		--profile-dir "$(PROFILE_DIR)" $(if $(OUT),--out $(OUT)) $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
 

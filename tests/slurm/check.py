@@ -218,6 +218,7 @@ def disturb(slurm: Slurm, out: Path, child: "subprocess.Popen[bytes]") -> None:
     say(f"killing job {job}")
     slurm.ask("scancel", "--signal=KILL", "--full", job)
     wait_for(lambda: job not in slurm.jobs("RUNNING"), "its end")
+    say(f"it is {slurm.ask('squeue', '-h', '-r', '-t', 'all', '-j', job, '-o', '%T')}")
     say("killing slurmctld")
     slurm.kill("slurmctld")
     time.sleep(3)
