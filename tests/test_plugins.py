@@ -10,6 +10,7 @@ from salun_core import code_digest
 from salun_core.__main__ import main
 from salun_core.data import DATASETS, load_dataset
 from salun_core.errors import UserError, one_of
+from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
 from salun_core.methods import METHODS, fitting
 from salun_core.metrics import METRICS
 from salun_core.models import MODELS, build_model
@@ -263,3 +264,10 @@ def test_the_contract_is_offered_on_the_command_line(theirs, capsys, words, stat
     shown = capsys.readouterr()
     assert re.search(said, shown.out + shown.err)
     assert "Traceback" not in shown.err
+
+
+def test_the_modules_behind_a_cell_are_those_of_its_method_and_of_its_score(theirs):
+    own, scenario = METHODS["ft"].module, Scenario("random", fraction=0.1)
+    assert Cell(0, scenario, "ft", MaskSpec("salient", 0.5)).modules == (own,)
+    assert Cell(0, scenario, "ft", MaskSpec("salient", 0.5, "theirs:by_size")).modules == (own, "theirs")
+    assert set(Cell(0, scenario, "theirs:METHOD").modules) == {"theirs"}
