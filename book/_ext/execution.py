@@ -244,6 +244,8 @@ def execute(template: Path, output: Path, given: dict[str, Any], *, threads: int
             what = f"cell {error.cell_index + 1} ended with {error.ename}: {error.evalue}".splitlines()[0]
         except DeadKernelError:
             what = "its kernel died, as it does when memory runs out"
+        except KeyboardInterrupt:
+            what = "it was interrupted; the same command goes on"
         else:
             stamp(running)
             running.replace(output)
