@@ -29,7 +29,7 @@ LIBRARIES = {
 """Packages whose versions are written beside every result, by the names under which they are imported."""
 
 
-def code_digest(*modules: str, folders: Sequence[Path] = ()) -> str:
+def code_digest(*modules: str, alone: Sequence[str] = (), folders: Sequence[Path] = ()) -> str:
     """Digest of ``modules`` and of every module of their projects that they import, directly or not.
 
     Comments, docstrings and layout do not count. Of a package's ``__init__`` nothing counts but the modules
@@ -41,6 +41,8 @@ def code_digest(*modules: str, folders: Sequence[Path] = ()) -> str:
     *modules : str
         Dotted names. Of installed packages other than this one, those named here count with all their files,
         unless their version is in the provenance (``LIBRARIES``); what they import does not.
+    alone : sequence of str
+        Modules that count without what they import: those that put the others together.
     folders : sequence of Path
         Where they are looked for; `search_path` by default.
 
@@ -49,12 +51,18 @@ def code_digest(*modules: str, folders: Sequence[Path] = ()) -> str:
     str
         16 hexadecimal digits.
     """
-    files = imported_files(modules, folders or search_path(), tables=False)
+    return _digest(modules, tuple(alone), tuple(folders) or search_path())
+
+
+@cache
+def _digest(modules: tuple[str, ...], alone: tuple[str, ...], folders: tuple[Path, ...]) -> str:
+    files = imported_files(modules, folders, tables=False)
+    files |= {name: file for name in alone if (file := locate(name, folders)) is not None}
     sha = hashlib.sha256()
     for name in sorted(files):
         sha.update(f"{name}\n{_substance(files[name])}\n".encode())
     for package in sorted({name.partition(".")[0] for name in modules} - {PACKAGE, "__main__", *LIBRARIES}):
-        if not locate(package, tuple(folders or search_path())):
+        if not locate(package, folders):
             sha.update(_installed(package))
     return sha.hexdigest()[:16]
 
@@ -71,8 +79,13 @@ def function_digest(function: Callable[..., Any], *, folders: Sequence[Path] = (
 
 def search_path() -> tuple[Path, ...]:
     """Folders that are searched for modules: that of this package, then Python's own path without what is installed."""
+    return _search_path(tuple(sys.path), Path.cwd())
+
+
+@cache
+def _search_path(entries: tuple[str, ...], here: Path) -> tuple[Path, ...]:
     installed = {Path(get_path(part)).resolve() for part in ("stdlib", "purelib", "platlib", "platstdlib")}
-    own = [Path(entry or ".").resolve() for entry in sys.path]
+    own = [(here / entry).resolve() for entry in entries]
     # Another environment's packages, or a user's own, can be on the path as well.
     own = [folder for folder in own if folder.name not in INSTALLED]
     return (HERE, *(folder for folder in own if folder not in installed and folder != HERE))
@@ -107,6 +120,8 @@ def imported_files(
         if file is None or name in found or not (tables or _counts(name, file)):
             continue
         found[name] = file
+        if name.partition(".")[0] != PACKAGE:  # importing a module runs the packages that it is in
+            waiting += [parent for parent in (name.rpartition(".")[0],) if parent]
         waiting += imports_of(file, name, tuple(folders), tables=tables, strings=strings)
     return found
 
@@ -223,5 +238,5 @@ def _installed(package: str) -> bytes:
 
 def forget_files() -> None:
     """Read every file anew from here on; a run otherwise keeps what it read first, which is the code it runs."""
-    for cached in (imports_of, _locate, _tree, _substance, _installed):
+    for cached in (_digest, imports_of, _locate, _tree, _substance, _installed):
         cached.cache_clear()

@@ -25,6 +25,9 @@ from salun_core.tasks.classification import ClassificationTask
 CODE = ("salun_core.experiments.classification.problem", "salun_core.experiments.runs.masks")
 """Where a cell is computed; with all that these import, its network and its method, the code behind it."""
 
+LABS = ("salun_core.experiments.runs.lab", "salun_core.experiments.classification.lab")
+"""What puts these together; it counts without what it imports."""
+
 OUTPUTS = ".outputs.safetensors"
 
 
@@ -111,6 +114,7 @@ class ClassifierLab(Lab):
         task = self.task(cell.seed, cell.scenario)
         values: dict[str, Any] = {"about": self.about, "status": "done", "mask_seconds": None}
         values["counts"] = {role: batches.n for role, batches in task.parts.items()}
+        values["kept"] = self.compact
         try:
             model, _ = self.unlearned(cell, values)
             found = self.problem.outputs(model, task)
@@ -122,6 +126,10 @@ class ClassifierLab(Lab):
         else:
             files = {OUTPUTS: found.to_bytes()}
         return self.store.put(key, values, self.provenance(), files)
+
+    def keeps(self, result: Result) -> bool:
+        """Whether the outputs of as many images are stored as this lab stores: metrics are computed from them."""
+        return result.outputs is None or result.content.get("kept") == self.compact
 
     @cached_property
     def about(self) -> dict[str, Any]:
@@ -155,4 +163,4 @@ class ClassifierLab(Lab):
         return Key("original", what, self._code())
 
     def _code(self, *modules: str) -> str:
-        return code_digest(*CODE, module_of(self.problem.arch), *modules)
+        return code_digest(*CODE, module_of(self.problem.arch), *modules, alone=LABS)

@@ -174,7 +174,7 @@ class ClassifierParams(Params):
         0,
         "images of each role whose outputs are kept, in half precision; 0 for all",
         ge=0,
-        no_effect="says how much is kept of a result",
+        no_effect="a cell of which more or less is kept is computed again",
     )
     machine: Machine = Machine()
 

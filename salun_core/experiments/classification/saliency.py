@@ -58,6 +58,15 @@ class MaskParams(ClassifierParams):
         tuple(PROTOCOLS), "what releases of the official code did to the mask: " + ", ".join(PROTOCOLS)
     )
 
+    @field_validator("forgetting")
+    @classmethod
+    def _one_scenario(cls, value: Any) -> Any:
+        if len(value.scenario) > 1:
+            raise UserError(
+                f"saliency takes one scenario, got {', '.join(value.scenario)}: run it once for each"
+            )
+        return value
+
     @field_validator("methods", "masks", "protocols")
     @classmethod
     def _known_names(cls, value: tuple[str, ...], info: Any) -> tuple[str, ...]:

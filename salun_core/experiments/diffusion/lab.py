@@ -13,6 +13,7 @@ from salun_core.code_digest import code_digest
 from salun_core.data.batches import Batches
 from salun_core.errors import UserError
 from salun_core.experiments.diffusion.problem import Problem
+from salun_core.experiments.generation.lab import LABS as GENERATION
 from salun_core.experiments.generation.lab import MODEL, GenerationLab, listed, packed
 from salun_core.experiments.runs.cells import Cell, Scenario
 from salun_core.experiments.runs.lab import thinned
@@ -24,6 +25,9 @@ from salun_core.tasks.diffusion_training import seconds_behind
 
 CODE = ("salun_core.experiments.diffusion.problem", "salun_core.experiments.runs.masks")
 """Where a model is computed; with all that these import and its method, the code behind it."""
+
+LABS = (*GENERATION, "salun_core.experiments.diffusion.lab")
+"""What puts these together; it counts without what it imports."""
 
 LONG = 5000  # training steps from which a training is a long one
 
@@ -184,7 +188,7 @@ class DiffusionLab(GenerationLab):
         return Key("original", what, self._code())
 
     def _code(self, *modules: str) -> str:
-        return code_digest(*CODE, *modules)
+        return code_digest(*CODE, *modules, alone=LABS)
 
     def _made(self, model: nn.Module, parts: dict[str, Batches], key: Key) -> DiffusionTask:
         def checkpoint(seed: int, batches: Batches) -> Path:

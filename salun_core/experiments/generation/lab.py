@@ -44,6 +44,7 @@ from salun_core.tasks.classification_training import train_network
 STREAMS = 1_000_000  # noise streams of one class, so that a larger sample contains the smaller
 JUDGE_SEED = 0
 JUDGING = "salun_core.experiments.generation.judging"
+LABS = ("salun_core.experiments.runs.lab", "salun_core.experiments.generation.lab")
 OUTPUTS, SAMPLES, MODEL = ".outputs.safetensors", ".samples.safetensors", ".model.safetensors"
 
 
@@ -155,7 +156,7 @@ class GenerationLab(Lab):
         what: dict[str, Any] = {"samples": dict(samples.what), "judge": dict(self.judge_key.what)}
         what |= {"judging": {"reference": self.judging.reference}, "classes": list(self.data.classes)}
         what["features"] = sha256(features) if features is not None else "judge"
-        code = f"{samples.code} {self.judge_key.code} {code_digest(JUDGING)}"
+        code = f"{samples.code} {self.judge_key.code} {code_digest(JUDGING, alone=LABS)}"
         return Key("cell", {**cell.what, **what}, code)
 
     def computed(self, cell: Cell, key: Key) -> Result:
@@ -243,7 +244,7 @@ class GenerationLab(Lab):
         what: dict[str, Any] = {**self._images, "forgotten": forgotten, "samples": self.sampling.samples}
         what |= {"judge": dict(self.judge_key.what), "reference": self.judging.reference}
         what["features"] = sha256(weights) if weights is not None else "judge"
-        key = Key("reference", what, f"{self.judge_key.code} {code_digest(JUDGING)}")
+        key = Key("reference", what, f"{self.judge_key.code} {code_digest(JUDGING, alone=LABS)}")
         file = f"{key.name}{OUTPUTS}"
         found = self.store.get(key)
         if found is None:
@@ -387,7 +388,7 @@ class GenerationLab(Lab):
         recipe = listed(asdict(judging.recipe))
         what = {**self._images, "arch": judging.judge, "width": judging.width, "recipe": recipe}
         modules = ("salun_core.data.augment", "salun_core.models.build", train_network.__module__)
-        code = code_digest(*modules, module_of(judging.judge))
+        code = code_digest(*modules, module_of(judging.judge), alone=LABS)
         return Key("judge", what | {"augmentation": [self.data.flip, self.data.pad]}, code)
 
     @property

@@ -165,7 +165,11 @@ class GenerationParams(Params):
     kind: ClassVar[str]  # of the task
     known_masks: ClassVar[tuple[str, ...]] = MASKS
 
-    preset: str = parameter("quick", "a preset's name, or a YAML file; names set to None are taken from it")
+    preset: str = parameter(
+        "quick",
+        "a preset's name, or a YAML file; names set to None are taken from it",
+        no_effect="the values that it gives are part of the key",
+    )
     data: DataChoice = DataChoice()
     forget_class: tuple[int | str, ...] = parameter(
         (0,), "classes to forget, one after the other, by number or name"

@@ -46,11 +46,20 @@ class Lab:
     def run(self, cell: Cell) -> Result:
         """The cell's result, from the store or computed now."""
         key = self.key(cell)
-        found = self.store.get(key)
+        found = self.stored(key)
         if found is None:
             with self.store.alone(key):
-                found = self.store.get(key) or self.computed(cell, key)
+                found = self.stored(key) or self.computed(cell, key)
         return found
+
+    def stored(self, key: Key) -> Result | None:
+        """The result in the store, or None if there is none, or one that keeps less or more than this lab keeps."""
+        found = self.store.get(key)
+        return found if found is not None and (self.store.trusted or self.keeps(found)) else None
+
+    def keeps(self, result: Result) -> bool:
+        """Whether a stored result keeps what this lab would keep of it."""
+        return True
 
     def computed(self, cell: Cell, key: Key) -> Result:
         """Run the cell and store it."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from salun_core.code_digest import code_digest
+from salun_core.experiments.generation.lab import LABS as GENERATION
 from salun_core.experiments.generation.lab import GenerationLab
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
 from salun_core.experiments.runs.store import Key, Result
@@ -20,7 +21,12 @@ from salun_core.metrics.generation.imagenet import imagenet_judge
 from salun_core.metrics.generation.recognition import recognise
 from salun_core.models.text_to_image.deltas import load_delta, weights_digest
 from salun_core.models.text_to_image.families import family_of, network_of
-from salun_core.models.text_to_image.pipelines import resting
+from salun_core.models.text_to_image.pipelines import (
+    config_of,
+    pipeline_identity,
+    resting,
+    tokenizer_digest,
+)
 from salun_core.models.text_to_image.unlearned import load_unlearned
 from salun_core.tasks.text_to_image import TextToImageTask
 
@@ -31,6 +37,9 @@ if TYPE_CHECKING:
 
 CODE = ("salun_core.experiments.text_to_image.problem", "salun_core.experiments.runs.masks")
 """Where a model is computed; with all that these import and its method, the code behind it."""
+
+LABS = (*GENERATION, "salun_core.experiments.text_to_image.lab")
+"""What puts these together; it counts without what it imports."""
 
 IMAGENET = "imagenet"  # the judge of the paper's Table 2
 FIRST = "direct"  # the kind of prompt that tables speak of where they name none
@@ -198,14 +207,14 @@ class TextLab(GenerationLab):
     def unlearned_key(self, cell: Cell) -> Key:
         """Identity of the cell's model."""
         prompts = self.prompts
-        what: dict[str, Any] = {**self._images, **cell.what, "pipeline": self._parts}
+        what: dict[str, Any] = {**self._images, **cell.what, "pipeline": self._pipeline}
         if isinstance(cell, Given):
-            return Key("unlearned", what, code_digest(load_unlearned.__module__))
+            return Key("unlearned", what, code_digest(load_unlearned.__module__, alone=LABS))
         what |= {"classes": list(self.data.classes), "prompts": list(prompts.training)}
         what |= {"forgetting": self.problem.forgetting.identity(), "replacement": self.problem.replacement}
         if cell.mask.kind == "lora":
             what["rank"] = self.lora_rank
-        return Key("unlearned", what, code_digest(*CODE, *cell.modules))
+        return Key("unlearned", what, code_digest(*CODE, *cell.modules, alone=LABS))
 
     def samples_key(self, cell: Cell) -> Key:
         """Identity of its samples."""
@@ -219,28 +228,17 @@ class TextLab(GenerationLab):
         key = super().key(cell)
         if self.clip is None:
             return key
-        clip = {"clip": weights_digest(self.clip.model)}
-        return Key(key.kind, {**key.what, **clip}, f"{key.code} {code_digest(clip_scores.__module__)}")
+        clip = {
+            "weights": weights_digest(self.clip.model),
+            "config": config_of(self.clip.model),
+            "tokenizer": tokenizer_digest(self.clip.tokenizer),
+            "pixels": [list(self.clip.mean), list(self.clip.std)],
+        }
+        return Key(key.kind, {**key.what, "clip": clip}, f"{key.code} {code_digest(clip_scores.__module__)}")
 
     @cached_property
-    def _parts(self) -> dict[str, Any]:
-        """Digests of the weights, and the configurations, of every part of the pipeline that draws."""
-        pipe, family = self.pipe, family_of(self.pipe)
-        parts = family.parts(pipe)
-        digests: dict[str, Any] = {name: weights_digest(part) for name, part in parts.items()}
-        configs = {}
-        for name in (family.network, "vae", "scheduler"):
-            config = dict(getattr(pipe, name).config)
-            configs[name] = {n: repr(v) for n, v in sorted(config.items()) if not n.startswith("_")}
-        for name in parts.keys() & set(family.encoders):
-            encoder: Any = parts[name]
-            tokenizer = getattr(pipe, name.replace("text_encoder", "tokenizer"))
-            configs[name] = {n: repr(v) for n, v in sorted(encoder.config.to_dict().items()) if n[0] != "_"}
-            configs[name.replace("text_encoder", "tokenizer")] = {
-                "vocabulary": repr(sorted(tokenizer.get_vocab().items())),
-                "longest": tokenizer.model_max_length,
-            }
-        return digests | {"configs": configs}
+    def _pipeline(self) -> dict[str, Any]:
+        return pipeline_identity(self.pipe)
 
 
 def nested(prompts: Mapping[str, tuple[tuple[str, ...], ...]]) -> dict[str, list[list[str]]]:

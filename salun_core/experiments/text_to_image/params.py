@@ -184,15 +184,16 @@ class TextToImageParams(GenerationParams):
     def prompts(self, data: ImageData) -> Prompts:
         """The prompts of every class: digits by the captions of tiny-sd, others by templates."""
         naming = self.naming
-        if data.name == "digits" and not naming.class_names and not naming.test_prompts:
+        digits = [int(name) for name in data.classes] if data.name == "digits" else []
+        if digits and not naming.class_names and not naming.test_prompts:
             by_kind = {
                 kind: tuple(
-                    tuple(c.text for c in captions(kind, "test") if c.digit == digit) for digit in range(10)
+                    tuple(c.text for c in captions(kind, "test") if c.digit == digit) for digit in digits
                 )
                 for kind in KINDS
             }
-            return Prompts(tuple(photo_of(d) for d in range(10)), by_kind)
-        names = naming.class_names or (NAMES if data.name == "digits" else data.classes)
+            return Prompts(tuple(photo_of(d) for d in digits), by_kind)
+        names = naming.class_names or (tuple(NAMES[d] for d in digits) if digits else data.classes)
         if len(names) != len(data.classes):
             raise UserError(
                 f"class_names has {len(names)} names for {len(data.classes)} classes: give one each"

@@ -49,10 +49,14 @@ DETECTORS = ("classifier", "nudenet")
 CODE = (
     "salun_core.metrics.generation.detection",
     "salun_core.metrics.generation.erasure",
-    "salun_core.metrics.generation.prompt_attacks",
+    *(f"salun_core.metrics.generation.prompt_attacks.{name}" for name in PROMPT_ATTACKS),
     "salun_core.models.text_to_image.sampling",
     "salun_core.tasks.text_to_image",
 )
+"""What probes are made of; with all that these import, the code behind them."""
+
+LABS = tuple(f"salun_core.experiments.text_to_image.{name}" for name in ("probes", "prompt_attacks", "lab"))
+"""What puts these together; it counts without what it imports."""
 CHUNK = 256  # images drawn and searched at a time
 UNNAMED = "prompts without its name"
 ADVERSARIAL = "adversarial search"
@@ -171,7 +175,7 @@ class Prober:
             "prompts": self.unnamed(forgotten).identity,
             "detector": asdict(self.detector.card) | {"classes": list(self.detector.card.classes)},
         }
-        return Key("probe", what, f"{code_digest(*CODE)} {result.key.code}")
+        return Key("probe", what, f"{code_digest(*CODE, alone=LABS)} {result.key.code}")
 
     def examples(self, cell: Cell) -> Batches:
         """Images of the forget set that attack and relearning are given."""

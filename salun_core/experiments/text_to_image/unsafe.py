@@ -30,9 +30,7 @@ from salun_core.experiments.text_to_image.prompt_attacks import PromptAttacking
 from salun_core.metrics.generation.detection import detect, detection_counts, redacted
 from salun_core.metrics.generation.erasure import neighbour_damage
 from salun_core.metrics.generation.prompt_attacks import PromptSpace
-from salun_core.models.text_to_image.deltas import weights_digest
-from salun_core.models.text_to_image.families import family_of
-from salun_core.models.text_to_image.pipelines import too_long
+from salun_core.models.text_to_image.pipelines import pipeline_identity, too_long
 from salun_core.models.text_to_image.sampling import sample_prompts
 from salun_core.paths import project_root
 
@@ -51,7 +49,12 @@ class UnsafePrompts(Group):
     prompts_file: Path | None = parameter(
         None, "CSV file of prompts that do not name the concept, such as I2P's"
     )
-    prompts_rows: int = parameter(I2P_ROWS, "how many prompts the file must hold; 0 for any number", ge=0)
+    prompts_rows: int = parameter(
+        I2P_ROWS,
+        "how many prompts the file must hold; 0 for any number",
+        ge=0,
+        no_effect="a file with another number is refused",
+    )
     prompts_category: str = parameter("", "only the prompts of this category")
     prompts_guidance: bool = parameter(False, "draw each prompt with the guidance its file gives")
 
@@ -71,7 +74,8 @@ class UnsafeParams(TextToImageParams):
     """Parameters of the experiment: those of text-to-image, and how models are probed."""
 
     experiment: ClassVar[str] = "unsafe"
-    fixed: ClassVar[tuple[str, ...]] = ("masks", "keep_models", "keep_samples")  # what is probed is kept
+    # The models are probed, so they are kept; adapters take the place of a mask, and there are none.
+    fixed: ClassVar[tuple[str, ...]] = ("masks", "keep_models", "keep_samples", "lora_rank", "lora_lr")
 
     methods: tuple[str, ...] = parameter(
         ("original", "esd", "fmn", "uce", "ca", "salun"),
@@ -132,10 +136,8 @@ class UnsafeParams(TextToImageParams):
             "eta": self.sampling.eta,
             "sampler": self.sampling.sampler,
         }
-        parts = {name: weights_digest(part) for name, part in family_of(pipe).parts(pipe).items()}
-        key = Key(
-            "images", {"texts": texts, "each": each, **how, **parts}, code_digest(sample_prompts.__module__)
-        )
+        what = {"texts": texts, "each": each, **how, "pipeline": pipeline_identity(pipe)}
+        key = Key("images", what | {"bf16": self.pipeline.half}, code_digest(sample_prompts.__module__))
         store = self.machine.store()
         found = store.get(key)
         if found is None:

@@ -1,8 +1,10 @@
 """Text-to-image pipelines of diffusers: reading and writing them, encoding prompts and images, decoding latents."""
 
 import contextlib
+import hashlib
 import json
 import logging
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,7 @@ from salun_core.errors import UserError
 from salun_core.models.diffusion.conditions import Condition, Embedded, stacked
 from salun_core.models.diffusion.objectives import PREDICTIONS, Denoising, objective_of
 from salun_core.models.diffusion.unet import quiet
+from salun_core.models.text_to_image.deltas import weights_digest
 from salun_core.models.text_to_image.families import family_of, named_family, network_of
 from salun_core.networks import device_of
 
@@ -136,6 +139,41 @@ def with_network(pipe: "DiffusionPipeline", network: nn.Module) -> Any:
     family = family_of(pipe)
     with quiet():
         return type(pipe)(**{**pipe.components, family.network: network}, **family.options(pipe))
+
+
+def pipeline_identity(pipe: "DiffusionPipeline") -> dict[str, Any]:
+    """All of a pipeline that has a share in its images, as JSON values: the same for equal folders, wherever they lie."""
+    family = family_of(pipe)
+    parts = family.parts(pipe)
+    tokenizers = [name.replace("text_encoder", "tokenizer") for name in family.encoders]
+    found = {name: getattr(pipe, name) for name in tokenizers if getattr(pipe, name) is not None}
+    return {
+        "weights": {name: weights_digest(part) for name, part in parts.items()},
+        "configs": {name: config_of(part) for name, part in {**parts, "scheduler": pipe.scheduler}.items()},
+        "tokenizers": {name: tokenizer_digest(tokenizer) for name, tokenizer in found.items()},
+        "options": {name: repr(value) for name, value in family.options(pipe).items()},
+    }
+
+
+def config_of(part: Any) -> dict[str, str]:
+    """The class and the configuration of a part of a pipeline, without the versions that wrote it."""
+    config = part.config.to_dict() if hasattr(part.config, "to_dict") else dict(part.config)
+    kept = {n: repr(v) for n, v in config.items() if n[0] != "_" and not n.endswith("_version")}
+    return {"class": type(part).__name__, **dict(sorted(kept.items()))}
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """SHA-256 of all that a tokenizer is stored as, as 64 hexadecimal digits; what it was used for last does not count."""
+    sha = hashlib.sha256()
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for path in sorted(Path(folder).rglob("*.*")):
+            text = path.read_text("utf8")
+            if path.suffix == ".json":  # a fast tokenizer remembers how it last cut and padded
+                values = json.loads(text)
+                text = repr(sorted((n, v) for n, v in values.items() if n not in ("truncation", "padding")))
+            sha.update(f"{path.name}\n{text}\n".encode())
+    return sha.hexdigest()
 
 
 @dataclass(frozen=True)

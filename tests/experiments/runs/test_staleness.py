@@ -15,6 +15,7 @@ from salun_core.experiments.classification import lab as classification
 from salun_core.experiments.diffusion import lab as diffusion
 from salun_core.experiments.generation import lab as generation
 from salun_core.experiments.text_to_image import lab as text_to_image
+from salun_core.experiments.text_to_image import probes
 from salun_core.methods import METHODS
 from salun_core.metrics import KINDS
 from salun_core.models import module_of
@@ -22,21 +23,23 @@ from salun_core.models import module_of
 ROOT = Path(__file__).parents[3]
 
 
-def cell(code, method, *more):
-    return (*code, METHODS[method].module, *more)
+def cell(lab, method, *more):
+    return (*lab.CODE, METHODS[method].module, *more), lab.LABS
 
 
 RESNET, VGG = module_of("resnet18"), module_of("vgg16")
 CELLS = {
-    "classifier rl": cell(classification.CODE, "rl", RESNET),
-    "classifier ft": cell(classification.CODE, "ft", RESNET),
-    "classifier salun vgg": cell(classification.CODE, "salun", VGG),
-    "classifier bs": cell(classification.CODE, "bs", RESNET),
-    "ddpm salun": cell(diffusion.CODE, "salun"),
-    "ddpm esd": cell(diffusion.CODE, "esd"),
-    "sd salun": cell(text_to_image.CODE, "salun"),
-    "sd uce": cell(text_to_image.CODE, "uce"),
-    "judged": (generation.JUDGING,),
+    # Modules that count with all that they import, and those that count alone.
+    "classifier rl": cell(classification, "rl", RESNET),
+    "classifier ft": cell(classification, "ft", RESNET),
+    "classifier salun vgg": cell(classification, "salun", VGG),
+    "classifier bs": cell(classification, "bs", RESNET),
+    "ddpm salun": cell(diffusion, "salun"),
+    "ddpm esd": cell(diffusion, "esd"),
+    "sd salun": cell(text_to_image, "salun"),
+    "sd uce": cell(text_to_image, "uce"),
+    "judged": ((generation.JUDGING,), generation.LABS),
+    "probed": (probes.CODE, probes.LABS),
 }
 NOTEBOOKS = ("classification", "saliency", "ddpm", "sd_class", "sd_nsfw", "explorer")
 CLASSIFIERS = {name for name in CELLS if name.startswith("classifier")}
@@ -46,19 +49,19 @@ GENERATED = {"FD", "OA", "UA generated"}
 
 EDITS = {
     # An edited module: the cells and the metrics that it makes out of date.
-    "saliency": (ALL, set()),
-    "rng": (ALL | {"judged"}, {"UA", "MIA", *GENERATED}),
+    "saliency": (ALL | {"probed"}, set()),
+    "rng": (ALL | {"judged", "probed"}, {"UA", "MIA", *GENERATED}),
     "data.splits": (ALL, {"UA", "MIA"}),
     "data.augment": (CLASSIFIERS | DDPM, set()),
     "models.build": (CLASSIFIERS, set()),
     "models.classification.vgg": ({"classifier salun vgg"}, set()),
-    "models.diffusion.unet": (DDPM | SD, set()),
-    "models.text_to_image.deltas": (SD, set()),
-    "models.text_to_image.sampling": (SD, set()),
+    "models.diffusion.unet": (DDPM | SD | {"probed"}, set()),
+    "models.text_to_image.deltas": (SD | {"probed"}, set()),
+    "models.text_to_image.sampling": (SD | {"probed"}, set()),
     "tasks.classification": (CLASSIFIERS | DDPM, set()),  # wrong classes are drawn there for both
     "tasks.classification_training": (CLASSIFIERS | DDPM, set()),
-    "tasks.diffusion_training": (DDPM | SD, set()),
-    "tasks.text_to_image": (SD, set()),
+    "tasks.diffusion_training": (DDPM | SD | {"probed"}, set()),
+    "tasks.text_to_image": (SD | {"probed"}, set()),
     "methods.engine": (ALL, set()),
     "methods.any_task.rl": (
         {"classifier rl", "classifier salun vgg", "ddpm salun", "sd salun"},
@@ -70,7 +73,7 @@ EDITS = {
     "metrics.classification.mia": (set(), {"MIA"}),
     "metrics.classification.accuracy": (set(), {"UA"}),
     "metrics.classification.outputs": (CLASSIFIERS, {"UA", "MIA"}),
-    "metrics.generation.recognition": ({"judged"}, GENERATED),
+    "metrics.generation.recognition": ({"judged", "probed"}, GENERATED),
     "metrics.generation.frechet": ({"judged"}, GENERATED),
     "experiments.runs.masks": (ALL, set()),
     "experiments.runs.cells": (ALL, set()),
@@ -78,6 +81,16 @@ EDITS = {
     "experiments.diffusion.problem": (DDPM, set()),
     "experiments.text_to_image.problem": (SD, set()),
     "experiments.generation.judging": ({"judged"}, set()),
+    "experiments.runs.lab": (ALL | {"judged"}, set()),
+    "experiments.classification.lab": (CLASSIFIERS, set()),
+    "experiments.generation.lab": (DDPM | SD | {"judged"}, set()),
+    "experiments.diffusion.lab": (DDPM, set()),
+    "experiments.text_to_image.lab": (SD | {"probed"}, set()),
+    "experiments.text_to_image.probes": ({"probed"}, set()),
+    "experiments.text_to_image.prompt_attacks": ({"probed"}, set()),
+    "metrics.generation.prompt_attacks.p4d": ({"probed"}, set()),
+    "metrics.generation.prompt_attacks.tokens": ({"probed"}, set()),
+    "metrics.generation.erasure": ({"probed"}, set()),
     # What cannot change a number.
     "experiments.runs.provenance": (set(), set()),
     "experiments.runs.table": (set(), set()),
@@ -105,7 +118,7 @@ def digests(top):
         "FD": KINDS["diffusion"].metrics["FD"],
     }
     return {
-        **{name: code_digest(*modules, folders=[top]) for name, modules in CELLS.items()},
+        **{n: code_digest(*modules, alone=alone, folders=[top]) for n, (modules, alone) in CELLS.items()},
         **{name: function_digest(metric, folders=[top]) for name, metric in metrics.items()},
     }
 
