@@ -49,7 +49,13 @@ class Lab:
         found = self.stored(key)
         if found is None:
             with self.store.alone(key):
-                found = self.stored(key) or self.computed(cell, key)
+                found = self.stored(key)
+                if found is None:
+                    if (
+                        self.store.get(key) is not None
+                    ):  # whole, and of another extent: it would stay otherwise
+                        self.store.path(key).unlink(missing_ok=True)
+                    found = self.computed(cell, key)
         return found
 
     def stored(self, key: Key) -> Result | None:

@@ -29,6 +29,7 @@ def stored(tmp_path, monkeypatch):
 
     def put(value):
         key = Key("cell", {"seed": 1})
+        store.path(key).unlink(missing_ok=True)
         return store.put(key, {"about": {"kind": "toy"}}, {}, {".outputs.txt": str(value).encode()})
 
     return put, store, tmp_path
