@@ -164,7 +164,11 @@ class ClassifierParams(Params):
     without_retrain: ClassVar[bool] = False
     """Whether the experiment has something to show without a retrained model, or with one that is given."""
 
-    preset: str = parameter("quick", "a preset's name, or a YAML file; names set to None are taken from it")
+    preset: str = parameter(
+        "quick",
+        "a preset's name, or a YAML file; names set to None are taken from it",
+        no_effect="the values that it gives are part of the key",
+    )
     data: DataChoice = DataChoice()
     training: Training = Training()
     forgetting: Forgetting = Forgetting()

@@ -97,6 +97,7 @@ FILES = {
     "inception_weights",
     "judge_weights",
     "unlearned",
+    "retrained",
 }
 """What lies in files: their content is changed in tests below."""
 NOT_HERE = {
