@@ -67,17 +67,6 @@ class Grid:
             return []
         return [(s, v) for s in self.scenarios for v in self.variants if v.method not in FREE]
 
-    @property
-    def size(self) -> int:
-        """Number of cells, without those by which tuning may widen its bounds."""
-        tuned = self.tuned
-        found = sum(len(cells) for cells in self.studies(self.fixed).values())
-        if self.tuning is None or not tuned:
-            return found
-        candidates = sum(len(self.tuning.points(v.method)) for _, v in tuned)
-        ends = 2 * len(self.scenarios)  # Retrain and the original model
-        return found + len(self.tuning.tuning_seed) * (candidates + ends)
-
     def execute(self, run: Run) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
         """Run or find every cell, and write the list of them: rows of the tuning, and tables by title.
 
