@@ -147,11 +147,11 @@ def test_pipelines_of_other_families_go_through_the_experiment(family, tmp_path)
     cell = Cell(0, Scenario("class", target=7), "ga")
     other = copy.copy(lab)
     other.problem = replace(lab.problem, pipe=load_pipeline(folder))
-    vars(other).pop("_parts", None)
+    vars(other).pop("_pipeline", None)
     assert other.unlearned_key(cell).name == lab.unlearned_key(cell).name
     with torch.no_grad():
         next(other.pipe.text_encoder_2.parameters()).add_(1)
-    vars(other).pop("_parts", None)
+    vars(other).pop("_pipeline", None)
     assert other.unlearned_key(cell).name != lab.unlearned_key(cell).name
 
 
