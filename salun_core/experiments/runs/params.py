@@ -231,7 +231,10 @@ def parameters_cell(cls: type[Params]) -> str:
         shown = name == "preset" or "preset" not in known
         text = field.description
         if name == "preset":
-            text = f"{', '.join(preset_names(cls.experiment))}, or a YAML file; None: as it says"
+            names = preset_names(cls.experiment)
+            if len(names) > 5:  # a line's worth: without those named after another, such as fast-50
+                names = [n for n in names if not any(n.startswith(f"{other}-") for other in names)]
+            text = f"{', '.join(names)}, or a YAML file; None: as it says"
         default = repr(field.default).replace("'", '"') if shown else None
         lines.append(f"{name}: {_notebook_type(field.annotation)} = {default}  # {text}")
     return "\n".join(lines)
