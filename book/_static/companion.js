@@ -16,9 +16,12 @@ tip.id = "origin-text";
 tip.setAttribute("role", "tooltip");
 tip.hidden = true;
 
+let current = null;
+
 const hide = () => { tip.hidden = true; };
 
 const show = (origin) => {
+  current = origin;
   if (origin.title) {
     origin.dataset.origin = origin.title;
     origin.removeAttribute("title");
@@ -32,6 +35,9 @@ const show = (origin) => {
   tip.style.left = `${left}px`;
   tip.style.top = `${above > gap ? above : Math.min(at.bottom + gap, innerHeight - size.height - gap)}px`;
 };
+
+// Moving to a mark with the keyboard may scroll the page, also under a pointer at rest: the text then goes along.
+const leave = () => { !tip.hidden && current === document.activeElement ? show(current) : hide(); };
 
 const originOf = (event) => event.target instanceof Element ? event.target.closest(".origin") : null;
 
@@ -50,10 +56,10 @@ const move = (event) => {
   event.preventDefault();
 };
 
-document.addEventListener("pointerover", (event) => { const origin = originOf(event); origin ? show(origin) : hide(); });
+document.addEventListener("pointerover", (event) => { const origin = originOf(event); origin ? show(origin) : leave(); });
 document.addEventListener("focusin", (event) => { const origin = originOf(event); origin ? show(origin) : hide(); });
 document.addEventListener("focusout", hide);
-document.addEventListener("scroll", hide, { capture: true, passive: true });
+document.addEventListener("scroll", leave, { capture: true, passive: true });
 document.addEventListener("keydown", move);
 
 // A link into something folded opens it, in browsers that do not do so themselves.

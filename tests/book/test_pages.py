@@ -33,7 +33,7 @@ def book(request: pytest.FixtureRequest) -> Path:
     if folder is None:
         pytest.skip("no --book")
     assert (folder / "index.html").is_file(), f"no book in {folder}"
-    return folder
+    return folder.resolve()
 
 
 @functools.lru_cache(maxsize=1)  # the tests of a page follow each other
@@ -284,6 +284,8 @@ def test_where_a_mark_comes_from_is_shown(browser, address):
         shown.keyboard.press("Enter")
         first = text.inner_text()
         shown.keyboard.press("ArrowLeft")
+        shown.evaluate("scrollBy(0, 40)")
+        shown.wait_for_timeout(200)  # for the page has scrolled there, and the text with it
         assert text.is_visible()
         assert text.inner_text() != first
         assert wrong == []
