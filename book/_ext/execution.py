@@ -46,6 +46,12 @@ def notebooks(root: Path = ROOT) -> dict[str, dict[str, dict[str, Any]]]:
     return yaml.safe_load((root / "notebooks.yaml").read_text("utf8"))
 
 
+def longest(profile: str, root: Path = ROOT) -> list[str]:
+    """Executed notebooks that take longest: started first, none of them runs alone at the end."""
+    folder = PROFILES[profile] / "notebooks"
+    return [str(folder / f"{name}.ipynb") for name, entry in notebooks(root).items() if entry.get("long")]
+
+
 def parameters(name: str, profile: str, root: Path = ROOT) -> dict[str, Any]:
     """Parameters that a notebook is given in a profile; other profiles than quick write to their own folder."""
     given = dict(notebooks(root)[name].get(profile) or {})
@@ -407,7 +413,8 @@ def build(profile: str, *options: str) -> int:
         Of Snakemake: where it computes, and further settings of the Snakefile.
     """
     try:
-        with snakemake("--quiet", "all", *options, f"profile={profile}") as child:
+        first = ["--prioritize", *longest(profile)]
+        with snakemake("--quiet", "all", *first, *options, f"profile={profile}") as child:
             while True:  # Ctrl+C reaches Snakemake too, which stops its jobs and says so
                 with contextlib.suppress(KeyboardInterrupt):
                     return child.wait()

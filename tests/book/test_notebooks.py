@@ -4,12 +4,15 @@ import ast
 import importlib
 import io
 import json
+import re
+import subprocess
+import sys
 import tokenize
 from pathlib import Path
 
 import pytest
 import yaml
-from execution import PROFILES, code, dependencies, notebooks, parameters, parameters_declared
+from execution import PROFILES, code, dependencies, longest, notebooks, parameters, parameters_declared
 
 from salun_core.experiments.runs.params import Params
 
@@ -102,8 +105,33 @@ def test_notebooks_yaml_and_the_table_of_contents_name_every_notebook():
     assert {Path(page).name for page in pages if page.startswith("notebooks/")} == names
     assert set(notebooks(ROOT)) == names
     for entry in notebooks(ROOT).values():
-        assert set(entry) - {"after"} == set(PROFILES)
+        assert set(entry) - {"after", "long"} == set(PROFILES)
         assert set(entry.get("after", [])) <= names
+
+
+def test_long_notebooks_are_started_first():
+    first = longest("quick", ROOT)
+    assert first
+    options = ["--dry-run", "--forceall", "--cores", "1", "--nolock", "--prioritize", *first]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "snakemake",
+            "--snakefile",
+            "Snakefile",
+            *options,
+            "--config",
+            "profile=quick",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    urgent = re.findall(
+        r"output: (\S+)(?:(?!output: ).)*?priority: highest", done.stdout + done.stderr, re.DOTALL
+    )
+    assert set(urgent) == set(first)
 
 
 # --- what a notebook depends on -----------------------------------------------------------------------
