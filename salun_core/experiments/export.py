@@ -15,6 +15,7 @@ from torch import nn
 
 from salun_core.data.images import ImageData
 from salun_core.errors import UserError
+from salun_core.escaping import markdown_text
 from salun_core.experiments import EXPERIMENTS
 from salun_core.experiments.classification.lab import ClassifierLab
 from salun_core.experiments.diffusion.lab import DiffusionLab
@@ -183,17 +184,17 @@ def model_card(
         "---",
         yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip(),
         "---",
-        f"# {title}",
+        f"# {markdown_text(title)}",
         "",
         f"The network `{about['arch']}` ({task.replace('-', ' ')}) after machine unlearning, made with salun_core "
         f"{origin['salun_core']}, an executable companion to [SalUn](https://arxiv.org/abs/2310.12508).",
         "",
         "## What was done",
         "",
-        f"* method: {label} (`{cell.method}`), {METHODS[cell.method].source or 'source not stated'}",
-        f"* forgotten: {row['scenario']}",
+        f"* method: {markdown_text(label)} (`{cell.method}`), {markdown_text(METHODS[cell.method].source or 'source not stated')}",
+        f"* forgotten: {markdown_text(row['scenario'])}",
         f"* mask: {masked}",
-        f"* settings: {settings}",
+        f"* settings: {markdown_text(settings)}",
         f"* seeds: split and training {cell.seed}, unlearning {cell.unlearning_seed}",
         "",
         "## To load it",
@@ -219,7 +220,7 @@ def model_card(
         f"* cell `{found.result.key.name}` of the experiment `{found.experiment}`; its whole key is in `provenance.json`",
         f"* code `{origin['revision']}`, computed {origin['finished']} on {origin['device']}, "
         + ", ".join(f"{n} {v}" for n, v in origin["libraries"].items()),
-        f"* data: {about['dataset']}; {origin.get('data_note') or 'no note'}",
+        f"* data: {markdown_text(about['dataset'])}; {markdown_text(origin.get('data_note') or 'no note')}",
         f"* {record['note']}",
         f"* SHA-256 of the weights: `{record['weights']}`",
         "",

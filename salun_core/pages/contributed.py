@@ -11,6 +11,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from salun_core.errors import UserError
+from salun_core.escaping import FORMULA
 from salun_core.files import readable, write_whole
 from salun_core.methods import name_of
 from salun_core.metrics.gaps import AVERAGE, METRICS, by_method, gaps
@@ -121,6 +122,11 @@ def _row(path: Path, line: int, row: dict[str | None, Any]) -> Contribution:
         raise UserError(f"{path.name}, line {line}: {name}: {said}{value}{hint}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path.name}, line {line}: settings are no JSON ({error})") from None
+    for name, value in found:
+        if isinstance(value, str) and FORMULA.match(value):  # the file is shared as it is
+            raise UserError(
+                f"{path.name}, line {line}: {name}: a spreadsheet takes {value[:40]!r} for a formula: begin with a word"
+            )
     return found
 
 

@@ -2,8 +2,8 @@
 
 Names of classes, data sets, files and prompts belong to the user, and what a page shows of them is text and
 never markup. HTML comes from `html_template`, which escapes what it fills in; sentences are `Text`, plain
-words with parts marked as bold, code or link, escaped when a notebook shows them; downloads pass through
-`csv_bytes`. A `Chart` turns matplotlib's mathematics off.
+words with parts marked as bold, code or link, escaped when a notebook shows them. Downloads, and whatever
+is Markdown, pass through `salun_core.escaping`. A `Chart` turns matplotlib's mathematics off.
 """
 
 import json
@@ -14,16 +14,14 @@ from typing import Any
 from urllib.parse import quote
 
 import jinja2
-import pandas as pd
 from markupsafe import Markup
+
+from salun_core.escaping import markdown_text
 
 HTML = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
 HTML.filters["lines"] = lambda text: Markup("<br>").join(str(text).split("\n"))
 
-# What Markdown, MyST or MathJax may read as markup; the last two would make an address a link.
-MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$&@^!]|:(?=//)|(?<=\w)\.(?=[^\W\d]))")
 STARTS = re.compile(r"^(\d*)([-+=:.)])")  # what starts a list, a heading or a block at the start of a line
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a spreadsheet may run
 
 
 def html_template(source: str) -> jinja2.Template:
@@ -40,20 +38,6 @@ def script_json(value: Any) -> Markup:
     """A value as JSON within a ``script`` element, which only "</" or "<!--" could end early."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c"))
-
-
-def markdown_text(text: object) -> str:
-    """A text within a paragraph of Markdown, on one line."""
-    return MARKDOWN.sub(r"\\\1", " ".join(str(text).split()))
-
-
-def csv_bytes(frame: pd.DataFrame) -> bytes:
-    """A table as CSV whose texts no spreadsheet takes for formulae: an apostrophe stands before those."""
-    return str(frame.map(_inert).to_csv(index=False, lineterminator="\n")).encode()
-
-
-def _inert(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 @dataclass(frozen=True)

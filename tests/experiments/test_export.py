@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from salun_core.__main__ import main
 from salun_core.errors import UserError
 from salun_core.experiments.classification.method_comparison import ClassificationParams, run
-from salun_core.experiments.export import export
+from salun_core.experiments.export import _found, export, model_card
 from salun_core.saliency import density, load_mask
 
 CLASSIFIER = {
@@ -95,6 +95,17 @@ def test_the_card_is_one_that_the_hub_reads(classified, tmp_path):
     for said in ("## Limits", "## Provenance", "class 3", "mask: none", "SHA-256 of the weights"):
         assert said in card.text
     assert not (tmp_path / "mask.safetensors").exists()
+
+
+def test_names_in_a_card_are_text(classified):
+    results, out = classified
+    found = _found(cell_of(results, "ft")["cell"], out, None, None)
+    found.result.content["about"]["dataset"] = "**folder**"
+    record = {"computed": found.result.provenance, "check": "", "note": "", "weights": ""}
+    row = found.row | {"scenario": "class <img src=x onerror=alert(1)>"}
+    body = model_card(found, row, record, None, changed_only=False).split("\n---\n")[1]
+    assert r"\<img src=x onerror=alert(1)\>" in body and "<img" not in body.replace(r"\<", "")
+    assert "**folder**" not in body
 
 
 def test_only_what_changed_can_be_exported(classified, tmp_path):

@@ -85,6 +85,10 @@ def test_without_any_the_table_says_so_and_a_file_without_retrain_has_no_gaps(fo
         (lambda t: t.replace('"{""lr"": 0.01}"', "3"), "line 3: settings are no mapping"),
         (lambda t: t.replace(",0.13,,A", ",nan,,A"), "line 2: MIA: .* finite"),
         (lambda t: t.replace("Mine,1,0.04", "Mine,1"), "line 4: it has another number of fields"),
+        (
+            lambda t: t.replace(",Mine,", ",=cmd|' /C calc'!A0,"),
+            "line 4: method: a spreadsheet takes .*calc.* for a formula: begin with a word",
+        ),
         (lambda t: t.splitlines()[0] + "\n", "holds no rows"),
     ],
 )

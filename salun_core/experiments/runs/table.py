@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from salun_core.code_digest import function_digest
 from salun_core.errors import UserError, one_of
+from salun_core.escaping import csv_text
 from salun_core.experiments.runs.cells import Cell, Scenario
 from salun_core.experiments.runs.params import Params
 from salun_core.experiments.runs.store import FileName, Result, digest, is_whole, read_result
@@ -327,9 +328,7 @@ def printed(cells: pd.DataFrame, form: str) -> str:
         return json.dumps(records(cells), indent=1, ensure_ascii=False)
     if form == "csv":
         flat = cells.assign(settings=[json.dumps(s, sort_keys=True) for s in cells["settings"]])
-        buffer = io.StringIO()
-        flat.to_csv(buffer, index=False, lineterminator="\n")
-        return buffer.getvalue().rstrip("\n")
+        return csv_text(flat).rstrip("\n")
     names = [name for name in (*SHOWN, *METRICS.installed) if name in cells]
     names += [name for name in cells if ":" in str(name)]  # metrics that were asked for
     return cells[names].to_string(index=False, float_format=lambda x: f"{x:.4f}")

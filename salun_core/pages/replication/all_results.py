@@ -8,9 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from salun_core.escaping import csv_text
 from salun_core.metrics.gaps import AVERAGE, METRICS
 from salun_core.pages.contributed import contributed_rows
-from salun_core.pages.markup import csv_bytes, html_template
+from salun_core.pages.markup import html_template
 from salun_core.pages.published import published_folder, read_published
 from salun_core.pages.results import all_runs
 from salun_core.pages.tables.table import Table
@@ -175,7 +176,7 @@ class Downloads:
         frame.astype({name: "string" for name in frame if frame[name].dtype == object}).to_parquet(buffer)
         self.rows = len(frame)
         self.files = {
-            "csv": ("CSV", "text/csv", csv_bytes(frame)),
+            "csv": ("CSV", "text/csv", csv_text(frame).encode()),
             "parquet": ("Parquet", "application/vnd.apache.parquet", buffer.getvalue()),
         }
 
