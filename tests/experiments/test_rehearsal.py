@@ -83,7 +83,7 @@ def test_a_classification_preset_is_run_and_its_needs_grow_with_the_preset(tmp_p
     forward = classifier_cost("resnet18", 64, classes=10, channels=3, size=32).flops
     least = 3 * forward * 22_500 * 30 * (tuning + seeds * 3)
     assert least < outcome.full.flops < 20 * least
-    assert outcome.full.memory > 4.25 * 4 * 11_173_962
+    assert outcome.full.device > 4.25 * 4 * 11_173_962
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,10 @@ import torch
 from salun_core.errors import UserError, one_of
 from salun_core.experiments import EXPERIMENTS
 from salun_core.experiments.rehearsal import stand_ins
-from salun_core.experiments.rehearsal.estimate import Estimate, Rehearsed, estimate
-from salun_core.experiments.rehearsal.networks import SD_UNET, Flops
+from salun_core.experiments.rehearsal.plan import Needs, assumed, needs
 from salun_core.experiments.rehearsal.smaller import smaller
-from salun_core.experiments.rehearsal.stand_ins import SHAPES, Shape
-from salun_core.experiments.runs.cells import Cell
+from salun_core.experiments.rehearsal.stand_ins import SHAPES
 from salun_core.experiments.runs.params import preset_names, read_preset
-from salun_core.experiments.runs.store import Result
 from salun_core.experiments.runs.table import read_table
 from salun_core.paths import project_root
 
@@ -58,12 +55,12 @@ class Act:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a rehearsal took, and what the preset is estimated to need."""
+    """What a rehearsal took, and what the preset is planned to need."""
 
     act: Act
     cells: int
     seconds: float
-    full: Estimate
+    full: Needs
 
 
 def unrecorded() -> list[Act]:
@@ -98,14 +95,14 @@ def rehearse(acts: Sequence[Act], *, workers: int = 1) -> Iterator[Outcome]:
     if workers == 1:
         yield from map(_in_a_folder, acts)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_quietly_alone) as pool:
+    os.environ["TQDM_DISABLE"] = (
+        "1"  # in the processes that start from here: bars would write over each other
+    )
+    # A process for each, as in the run that is rehearsed: nothing is left over from another preset.
+    with ProcessPoolExecutor(
+        workers, get_context("spawn"), torch.set_num_threads, (1,), max_tasks_per_child=1
+    ) as pool:
         yield from pool.map(_in_a_folder, acts)
-
-
-def _quietly_alone() -> None:
-    """One thread, and no bars that write over each other."""
-    os.environ["TQDM_DISABLE"] = "1"
-    torch.set_num_threads(1)
 
 
 def _in_a_folder(act: Act) -> Outcome:
@@ -120,45 +117,38 @@ def rehearsed(act: Act, folder: Path) -> Outcome:
     """Run one preset in small and estimate what it needs in full."""
     start = time.perf_counter()
     experiment = EXPERIMENTS[act.experiment]
-    needs = _needs(read_preset(act.experiment, act.preset), folder)
-    full = experiment.params.load({**act.given, **needs.given, "preset": act.preset})
+    files = _files(read_preset(act.experiment, act.preset), folder)
+    full = experiment.params.load({**act.given, **files.given, "preset": act.preset})
     small = experiment.params.load(
         {
             **act.given,
-            **needs.given,
+            **files.given,
             **smaller(full),
-            **needs.small,
+            **files.small,
             "preset": act.preset,
             "out_dir": folder / "out",
         }
     )
     data = stand_ins.images_like(small.data.dataset) if small.data.dataset in SHAPES else None
-    lab = Metered(small.lab(data=data))
-    experiment.run(small, lab=lab)
+    experiment.run(small, lab=small.lab(data=data))
     rows = read_table(folder / "out", act.experiment)
-    rows = rows.assign(flops=rows["cell"].map(lab.flops))
-    rows["variant"] = rows[["scenario", "method", "mask", "keep", "score"]].astype(str).agg("|".join, axis=1)
-    if hasattr(lab.lab, "pipe"):
-        rows.attrs["unet"] = {
-            name: lab.lab.pipe.unet.config[name] for name in (*SD_UNET, "norm_num_groups", "layers_per_block")
-        }
-    shape = SHAPES["imagenette" if needs.small else small.data.dataset if data is not None else "cifar10"]
-    if full.shown().get("own_images"):
-        shape = SHAPES["own images"]
-    shape = replace(shape, train=full.shown().get("train_images") or shape.train)
-    done = Rehearsed(full, small, shape, _shape_of(lab.lab.data), rows, folder / "out")
-    return Outcome(act, len(rows), time.perf_counter() - start, estimate(done))
+    failed = rows[~rows["status"].isin(("done", "diverged"))]
+    if len(failed):
+        raise UserError(f"{failed['cell'].iloc[0]} ended as {failed['status'].iloc[0]}")
+    # Images that stand in for a folder are as many as those of the data set in its place.
+    planned = needs(full, assumed(full.shown()))
+    return Outcome(act, len(rows), time.perf_counter() - start, planned)
 
 
 @dataclass(frozen=True)
-class _Needs:
+class _Files:
     """Files that a preset needs: to be checked at all (``given``), and to be run in small (``small``)."""
 
     given: dict[str, Any]
     small: dict[str, Any]
 
 
-def _needs(preset: Mapping[str, Any], folder: Path) -> _Needs:
+def _files(preset: Mapping[str, Any], folder: Path) -> _Files:
     given: dict[str, Any] = {}
     small: dict[str, Any] = {}
     if preset.get("prompts_file"):
@@ -177,40 +167,12 @@ def _needs(preset: Mapping[str, Any], folder: Path) -> _Needs:
         given["inception_weights"] = stand_ins.inception_weights(folder / "inception.pth")
     if preset.get("judge") == "imagenet":
         given["judge_weights"] = stand_ins.resnet50_weights(folder / "resnet50.pth")
-    return _Needs(given, small)
+    return _Files(given, small)
 
 
 def _cifar_folder(folder: Path) -> Path:
     names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
     return stand_ins.image_folder(folder, classes=tuple(names), size=32)
-
-
-def _shape_of(data: Any) -> Shape:
-    _, channels, _, size = data.images.shape
-    return Shape(len(data.classes), channels, size, data.n_train, len(data.labels) - data.n_train)
-
-
-class Metered:
-    """A lab that counts the arithmetic of each cell, without what its trained model and its judge took."""
-
-    def __init__(self, lab: Any) -> None:
-        self.lab = lab
-        self.flops: dict[str, float] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.lab, name)
-
-    def run(self, cell: Cell) -> Result:
-        """The cell's result."""
-        self.lab.task(cell.seed, cell.scenario)
-        if hasattr(self.lab, "judge_accuracy"):
-            assert self.lab.judge_accuracy is not None
-        with Flops() as meter:
-            result: Result = self.lab.run(cell)
-        if result.content["status"] not in ("done", "diverged"):
-            raise UserError(f"{result.key.name} ended as {result.content['status']}")
-        self.flops.setdefault(result.key.name, meter.total)
-        return result
 
 
 def shown(outcomes: Sequence[Outcome], *, tflops: float) -> pd.DataFrame:
@@ -222,8 +184,8 @@ def shown(outcomes: Sequence[Outcome], *, tflops: float) -> pd.DataFrame:
             "in full": f"{o.full.cells:,} cells",
             "PFLOP": f"{o.full.flops / 1e15:,.0f}",
             f"hours at {tflops:g} TFLOP/s": f"{o.full.hours(tflops):,.1f}",
-            "memory, GB": f"{o.full.memory / 1e9:.1f}",
-            "disk, GB": f"{o.full.disk / 1e9:.1f}",
+            "memory, GB": f"{o.full.device / 1e9:.1f}",
+            "disk, GB": f"{sum(o.full.disk.values()) / 1e9:.1f}",
         }
         for o in outcomes
     )
