@@ -16,6 +16,7 @@ from salun_core.experiments.runs.cells import Cell, Scenario, Variant, default_m
 from salun_core.experiments.runs.data_choice import DataChoice
 from salun_core.experiments.runs.machine import Machine
 from salun_core.experiments.runs.params import Group, Params, parameter
+from salun_core.experiments.runs.trained import TRAIN, Trained
 from salun_core.experiments.runs.tuning import FREE, Tuning
 from salun_core.methods import fitting
 from salun_core.models import MODELS, check_arch, takes_width
@@ -25,28 +26,14 @@ from salun_core.tasks import RECIPES
 from salun_core.tasks.classification import RELABEL
 from salun_core.tasks.classification_training import Recipe
 
-TRAIN = "train"  # in place of a checkpoint
 
-
-class Training(Group):
+class Training(Trained):
     """The network and its training from scratch."""
 
     arch: str = parameter("resnet18", ", ".join(MODELS) + ", torchvision:NAME, module:NAME")
     width: int | None = parameter(None, "channels of the first stage of the network", ge=1)
     recipe: str = parameter("digits", "training from scratch: " + ", ".join(RECIPES))
     epochs: int | None = parameter(None, "instead of the recipe's", ge=1)
-    precision: Literal["auto", "fp32", "bf16"] = parameter("fp32", "fp32, bf16, or auto: bf16 on a GPU")
-    compile: bool = parameter(False, "train through torch.compile")
-    pretrained: str | None = parameter(
-        None,
-        "a trained model: file or folder of weights, or an id of the Hugging Face hub",
-        no_effect="its digest is part of the key in its place",
-    )
-    retrained: str | None = parameter(
-        None,
-        'Retrain, with pretrained: such a model, or "train"; None: there is none, and no gaps',
-        no_effect="its digest is part of the key in its place",
-    )
 
     choices: ClassVar[dict[str, tuple[Any, str]]] = {"recipe": (RECIPES, "recipe")}
 
@@ -55,22 +42,6 @@ class Training(Group):
     def _arch(cls, value: str) -> str:
         check_arch(value)
         return value
-
-    @model_validator(mode="after")
-    def _checkpoints(self) -> Self:
-        if self.retrained is not None and self.pretrained is None:
-            raise UserError("retrained is given without pretrained: name the model before forgetting as well")
-        return self
-
-    @property
-    def retrains(self) -> bool:
-        """Whether there are models to compare with."""
-        return self.pretrained is None or self.retrained is not None
-
-    @property
-    def retrains_itself(self) -> bool:
-        """Whether they are trained here."""
-        return self.pretrained is None or self.retrained == TRAIN
 
     @property
     def own_width(self) -> int | None:
@@ -211,8 +182,7 @@ class ClassifierParams(Params):
             )
         if not (training.retrains_itself or self.without_retrain):
             raise UserError(f"{self.experiment} compares with retrained models: give retrained: {TRAIN}")
-        brought = training.retrains and not training.retrains_itself
-        if brought and len(repetition.seeds) * len(self.forgetting.scenario) > 1:
+        if "retrained" in training.brought and len(repetition.seeds) * len(self.forgetting.scenario) > 1:
             raise UserError(
                 f"retrained {training.retrained} was trained without one forget set: give one scenario and one "
                 f"number in seeds, got {list(self.forgetting.scenario)} and {list(repetition.seeds)}"
@@ -278,11 +248,7 @@ class ClassifierParams(Params):
         """
         device, training = self.machine.ready(), self.training
         store = self.machine.store()
-        given: dict[str, Any] = {
-            name: Checkpoint(value)
-            for name, value in (("pretrained", training.pretrained), ("retrained", training.retrained))
-            if value is not None and value != TRAIN
-        }
+        given: dict[str, Any] = {name: Checkpoint(model) for name, model in training.brought.items()}
         problem = Problem(
             self.data.load() if data is None else data,
             training.arch,
@@ -290,7 +256,7 @@ class ClassifierParams(Params):
             training.complete_recipe,
             batch_size=self.forgetting.batch_size,
             relabel=self.forgetting.relabel,
-            bf16=training.precision == "bf16" or (training.precision == "auto" and device.type == "cuda"),
+            bf16=training.bf16(device),
             compile=training.compile,
             device=device,
         )

@@ -49,7 +49,7 @@ def grid(params: DiffusionParams, lab: DiffusionLab) -> Grid:
     for scenario in scenarios:
         for seed in params.seeds:
             cells += params.cells_of(scenario, seed, methods)
-            if training.retrains and training.retrained_folder is None:
+            if training.retrains_itself:
                 cells += retrain_replicas(seed, scenario, params.noise_floor, study="methods")
     return Grid(lab, params, lambda _: {"": cells}, retrain=training.retrains, long=True)
 

@@ -3,7 +3,7 @@
 import time
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import field_validator, model_validator
 
@@ -13,11 +13,10 @@ from salun_core.experiments.diffusion.lab import DiffusionLab
 from salun_core.experiments.diffusion.problem import Problem
 from salun_core.experiments.generation.params import Forgetting, GenerationParams, Steps
 from salun_core.experiments.runs.params import Group, parameter
+from salun_core.experiments.runs.trained import DIGEST, Trained
 from salun_core.models.diffusion.unet import SCHEDULES
 from salun_core.tasks.diffusion import RELABEL
 from salun_core.tasks.diffusion_training import DECLINES, DiffusionRecipe
-
-TRAIN = "train"  # in place of a folder
 
 
 class Unet(Group):
@@ -43,7 +42,7 @@ class Unet(Group):
         return value
 
 
-class DiffusionTraining(Group):
+class DiffusionTraining(Trained):
     """Training from scratch."""
 
     steps: int = parameter(800_000, "optimiser steps of training from scratch", ge=1)
@@ -53,15 +52,11 @@ class DiffusionTraining(Group):
     ema: float = parameter(0.0, "decay of the running average of the weights; 0 for the last weights")
     clip: float = parameter(1.0, "largest norm of a gradient")
     drop: float = parameter(0.1, "share of images trained without their class")
-    pretrained: Path | None = parameter(
-        None,
-        "a diffusers folder in place of the original model",
-        no_effect="the digests of its files are part of the key in its place",
+    pretrained: str | None = parameter(
+        None, "a diffusers folder in place of the original model", no_effect=DIGEST
     )
     retrained: str | None = parameter(
-        None,
-        'with pretrained, Retrain: such a folder, or "train"; None: there is none',
-        no_effect="the digest of its files is part of the key in its place",
+        None, 'with pretrained, Retrain: such a folder, or "train"; None: there is none', no_effect=DIGEST
     )
     minutes: float | None = parameter(
         None,
@@ -69,26 +64,8 @@ class DiffusionTraining(Group):
         gt=0,
         no_effect="a training that is continued ends with the same weights",
     )
-    precision: Literal["auto", "fp32", "bf16"] = parameter("fp32", "fp32, bf16, or auto: bf16 on a GPU")
-    compile: bool = parameter(False, "train through torch.compile")
 
     choices: ClassVar[dict[str, tuple[Any, str]]] = {"decline": (DECLINES, "decline of the learning rate")}
-
-    @model_validator(mode="after")
-    def _brought(self) -> Self:
-        if self.retrained is not None and self.pretrained is None:
-            raise UserError("retrained is given without pretrained: name the model before forgetting as well")
-        return self
-
-    @property
-    def retrains(self) -> bool:
-        """Whether there are models to compare with."""
-        return self.pretrained is None or self.retrained is not None
-
-    @property
-    def retrained_folder(self) -> Path | None:
-        """Where Retrain lies, if it is not trained here."""
-        return None if self.retrained in (None, TRAIN) else Path(str(self.retrained))
 
     def recipe(self, batch_size: int) -> DiffusionRecipe:
         """How models are trained from scratch, with batches of this size."""
@@ -133,7 +110,7 @@ class DiffusionParams(GenerationParams):
     def _possible(self) -> Self:
         training = self.training
         training.recipe(self.forgetting.batch_size)  # refuses impossible values
-        if training.retrained_folder is not None and len(self.forget_class) * len(self.seeds) > 1:
+        if "retrained" in training.brought and len(self.forget_class) * len(self.seeds) > 1:
             raise UserError(
                 f"retrained {training.retrained} was trained without one class: give one forget_class and one number "
                 f"in seeds, got {list(self.forget_class)} and {list(self.seeds)}"
@@ -154,16 +131,16 @@ class DiffusionParams(GenerationParams):
         """
         device, training = self.machine.ready(), self.training
         store = self.machine.store()
+        brought: dict[str, Any] = {name: Path(folder) for name, folder in training.brought.items()}
         problem = Problem(
             self.data.load() if data is None else data,
             self.unet,
             training.recipe(self.forgetting.batch_size),
             self.forgetting,
-            pretrained=training.pretrained,
-            retrained=training.retrained_folder,
-            bf16=training.precision == "bf16" or (training.precision == "auto" and device.type == "cuda"),
+            bf16=training.bf16(device),
             compile=training.compile,
             device=device,
+            **brought,
         )
         deadline = time.monotonic() + 60 * training.minutes if training.minutes is not None else None
         return DiffusionLab(
