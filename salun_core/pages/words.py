@@ -31,6 +31,15 @@ def diverged(cells: pd.DataFrame) -> str:
     return f" {counted(lost, 'run')} diverged and {'is' if lost == 1 else 'are'} in no mean." if lost else ""
 
 
+def sample_size(cells: pd.DataFrame) -> str:
+    """How many samples of each class a generator is measured by."""
+    first = cells.iloc[0]
+    mine, others = int(first["n_class"]), int(first.get("n_other", first["n_class"]))
+    if mine == others:
+        return f"{counted(mine, 'sample')} a class"
+    return f"{counted(mine, 'sample')} of the forgotten class and {others:,} of each other"
+
+
 def percent(share: float) -> str:
     """A share in percent with at least two digits."""
     return f"{100 * share:.0f}%" if share >= 0.1 else f"{100 * share:.2g}%"

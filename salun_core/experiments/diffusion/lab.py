@@ -148,9 +148,11 @@ class DiffusionLab(GenerationLab):
             self._task = ((seed, scenario), made)
         return self._task[1]
 
-    def drawn(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+    def drawn(self, model: nn.Module, forgotten: int) -> tuple[Tensor, Tensor]:
         """The samples a model is measured by, and their classes."""
-        return self.problem.drawn(model, self.sampling, progress=self.long)
+        counts = [self.sampling.others] * self.classes
+        counts[forgotten] = self.sampling.samples
+        return self.problem.drawn(model, self.sampling, counts, progress=self.long)
 
     @property
     def about(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from salun_core.data.images import ImageData
 from salun_core.errors import UserError
 from salun_core.experiments.diffusion.lab import DiffusionLab
 from salun_core.experiments.diffusion.problem import Problem
-from salun_core.experiments.generation.params import Forgetting, GenerationParams, Steps
+from salun_core.experiments.generation.params import Forgetting, GenerationParams, Sampling, Steps
 from salun_core.experiments.runs.params import Group, parameter
 from salun_core.experiments.runs.trained import DIGEST, Trained
 from salun_core.models.diffusion.unet import SCHEDULES
@@ -73,6 +73,27 @@ class DiffusionTraining(Trained):
         return DiffusionRecipe(**{name: getattr(self, name) for name in own}, batch_size=batch_size)
 
 
+class DiffusionSampling(Sampling):
+    """How images are drawn from a class-conditional model."""
+
+    samples_other: int | None = parameter(
+        None, "images drawn of each class that is not forgotten; as many as samples by default", ge=2
+    )
+
+    @model_validator(mode="after")
+    def _fewer(self) -> Self:
+        if self.others > self.samples:
+            raise UserError(
+                f"samples_other {self.samples_other} is more than samples {self.samples}: give at most as many"
+            )
+        return self
+
+    @property
+    def others(self) -> int:
+        """Images drawn of each class that is not forgotten."""
+        return self.samples if self.samples_other is None else self.samples_other
+
+
 class DiffusionForgetting(Forgetting):
     """The losses of forgetting: see ``DiffusionTask``."""
 
@@ -102,6 +123,7 @@ class DiffusionParams(GenerationParams):
     )
     forgetting: DiffusionForgetting = DiffusionForgetting()
     steps_of: DiffusionSteps = DiffusionSteps()
+    sampling: DiffusionSampling = DiffusionSampling()
     unet: Unet = Unet()
     training: DiffusionTraining = DiffusionTraining()
     noise_floor: int = parameter(0, "further retrained models of each seed", ge=0)

@@ -1,6 +1,6 @@
 """Forgetting a class with a class-conditional diffusion model: networks, training, losses, samples."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -130,16 +130,21 @@ class Problem:
             progress=progress,
         )
 
-    def drawn(self, model: nn.Module, how: "Sampling", *, progress: bool) -> tuple[Tensor, Tensor]:
-        """Samples uint8 (K n, C, H, W), and their classes (K n,). Image i of class c has the same noise for every model."""
-        classes, count = len(self.data.classes), how.samples
-        labels = torch.arange(classes).repeat_interleave(count)
+    def drawn(
+        self, model: nn.Module, how: "Sampling", counts: Sequence[int], *, progress: bool
+    ) -> tuple[Tensor, Tensor]:
+        """So many samples of each class, uint8 (n, C, H, W), and their classes (n,).
+
+        Image i of class c has the same noise for every model.
+        """
+        labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+        within = torch.cat([torch.arange(count) for count in counts])
         images = sample(
             model,
             self.schedule,
             labels,
             seed=0,
-            streams=(labels * STREAMS + torch.arange(count).repeat(classes)).tolist(),
+            streams=(labels * STREAMS + within).tolist(),
             guidance=how.guidance,
             steps=how.sample_steps,
             eta=how.eta,

@@ -96,7 +96,7 @@ class GenerationLab(Lab):
         """A denoising network of this lab's kind."""
         raise NotImplementedError
 
-    def drawn(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+    def drawn(self, model: nn.Module, forgotten: int) -> tuple[Tensor, Tensor]:
         """The samples a model is measured by, uint8 (n, C, H, W), and the class each was asked for (n,).
 
         Image i of a class has the same noise for every model.
@@ -171,6 +171,7 @@ class GenerationLab(Lab):
                 "forgotten": self.data.classes[forgotten],
                 "classes": list(self.data.classes),
                 "n_class": self.sampling.samples,
+                "n_other": self.sampling.others,
                 "judge": self.judge_accuracy,
             },
             "unlearned": model.key.name,
@@ -232,7 +233,9 @@ class GenerationLab(Lab):
         if found is not None and self.store.has_files(found):
             return found
         start = time.perf_counter()
-        images, labels = self.drawn(self._model(model.key.name).to(self.device))
+        images, labels = self.drawn(
+            self._model(model.key.name).to(self.device), self.forgotten(cell.scenario)
+        )
         values = {"seconds": self.since(start)}
         content = save({"images": images.contiguous(), "labels": labels})
         return self.store.put(key, values, self.provenance(), {SAMPLES: content})
@@ -241,7 +244,7 @@ class GenerationLab(Lab):
         """Moments of real images, computed once for all cells of a class, and the file they are in."""
         features, name = self.features
         weights = self.judging.inception
-        what: dict[str, Any] = {**self._images, "forgotten": forgotten, "samples": self.sampling.samples}
+        what: dict[str, Any] = {**self._images, "forgotten": forgotten, "samples": self.sampling.others}
         what |= {"judge": dict(self.judge_key.what), "reference": self.judging.reference}
         what["features"] = sha256(weights) if weights is not None else "judge"
         key = Key("reference", what, f"{self.judge_key.code} {code_digest(JUDGING, alone=LABS)}")
@@ -254,7 +257,7 @@ class GenerationLab(Lab):
                 features,
                 name=name,
                 most=self.judging.reference,
-                generated=(self.classes - 1) * self.sampling.samples,
+                generated=(self.classes - 1) * self.sampling.others,
             )
             self.store.put(key, {"name": name}, self.provenance(), {OUTPUTS: made.to_bytes()})
         return Reference.load(self.store.folder / file), file
@@ -416,9 +419,10 @@ def result_of(lab: GenerationLab, row: pd.Series) -> Result:
 
 
 def grid_png(images: Tensor, labels: Tensor, *, rows: int = 6) -> bytes:
-    """The first samples of each class as a PNG: a column for each class, a row for each noise."""
+    """The first samples of each class as a PNG: a column for each class, a row for each noise that all of them have."""
     from PIL import Image
 
+    rows = min(rows, *labels.unique(return_counts=True)[1].tolist())
     columns = [images[labels == c][:rows] for c in labels.unique().tolist()]
     framed = [F.pad(column, (1, 1, 1, 1), value=255) for column in columns]
     sheet = torch.cat([torch.cat(list(column), dim=1) for column in framed], dim=2)  # (C, rows H, K W)

@@ -11,7 +11,7 @@ from salun_core.experiments.runs.cells import MASKS, Cell, MaskSpec, Scenario, V
 from salun_core.experiments.runs.data_choice import DataChoice
 from salun_core.experiments.runs.machine import Machine
 from salun_core.experiments.runs.params import Group, Params, parameter
-from salun_core.experiments.runs.tuning import checked_settings
+from salun_core.experiments.runs.tuning import FREE, checked_settings
 from salun_core.methods import METHODS, fitting
 from salun_core.metrics.generation.frechet import FEATURES, INCEPTION, JUDGE, inception_file
 from salun_core.models import check_arch, takes_width
@@ -55,6 +55,9 @@ class Forgetting(Group):
     choices: ClassVar[dict[str, tuple[Any, str]]] = {"target": (TARGETS, "target of the forgetting loss")}
 
 
+STRONGEST = 1000.0  # times the steps of a method
+
+
 class Steps(Group):
     """How long and how fast methods forget, unless ``settings`` says otherwise."""
 
@@ -66,11 +69,23 @@ class Steps(Group):
     settings: dict[str, dict[str, Any]] = parameter(
         {}, 'settings by method that replace these, such as {"ga": {"steps": 50}}'
     )
+    strengths: tuple[float, ...] = parameter(
+        (),
+        "multiples of each method's steps at which it runs as well, for the frontier of UA and other classes",
+    )
 
     @field_validator("settings")
     @classmethod
     def _settings(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         return checked_settings(value)
+
+    @field_validator("strengths")
+    @classmethod
+    def _strengths(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        for strength in value:
+            if not 0 < strength <= STRONGEST:
+                raise UserError(f"strengths must be above 0 and at most {STRONGEST:g}, got {strength:g}")
+        return value
 
     def of(self, method: str) -> dict[str, Any]:
         """The settings a method runs with."""
@@ -79,6 +94,14 @@ class Steps(Group):
         if "order" in known:  # a forget and a retain batch in each step, and the weight between them
             common |= {"order": "joint", "alpha": self.alpha}
         return {k: v for k, v in common.items() if k in known} | self.settings.get(method, {})
+
+    def at_strengths(self, settings: dict[str, Any]) -> dict[float, dict[str, Any]]:
+        """Settings with fewer and with more steps, by strength; 1 among them. Only 1 for a method without steps."""
+        strengths = sorted({1.0, *self.strengths}) if "steps" in settings else [1.0]
+        return {
+            s: settings | {"steps": max(1, round(s * settings["steps"]))} if s != 1 else settings
+            for s in strengths
+        }
 
 
 class Sampling(Group):
@@ -93,6 +116,11 @@ class Sampling(Group):
     sample_batch: int = parameter(
         500, "images denoised together", ge=1, no_effect="each image has noise of its own"
     )
+
+    @property
+    def others(self) -> int:
+        """Images drawn of each class that is not forgotten."""
+        return self.samples
 
 
 class Judging(Group):
@@ -221,19 +249,30 @@ class GenerationParams(Params):
         return Variant("salun" if kind == "salient" else "rl", MaskSpec(kind, masking.keep, masking.score))
 
     def cells_of(self, scenario: Scenario, seed: int, methods: tuple[str, ...]) -> list[Cell]:
-        """Methods with their own masks, then SalUn's settings under each kind of mask, for one trained model."""
-        cells = []
-        for method in methods:
-            mask = default_mask(method, self.masking.keep, self.masking.score)
-            fixed = method in ("original", "retrain")
-            cells += [
-                Cell(seed, scenario, method, mask, self.steps_of.of(method), u, tags={"study": "methods"})
-                for u in (self.unlearning_seeds[:1] if fixed else self.unlearning_seeds)
-            ]
-        for kind in self.masks:
-            variant, settings = self.mask_variant(kind), self.settings_under(kind)
-            cells += [
-                Cell(seed, scenario, variant.method, variant.mask, settings, u, tags={"study": "masks"})
-                for u in self.unlearning_seeds
-            ]
-        return cells
+        """Cells of one trained model, by the tag ``study``.
+
+        Methods with their own masks, SalUn's settings under each kind of mask, and, where strengths are asked for,
+        all of these with fewer and with more steps.
+        """
+        masking = self.masking
+        found: list[Cell] = []
+
+        def add(variant: Variant, settings: dict[str, Any], study: str, **tags: Any) -> None:
+            again = self.unlearning_seeds[:1] if variant.method in FREE else self.unlearning_seeds
+            tags = {"study": study, **tags}
+            found.extend(
+                Cell(seed, scenario, variant.method, variant.mask, settings, u, tags=tags) for u in again
+            )
+
+        own = {Variant(m, default_mask(m, masking.keep, masking.score)): self.steps_of.of(m) for m in methods}
+        masked = {self.mask_variant(kind): self.settings_under(kind) for kind in self.masks}
+        for study, variants in (("methods", own), ("masks", masked)):
+            for variant, settings in variants.items():
+                add(variant, settings, study)
+        if self.steps_of.strengths:
+            compared = {v: s for v, s in masked.items() if v.mask.kind != "none"} | own
+            for variant, settings in compared.items():
+                if variant.method not in FREE:
+                    for strength, at in self.steps_of.at_strengths(settings).items():
+                        add(variant, at, "frontier", strength=strength)
+        return found

@@ -360,14 +360,15 @@ def _diffusion(params: Any, shape: Shape, cells: Sequence[Cell], accelerator: bo
     )
     training = values["steps"] * values["batch_size"]
     brought = values.get("pretrained") is not None
-    drawn = _passes(values) * shape.classes * values["samples"] * net.flops
+    samples = params.sampling.samples + (shape.classes - 1) * params.sampling.others
+    drawn = _passes(values) * samples * net.flops
     flops = 0.0 if brought else 3.0 * net.flops * training * len(values["seeds"])
     for cell in cells:
         work = _unlearning(cell, values)
         if cell.method == "retrain":
             work = 3.0 * training if values.get("retrained") in (None, "train") else 0.0
         flops += drawn + work * net.flops
-    images = shape.classes * values["samples"] * shape.channels * shape.size**2
+    images = samples * shape.channels * shape.size**2
     half = values["precision"] in ("bf16", "auto")
     moving = net.activations * 2 * values["batch_size"] * (0.5 if half else 1.0)
     copies = net.weights * (3 * FLOAT + ADAM + 1)

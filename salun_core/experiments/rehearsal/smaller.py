@@ -23,6 +23,7 @@ NUMBERS: dict[str, int] = {
     "mask_draws": 1,
     # Measuring.
     "samples": 2,
+    "samples_other": 2,
     "sample_steps": 3,
     "reference": 20,
     "kept_outputs": 20,
@@ -41,7 +42,7 @@ NUMBERS: dict[str, int] = {
 LENGTHS: dict[str, int] = {"seeds": 1, "unlearning_seeds": 2, "tuning_seed": 1}
 """Of these lists the beginning is kept."""
 
-ENDS = ("fractions", "densities", "surface_lrs", "surface_keeps")
+ENDS = ("strengths", "fractions", "densities", "surface_lrs", "surface_keeps")
 """Of these lists the first and the last entry are kept."""
 
 SETTINGS: dict[str, int] = {"epochs": 1, "steps": 2, "samples": 6}

@@ -181,7 +181,7 @@ class TextLab(GenerationLab):
         """The unlearned network behind a result."""
         return load_delta(self.weights_file(result), self.network).eval()
 
-    def drawn(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+    def drawn(self, model: nn.Module, forgotten: int) -> tuple[Tensor, Tensor]:
         """The samples a model is measured by, and the class each was asked for."""
         return self.problem.drawn(model, self.sampling)
 

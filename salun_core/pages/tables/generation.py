@@ -7,6 +7,7 @@ import pandas as pd
 from salun_core.methods import name_of
 from salun_core.pages.findings.generation import finished, share_of
 from salun_core.pages.tables.table import Table, number, spread
+from salun_core.pages.words import sample_size
 
 MiB = 2**20
 
@@ -47,7 +48,7 @@ def generation_table(cells: pd.DataFrame) -> Table:
     caption = (
         f"{first['dataset']}, {', '.join(map(str, part['forgotten'].unique()))} forgotten: UA and the share of samples "
         f"of other classes recognised as asked, in percent, {spreads}; mistaken are samples of other classes taken for the "
-        f"forgotten one. {first['n_class']} samples a class, judge right on {100 * first['judge']:.1f}% of real test "
+        f"forgotten one. {sample_size(part)}, judge right on {100 * first['judge']:.1f}% of real test "
         f"images. {first['distance']}, n = {first['n_distance']:.0f}; its floor is real against real images. RTE includes "
         f"the time of the mask.{gone}"
     )

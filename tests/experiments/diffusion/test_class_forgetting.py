@@ -251,3 +251,43 @@ def test_a_diverging_method_is_a_result(tmp_path, results):
     row = again.cells.query("method == 'ga'").iloc[0]
     assert row["status"] == "diverged"
     assert pd.isna(row["UA"])
+
+
+def test_strengths_multiply_the_steps_of_every_method_under_its_own_and_under_other_masks() -> None:
+    given = {"methods": ["original", "ga", "salun"], "masks": ["none", "salient", "random"]}
+    params = DiffusionParams.load({"preset": "quick", **given, "strengths": [0.1, 2]})
+    ends = ("original", "retrain")
+    cells = params.cells_of(Scenario("class", target=3), 0, (*ends, "ga", "salun"))
+    along = [cell for cell in cells if cell.tags["study"] == "frontier"]
+    steps = {
+        name: [c.settings["steps"] for c in along if (c.method, c.mask.kind) == name]
+        for name in {(c.method, c.mask.kind) for c in along}
+    }
+    assert steps == {
+        ("ga", "none"): [2, 20, 40],
+        ("salun", "salient"): [5, 50, 100],
+        ("rl", "random"): [5, 50, 100],
+    }
+    # At its own strength each is a cell of the other parts, and computed once.
+    others = {c.label: c.what for c in cells if c.tags["study"] != "frontier"}
+    assert all(c.what in others.values() for c in along if c.tags["strength"] == 1)
+
+
+def test_fewer_samples_of_other_classes_are_the_first_of_those_that_there_would_be(tmp_path) -> None:
+    few, many = (
+        run(
+            DiffusionParams.load({**GIVEN, "masks": [], "methods": ["original"], "out_dir": tmp_path, **more})
+        )
+        for more in ({"samples_other": 2}, {})
+    )
+    (images, labels), (whole, every) = (
+        made.lab.samples(result_of(made.lab, made.cells.iloc[0])) for made in (few, many)
+    )
+    forgotten = few.params.forget_class[0]
+    assert [int((labels == c).sum()) for c in range(10)] == [3 if c == forgotten else 2 for c in range(10)]
+    for c in range(10):
+        mine = images[labels == c]
+        assert torch.equal(mine, whole[every == c][: len(mine)])
+    assert (few.cells["n_class"].iloc[0], few.cells["n_other"].iloc[0]) == (3, 2)
+    with pytest.raises(UserError, match="samples_other 4 is more than samples 3"):
+        DiffusionParams.load({**GIVEN, "samples_other": 4})

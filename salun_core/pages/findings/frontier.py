@@ -1,0 +1,171 @@
+"""What generative models show when every method is run at several strengths, as data."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from salun_core.methods import name_of
+from salun_core.metrics.gaps import summary
+from salun_core.metrics.generation.frontier import area_left_out
+from salun_core.metrics.statistics import by_unit
+from salun_core.pages.words import sample_size
+
+STUDY = "frontier"
+ENDS = ("original", "retrain")
+RUN = ["scenario", "seed"]
+ALIKE = (("3", "8"), ("4", "9"), ("1", "7"), ("cat", "dog"), ("automobile", "truck"), ("deer", "horse"))
+"""Classes that look like each other: forgetting the one is most likely to harm the other."""
+
+
+def neighbour(forgotten: str) -> str | None:
+    """The class that looks most like this one, where it is known."""
+    both = {**dict(ALIKE), **{b: a for a, b in ALIKE}}
+    return both.get(forgotten)
+
+
+@dataclass(frozen=True)
+class Along:
+    """One method at all its strengths.
+
+    Parameters
+    ----------
+    name, method, mask : str
+        The method, as readers know it and by its keys.
+    points : DataFrame
+        A row for each strength: means over runs of ``UA, OA, FD, neighbour`` (shares in [0, 1], a squared distance).
+    left_out : Series
+        By training seed: the mean share of Retrain's rectangle that it leaves out, see `area_left_out`.
+    nearest : Series
+        Of ``points`` the one with the smallest distance to Retrain in UA and other classes.
+    """
+
+    name: str
+    method: str
+    mask: str
+    points: pd.DataFrame
+    left_out: pd.Series
+    nearest: pd.Series
+
+    @property
+    def mean(self) -> float:
+        """The share left out, over training seeds."""
+        return float(self.left_out.mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Its 95 % t interval over training seeds; NaN for one."""
+        found = summary(self.left_out)
+        return max(found["low"], 0.0) if not math.isnan(found["low"]) else math.nan, found["high"]
+
+
+@dataclass(frozen=True)
+class Frontiers:
+    """All methods, the one that leaves out least first, beside Retrain.
+
+    Parameters
+    ----------
+    methods : tuple of Along
+        The methods.
+    goal : Series
+        Retrain: means of ``UA, OA, FD, neighbour``, its replicas included.
+    floor : float
+        Share that one more Retrain leaves out of the others' rectangle; NaN where there is one only.
+    runs, seeds : int
+        Runs (class and training seed), training seeds.
+    samples : str
+        How many samples each point is measured by.
+    forgotten : tuple of str
+        The classes.
+    """
+
+    methods: tuple[Along, ...]
+    goal: pd.Series
+    floor: float
+    runs: int
+    seeds: int
+    samples: str
+    forgotten: tuple[str, ...]
+
+
+COLUMNS = ["UA", "OA", "FD", "neighbour"]
+
+
+def has_frontier(cells: pd.DataFrame) -> bool:
+    """Whether methods were run at several strengths, with Retrain beside them."""
+    if cells.empty or "study" not in cells or "strength" not in cells:
+        return False
+    return bool((cells["study"] == STUDY).any() and (cells["method"] == "retrain").any())
+
+
+def frontiers(cells: pd.DataFrame) -> Frontiers:
+    """Every method's frontier of UA against the other classes.
+
+    Parameters
+    ----------
+    cells : DataFrame
+        Rows of a generation experiment that was run with ``strengths``.
+    """
+    done = cells[cells["status"] == "done"].copy()
+    done[["UA", "OA", "FD"]] = done[["UA", "OA", "FD"]].astype(float)
+    done["neighbour"] = [_neighbour_accuracy(row) for _, row in done.iterrows()]
+    ends = done[done["method"].isin(ENDS) & (done["study"] != "masks")].drop_duplicates("cell")
+    retrained = ends[ends["method"] == "retrain"]
+    goals = retrained.groupby(RUN)[["UA", "OA"]].mean()
+    start = ends[ends["method"] == "original"].groupby(RUN)[["UA", "OA"]].mean()
+    rows = done[(done["study"] == STUDY) & ~done["method"].isin(ENDS)]
+    found = []
+    for (method, mask), mine in rows.groupby(["method", "mask"], sort=False):
+        points = mine.groupby("strength")[COLUMNS].mean()
+        left = []
+        for (scenario, seed, _), run in mine.groupby([*RUN, "unlearning_seed"]):
+            reached = run[["UA", "OA"]].to_numpy().tolist()
+            if (scenario, seed) in start.index:  # strength 0
+                reached.append(start.loc[(scenario, seed)].tolist())
+            left.append({"seed": seed, "left": area_left_out(reached, goals.loc[(scenario, seed)])})
+        found.append(
+            Along(
+                name_of(str(method), str(mask)),
+                str(method),
+                str(mask),
+                points,
+                by_unit(pd.DataFrame(left), "left"),
+                _nearest(points, retrained),
+            )
+        )
+    return Frontiers(
+        tuple(sorted(found, key=lambda one: one.mean)),
+        retrained[COLUMNS].mean(),
+        _floor(retrained),
+        len(goals),
+        int(rows["seed"].nunique()),
+        sample_size(rows),
+        tuple(map(str, dict.fromkeys(rows["forgotten"]))),
+    )
+
+
+def _neighbour_accuracy(row: pd.Series) -> float:
+    """How often samples of the class that looks like the forgotten one are recognised; NaN where none is known."""
+    classes: Sequence[str] = list(row["classes"])
+    name = neighbour(str(row["forgotten"]))
+    if name not in classes:
+        return math.nan
+    counts = row["confusion"][classes.index(name)]
+    return float(counts[classes.index(name)]) / max(1, sum(counts))
+
+
+def _nearest(points: pd.DataFrame, retrained: pd.DataFrame) -> pd.Series:
+    apart = (points[["UA", "OA"]] - retrained[["UA", "OA"]].mean()).abs().sum(axis=1)
+    return points.loc[apart.idxmin()]
+
+
+def _floor(retrained: pd.DataFrame) -> float:
+    """What a Retrain leaves out of the rectangle of the others, on average."""
+    left = [
+        area_left_out([run.loc[i, ["UA", "OA"]].tolist()], run.drop(index=i)[["UA", "OA"]].mean())
+        for _, run in retrained.groupby(RUN)
+        if len(run) > 1
+        for i in run.index
+    ]
+    return float(pd.Series(left, dtype=float).mean())

@@ -1,0 +1,55 @@
+"""Table of frontiers of forgetting and keeping."""
+
+import math
+
+import pandas as pd
+
+from salun_core.pages.findings import frontier as findings
+from salun_core.pages.findings.frontier import Along, neighbour
+from salun_core.pages.tables.table import Table, number
+from salun_core.pages.words import counted, listed
+
+
+def frontier_table(cells: pd.DataFrame) -> Table:
+    """Method × (share of Retrain's rectangle left out, and the strength nearest to Retrain)."""
+    found = findings.frontiers(cells)
+    lines = [_line(one) for one in found.methods]
+    goal = found.goal
+    lines.append(
+        {
+            "Method": "Retrain",
+            "Left out (%)": number(100 * found.floor, 1),
+            "at × steps": "–",
+            **_point(goal),
+        }
+    )
+    pairs = [f"{name} ({neighbour(name)})" for name in found.forgotten if neighbour(name)]
+    named = f" Neighbour: the class that looks like the forgotten one, {listed(pairs)}." if pairs else ""
+    caption = (
+        "Frontier: share of the rectangle below Retrain's UA and accuracy of the other classes that no strength of a "
+        f"method covers, with its 95% t interval over {counted(found.seeds, 'training seed')} "
+        f"({counted(found.runs, 'run')}, {found.samples}); then the strength nearest to Retrain. "
+        f"The line of Retrain: what one more Retrain leaves out.{named}"
+    )
+    frame = pd.DataFrame(lines)
+    return Table(frame if pairs else frame.drop(columns="Neighbour"), caption)
+
+
+def _line(one: Along) -> dict[str, str]:
+    low, high = one.interval
+    span = "" if math.isnan(low) else f"\n({100 * low:.1f}–{100 * high:.1f})"
+    return {
+        "Method": one.name,
+        "Left out (%)": f"{100 * one.mean:.1f}{span}",
+        "at × steps": f"{one.nearest.name:g}",
+        **_point(one.nearest),
+    }
+
+
+def _point(point: pd.Series) -> dict[str, str]:
+    return {
+        "UA": number(100 * point["UA"], 1),
+        "Others": number(100 * point["OA"], 1),
+        "Neighbour": number(100 * point["neighbour"], 1),
+        "FD": number(point["FD"]),
+    }
