@@ -52,6 +52,7 @@ BASE = {
 }
 
 OTHER = {
+    "strengths": [0.5],
     # Another value, where none follows from the declaration; for one experiment alone where it is named.
     "scenario": ["class", "indices"],
     "only_classes": ["3", "5", "7"],
