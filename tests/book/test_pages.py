@@ -5,17 +5,13 @@ The pages are served from this machine and shown by a headless Chromium that can
 
 import functools
 import html
-import http.server
 import re
-import threading
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlparse
 
 import pytest
+from browsing import PHONE, WIDE, launched, served, visit
 from bs4 import BeautifulSoup
-from paper import browser as chromium
-
-WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -120,57 +116,14 @@ def test_links_to_the_outside_are_listed(book):
 
 @pytest.fixture(scope="module")
 def address(book):
-    handler = functools.partial(Quiet, directory=str(book))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def do_GET(self) -> None:
-        if self.path == "/favicon.ico":  # browsers ask for it on their own, for the page that only forwards
-            self.send_response(204)
-            self.end_headers()
-        else:
-            super().do_GET()
-
-    def log_message(self, *_: object) -> None:
-        pass
+    with served(book) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
 def browser(book):
-    sync_api = pytest.importorskip("playwright.sync_api")
-    try:
-        program = chromium()
-    except SystemExit as error:
-        pytest.skip(str(error))
-    closed = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-    with sync_api.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=program, args=["--no-sandbox", closed])
-        yield launched
-        launched.close()
-
-
-def visit(browser, address, *, size, scheme):
-    """Open a page; returns it with the list that collects what goes wrong."""
-    wrong: list[str] = []
-    context = browser.new_context(viewport=size, color_scheme=scheme, reduced_motion="reduce")
-    shown = context.new_page()
-    host = urlparse(address).netloc
-    shown.on("request", lambda r: leaves(r.url, host) and wrong.append(f"leaves this machine: {r.url}"))
-    shown.on("requestfailed", lambda r: wrong.append(f"failed: {r.url}"))
-    shown.on("response", lambda r: r.status >= 400 and wrong.append(f"{r.status}: {r.url}"))
-    shown.on("console", lambda m: m.type == "error" and wrong.append(f"console: {m.text}"))
-    shown.on("pageerror", lambda e: wrong.append(f"error: {e}"))
-    shown.goto(address, wait_until="networkidle")
-    return shown, wrong
-
-
-def leaves(url: str, host: str) -> bool:
-    parts = urlparse(url)
-    return parts.scheme not in ("data", "blob", "about") and parts.netloc != host
+    with launched() as found:
+        yield found
 
 
 CONTRAST = {"runOnly": ["color-contrast"]}
