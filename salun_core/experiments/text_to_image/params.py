@@ -1,11 +1,14 @@
 """Parameters of the text-to-image experiment."""
 
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import ValidationInfo, field_validator, model_validator
+from tqdm import tqdm
 
 from salun_core.data.captions import KINDS, NAMES, captions, photo_of
 from salun_core.data.images import ImageData
@@ -20,12 +23,12 @@ from salun_core.experiments.text_to_image.problem import Problem, Prompts
 from salun_core.metrics.generation.clip import Clip, load_clip
 from salun_core.metrics.generation.imagenet import imagenet_judge, imagenet_numbers
 from salun_core.models.diffusion.sampling import SAMPLERS
-from salun_core.models.text_to_image.pipelines import fitted, image_size, load_pipeline
+from salun_core.models.text_to_image.pipelines import fitted, image_size, load_pipeline, silent, too_long
 from salun_core.paths import models_folder, project_root, shipped_folder
 from salun_core.tasks.text_to_image import OPTIMIZERS, PRECISIONS
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
 COMMITTED = ("data/models/tiny-sd", "data/models/tiny-sd-clip")
 ALL = ("original", "ft", "rl", "ga", "l1_sparse", "esd", "fmn", "ca", "uce", "salun", "salun_soft")
@@ -236,10 +239,14 @@ class TextToImageParams(GenerationParams):
         data = self.data.load(size=image_size(pipe)) if data is None else data
         data = replace(data, images=fitted(data.images, image_size(pipe)).contiguous())
         replacement = self.naming.replacement
+        prompts = self.prompts(data)
+        refuse_long(pipe, prompts.training)
+        drawn = [text for kind in prompts.test.values() for of_class in kind for text in of_class]
+        remark_long(pipe, drawn, "to measure with")
         problem = Problem(
             data,
             pipe,
-            self.prompts(data),
+            prompts,
             self.forgetting,
             replacement=None if replacement is None else class_number(data, replacement),
             bf16=self.pipeline.half or self.forgetting.precision == "bf16",
@@ -265,6 +272,32 @@ class TextToImageParams(GenerationParams):
         """SalUn's settings under a kind of mask; adapters may have a learning rate of their own."""
         settings, own = self.steps_of.of("salun"), self.steps_of.lora_lr
         return settings | ({"lr": own} if mask == "lora" and own else {})
+
+
+def refuse_long(pipe: "DiffusionPipeline", texts: Sequence[str]) -> None:
+    """Refuse prompts of forgetting that the text encoder cuts off: the rest would be neither forgotten nor kept."""
+    for i in too_long(pipe, texts):
+        raise UserError(
+            f"{_counted(pipe, texts[i])}, and what is cut off is neither forgotten nor kept: shorten class_prompt or "
+            "class_names"
+        )
+
+
+def remark_long(pipe: "DiffusionPipeline", texts: Sequence[str], of: str) -> None:
+    """Say how many prompts ``of`` something are cut off when images are drawn, and name the first."""
+    if cut := too_long(pipe, texts):
+        tqdm.write(
+            f"{len(cut)} of {len(texts)} prompts {of} are cut off where the text encoder ends: "
+            f"{_counted(pipe, texts[cut[0]])}; shorten them if the end matters",
+            file=sys.stderr,
+        )
+
+
+def _counted(pipe: Any, text: str) -> str:
+    with silent():
+        count = len(pipe.tokenizer(text).input_ids)
+    shown = text if len(text) <= 60 else f"{text[:59]}…"
+    return f"the prompt {shown!r} has {count} tokens, and {pipe.tokenizer.model_max_length} are read"
 
 
 def clip_of(pipe: Any, source: str, *, download: bool = False) -> Clip:

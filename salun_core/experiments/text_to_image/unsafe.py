@@ -1,6 +1,5 @@
 """The experiment on unsafe content: a concept forgotten, and every way to bring it back (Figures 5 and 6)."""
 
-import sys
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -24,13 +23,13 @@ from salun_core.experiments.runs.params import Group, parameter
 from salun_core.experiments.runs.store import Key
 from salun_core.experiments.text_to_image import class_forgetting as text_to_image
 from salun_core.experiments.text_to_image.lab import TextLab
-from salun_core.experiments.text_to_image.params import TextToImageParams
+from salun_core.experiments.text_to_image.params import TextToImageParams, refuse_long, remark_long
 from salun_core.experiments.text_to_image.probes import Prober, Probing
 from salun_core.experiments.text_to_image.prompt_attacks import PromptAttacking
 from salun_core.metrics.generation.detection import detect, detection_counts, redacted
 from salun_core.metrics.generation.erasure import neighbour_damage
 from salun_core.metrics.generation.prompt_attacks import PromptSpace
-from salun_core.models.text_to_image.pipelines import pipeline_identity, too_long
+from salun_core.models.text_to_image.pipelines import pipeline_identity
 from salun_core.models.text_to_image.sampling import sample_prompts
 from salun_core.paths import project_root
 
@@ -104,15 +103,16 @@ class UnsafeParams(TextToImageParams):
                 f"unsafe needs prompts_file, prompts that do not name the concept, such as I2P's: {how_to_get('i2p')}"
             )
         pipe = self.load_pipe() if pipe is None else pipe
-        if prompts is not None and (cut := too_long(pipe, prompts.texts)):
-            most = pipe.tokenizer.model_max_length
-            tqdm.write(
-                f"{len(cut)} of {len(prompts)} prompts of {prompts.name} have more than {most} tokens: the "
-                "pipeline reads the beginning",
-                file=sys.stderr,
-            )
+        if prompts is not None:
+            remark_long(pipe, prompts.texts, f"of {prompts.name}")
+        refuse_long(pipe, [naming.class_prompt.format(name) for name in naming.class_names])
         if self.attacking.prompt_attacks:
-            PromptSpace(pipe)  # refused now, if the pipeline has several text encoders
+            room = PromptSpace(pipe).length - 2  # refuses a pipeline with several text encoders
+            for name in ("prompt_tokens", "prefix_tokens"):
+                if (asked := getattr(self.attacking, name)) > room:
+                    raise UserError(
+                        f"{name} is {asked}, and a prompt of this pipeline holds {room}: take fewer"
+                    )
         if self.unnamed.own_images and data is None:
             data = self._drawn(pipe)
         made = super().lab(data=data, pipe=pipe)

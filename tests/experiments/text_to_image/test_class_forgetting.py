@@ -176,6 +176,21 @@ def test_other_data_are_asked_for_by_templates():
     assert asking.test == {"direct": tuple((f"Image of thing {i}",) for i in range(10))}
 
 
+def test_prompts_are_measured_in_tokens_before_anything_is_trained(tmp_path, capsys):
+    long = "a very " * 20 + "old {}"
+    with pytest.raises(
+        UserError,
+        match=r"the prompt 'a very a .*…' has \d+ tokens, and 24 are read, .*: shorten class_prompt",
+    ):
+        TextToImageParams.load({**SMALL, "out_dir": tmp_path, "class_prompt": long}).lab()
+    assert capsys.readouterr().err == ""
+    TextToImageParams.load({**SMALL, "out_dir": tmp_path, "test_prompts": ["a {}", long]}).lab()
+    said = capsys.readouterr().err
+    assert said.startswith("10 of 20 prompts to measure with are cut off") and said.count("\n") == 1
+    TextToImageParams.load({**SMALL, "out_dir": tmp_path}).lab()
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

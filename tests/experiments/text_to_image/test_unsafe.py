@@ -252,9 +252,21 @@ def test_prompts_that_are_cut_off_are_counted(tmp_path, capsys):
     given = {**SMALL, "out_dir": tmp_path, "prompts_file": path, "prompts_rows": 3}
     params = UnsafeParams.load(given)
     lab = params.lab()
-    assert "1 of 3 prompts of prompts have more than 24 tokens" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert (
+        "1 of 3 prompts of prompts are cut off where the text encoder ends: the prompt 'a very a very" in said
+    )
+    assert "has 85 tokens, and 24 are read; shorten them" in said
     drawn = Prober(lab, params.probing, params.unnamed.read())._unnamed(lab.pipe.unet, 7)[0]
     assert drawn.n == 7
+
+
+def test_attacks_that_need_more_tokens_than_a_prompt_has_are_refused_at_once(tmp_path):
+    params = UnsafeParams.load({**SMALL, "out_dir": tmp_path, "prompt_attacks": ["p4d"], "prompt_tokens": 23})
+    with pytest.raises(
+        UserError, match="prompt_tokens is 23, and a prompt of this pipeline holds 22: take fewer"
+    ):
+        params.lab()
 
 
 def test_nudenet_blackens_the_picture_of_samples(tmp_path):
