@@ -74,8 +74,9 @@ def dependencies(notebook: Path, given: dict[str, Any], root: Path = ROOT) -> li
     """Files whose change can change what a notebook shows.
 
     These are the modules of this project that it imports, directly or not, the preset it is run with, and
-    the published data that it or those modules name, and the recorded run of its
-    parameter ``run_name``. A package's ``__init__`` counts where a name is
+    the published data that it or those modules name, and the recorded runs that it
+    shows: that of its parameter ``run_name``, those that it names, and all of them where it reads
+    all (``ReadingParams``). A package's ``__init__`` counts where a name is
     taken from it, not where it is only passed through on the way to a module.
 
     Parameters
@@ -99,8 +100,8 @@ def dependencies(notebook: Path, given: dict[str, Any], root: Path = ROOT) -> li
     found |= {file for file in _files(root / "data/published") if any(file.stem in text for text in texts)}
     if any("contributed" in text for text in texts):
         found |= {file for file in _files(root / "data/contributed") if file.suffix == ".csv"}
-    if recorded := given.get("run_name") or _declared(tree).get("run_name"):
-        found |= {file for file in _files(root / "data/recorded" / str(recorded)) if file.suffix == ".json"}
+    for run in _recorded(tree, given, root):
+        found |= {file for file in _files(run) if file.suffix == ".json"}
     preset = str(given.get("preset") or _declared(tree).get("preset") or "")
     presets = root / PACKAGE / "experiments" / "presets"
     # Presets lie in a folder named after their experiment, which the parameters that a notebook imports name.
@@ -110,6 +111,17 @@ def dependencies(notebook: Path, given: dict[str, Any], root: Path = ROOT) -> li
     named = {presets / name / f"{preset}.yaml" for name in declared}
     found |= {file for file in (*named, root / preset) if file.is_file()}
     return sorted(file.relative_to(root) for file in found)
+
+
+def _recorded(tree: ast.Module, given: dict[str, Any], root: Path) -> list[Path]:
+    """Folders of the recorded runs that a notebook shows."""
+    folder = root / "data/recorded"
+    runs = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    imported = {
+        name.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for name in node.names
+    }
+    named = {given.get("run_name") or _declared(tree).get("run_name"), *_texts(tree)}
+    return [run for run in runs if run.name in named or "ReadingParams" in imported]
 
 
 def code(notebook: Path) -> str:

@@ -216,5 +216,15 @@ def test_the_recorded_run_in_use_counts_and_no_other(project):
     ]
 
 
+def test_a_recorded_run_that_a_notebook_names_counts_and_all_of_them_where_it_reads_all(project):
+    for name in ("mine/results/a.json", "other/results/b.json"):
+        (project / "data/recorded" / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / "data/recorded" / name).write_text("{}")
+    named = notebook(project, 'recorded("mine", "diffusion")')
+    assert [f.name for f in dependencies(named, {}, project)] == ["a.json"]
+    reads = notebook(project, "from salun_core.pages.results import ReadingParams")
+    assert {"a.json", "b.json"} <= {f.name for f in dependencies(reads, {}, project)}
+
+
 def test_code_leaves_out_what_is_not_python(project):
     assert code(notebook(project, "%load_ext x\n!ls\na = 1")) == "a = 1"

@@ -249,7 +249,7 @@ def generator_forgets(
             PairedDifferences(found, sample),
             0.0,
             _generator_control(rows, sample),
-            str(rows["scenario"].iloc[0]),
+            ", ".join(map(str, dict.fromkeys(rows["scenario"]))),
         )
     ]
 
