@@ -185,7 +185,7 @@ def draw(axis: Axes, found: Comparison) -> None:
     axis.set_xlim(left=0)
     axis.set_xlabel("average gap to Retrain (points)")
     hollow = Line2D([], [], ls="", marker="o", mfc="none", mec="black", label="the paper's Table 1, CIFAR-10")
-    axis.legend(handles=[hollow], loc="lower right")
+    axis.legend(handles=[hollow], loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
 
 
 def figure(out_dir: Path | None = None) -> Chart:
