@@ -23,7 +23,7 @@ from salun_core.pages.replication.verdicts import (
     judge,
 )
 from salun_core.pages.results import Run, all_runs
-from salun_core.pages.tables.table import Table
+from salun_core.pages.tables.table import Table, short
 from salun_core.pages.words import counted, listed
 
 Named = dict[str, dict[str, Any]]  # a function by its name, with its arguments
@@ -73,7 +73,7 @@ class Claim(BaseModel):
 
     def shown(self, value: float) -> str:
         """A value of this claim's evidence as text."""
-        return f"×{2**value:.2g}" if self.unit == "factor" else f"{value:+.2f}"
+        return f"×{short(2**value)}" if self.unit == "factor" else f"{value:+.2f}"
 
 
 def read_claims() -> list[Claim]:

@@ -14,7 +14,7 @@ from salun_core.methods import name_of
 from salun_core.metrics import ATTACKS
 from salun_core.metrics.gaps import AVERAGE, METRICS, by_method, floor_of, gaps, noise_floor
 from salun_core.pages.findings.classification import NO_RETRAIN, beside_its_cost, costs
-from salun_core.pages.tables.table import Table, number, spread
+from salun_core.pages.tables.table import Table, number, short, spread
 from salun_core.pages.tooltips import origins_of_mean
 from salun_core.pages.words import seeds
 
@@ -139,7 +139,7 @@ def cost_table(cells: pd.DataFrame, scenario: str, tuning: pd.DataFrame | None =
 
 def percent(share: float) -> str:
     """A share in percent with two digits, or a dash for none."""
-    return "–" if math.isnan(share) else f"{100 * share:.2g}%" if share < 1 else f"{100 * share:.0f}%"
+    return "–" if math.isnan(share) else f"{short(100 * share)}%"
 
 
 def split_table(lab: ClassifierLab, params: Any) -> Table:

@@ -23,6 +23,7 @@ PAGE = html_template(
 )
 NUMBER = re.compile(r"^[-+−±×<>≥≤(]?\s?\d")
 NO_NUMBER = ("", "–", "diverged")
+HUNDRED = 99.5  # from here on, two digits would be written with an exponent
 
 
 @dataclass(frozen=True)
@@ -167,4 +168,6 @@ def number(value: float, digits: int = 2) -> str:
 
 def short(value: Any) -> str:
     """A setting in few characters."""
-    return f"{value:.2g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.2g}" if abs(value) < HUNDRED else f"{value:,.0f}"

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
-from salun_core.pages.tables.table import Table, is_numeric
+from salun_core.pages.tables.table import Table, is_numeric, short
 
 FRAME = pd.DataFrame({"Method": ["A", "B"], "UA": ["1.00 ± 0.10\n(2.00)", "diverged"], "What": ["a", "b"]})
 TABLE = Table(
@@ -78,3 +78,9 @@ def test_a_table_for_a_paper_has_rules_a_caption_and_its_best_row_bold():
 def test_rows_with_one_label_are_no_hindrance():
     frame = pd.DataFrame({"a": ["1", "2"]}, index=[0, 0])
     assert r"\textbf{1}" in Table(frame, "two", (0,)).to_latex()
+
+
+def test_a_number_in_short_has_two_digits_and_no_exponent_from_a_hundred_on():
+    assert [short(v) for v in (0.00123, 0.5, 7.26, 99.4, 99.6, 200.0, 12345.6, 3, "auto")] == [
+        "0.0012", "0.5", "7.3", "99", "100", "200", "12,346", "3", "auto",
+    ]  # fmt: skip
