@@ -1,5 +1,6 @@
 """Result tables of experiments on generative models, with numbers that are made up."""
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -63,3 +64,35 @@ def cells() -> pd.DataFrame:
             row("salun", "salient", ua=1.0, oa=1.0, seconds=2),
         ]
     )
+
+
+def strengths(*, replicas: bool = True) -> pd.DataFrame:
+    """Two seeds: SalUn at full strength does what Retrain does, a random mask half of it, GA trades one for the other."""
+    rows = []
+    for seed in (0, 1):
+        shared = {
+            "seed": seed,
+            "unlearning_seed": 0,
+            "forgotten": "3",
+            "classes": ["8", "3", "4"],
+            "strength": math.nan,
+        }
+        names = iter(range(100))
+
+        def add(method: str, mask: str = "none", **values: float | str) -> None:
+            mine = {**shared, **values, "cell": f"{method}-{shared['seed']}-{next(names)}"}  # noqa: B023
+            rows.append(row(method, mask, **mine))
+
+        add("original", ua=0.0, oa=1.0, study="methods")
+        add("retrain", ua=1.0, oa=1.0, study="methods")
+        if replicas:
+            add("retrain", ua=1.0, oa=0.9, study="methods", replica=1)
+        for strength, salun, rl, ga in (
+            (0.1, (0.5, 1.0), (0.5, 1.0), (0.5, 0.8)),
+            (1.0, (1.0, 0.95), (1.0, 0.475), (1.0, 0.0)),
+        ):
+            add("salun", "salient", ua=salun[0], oa=salun[1], study="frontier", strength=strength)
+            add("rl", "random", ua=rl[0], oa=rl[1], study="frontier", strength=strength)
+            add("ga", ua=ga[0], oa=ga[1], study="frontier", strength=strength)
+        add("salun", "salient", ua=0.0, oa=0.0, study="methods")  # not a part of the frontier
+    return pd.DataFrame(rows)

@@ -70,8 +70,10 @@ class Frontiers:
         The methods.
     goal : Series
         Retrain: means of ``UA, OA, FD, neighbour``, its replicas included.
-    floor : float
-        Share that one more Retrain leaves out of the others' rectangle; NaN where there is one only.
+    nothing : Series
+        By training seed: the share that Original leaves out; empty where it was not run.
+    noise : Series
+        By training seed: the share that one more Retrain leaves out of the others' rectangle; empty where there is one.
     runs, seeds : int
         Runs (class and training seed), training seeds.
     samples : str
@@ -82,11 +84,21 @@ class Frontiers:
 
     methods: tuple[Along, ...]
     goal: pd.Series
-    floor: float
+    nothing: pd.Series
+    noise: pd.Series
     runs: int
     seeds: int
     samples: str
     forgotten: tuple[str, ...]
+
+    @property
+    def floor(self) -> float:
+        """The noise of retraining, over training seeds; NaN where there is one Retrain only."""
+        return float(self.noise.mean())
+
+    def method(self, name: str, mask: str) -> Along | None:
+        """A method by its keys; None where it was not run."""
+        return next((one for one in self.methods if (one.method, one.mask) == (name, mask)), None)
 
 
 COLUMNS = ["UA", "OA", "FD", "neighbour"]
@@ -137,7 +149,17 @@ def frontiers(cells: pd.DataFrame) -> Frontiers:
     return Frontiers(
         tuple(sorted(found, key=lambda one: one.mean)),
         retrained[COLUMNS].mean(),
-        _floor(retrained),
+        by_unit(
+            pd.DataFrame(
+                [
+                    {"seed": seed, "left": area_left_out([point.tolist()], goals.loc[(scenario, seed)])}
+                    for (scenario, seed), point in start.iterrows()
+                ],
+                columns=["seed", "left"],
+            ),
+            "left",
+        ),
+        _noise(retrained),
         len(goals),
         int(rows["seed"].nunique()),
         sample_size(rows),
@@ -160,12 +182,17 @@ def _nearest(points: pd.DataFrame, retrained: pd.DataFrame) -> pd.Series:
     return points.loc[apart.idxmin()]
 
 
-def _floor(retrained: pd.DataFrame) -> float:
-    """What a Retrain leaves out of the rectangle of the others, on average."""
+def _noise(retrained: pd.DataFrame) -> pd.Series:
+    """By training seed: what a Retrain leaves out of the rectangle of the others, on average."""
     left = [
-        area_left_out([run.loc[i, ["UA", "OA"]].tolist()], run.drop(index=i)[["UA", "OA"]].mean())
-        for _, run in retrained.groupby(RUN)
+        {
+            "seed": seed,
+            "left": area_left_out(
+                [run.loc[i, ["UA", "OA"]].tolist()], run.drop(index=i)[["UA", "OA"]].mean()
+            ),
+        }
+        for (_, seed), run in retrained.groupby(RUN)
         if len(run) > 1
         for i in run.index
     ]
-    return float(pd.Series(left, dtype=float).mean())
+    return by_unit(pd.DataFrame(left, columns=["seed", "left"]), "left")

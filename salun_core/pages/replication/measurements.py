@@ -18,6 +18,7 @@ from salun_core.metrics.statistics import (
     difference_of_spreads,
     differences,
 )
+from salun_core.pages.findings.frontier import frontiers, has_frontier
 from salun_core.pages.replication.paper import OURS
 from salun_core.pages.replication.verdicts import Measurement
 from salun_core.pages.results import Run
@@ -254,6 +255,35 @@ def generator_forgets(
     ]
 
 
+def salient_beats_in_generation(run: Run, control: str) -> list[Measurement]:
+    """What the frontier under another mask leaves out of Retrain's rectangle, minus what it leaves out under the salient one.
+
+    Parameters
+    ----------
+    control : str
+        The other kind of mask.
+    """
+    rows = run.rows("diffusion")
+    if not has_frontier(rows):
+        return []
+    found = frontiers(rows)
+    mine, other = found.method("salun", "salient"), found.method("rl", control)
+    if mine is None or other is None:
+        return []
+    sample = 100 / float(rows["n_class"].max())
+    beyond = differences(found.noise, [found.nothing])
+    return [
+        Measurement(
+            f"share of what Retrain reaches that the {control.replace('_', ' ')} mask leaves out at every strength, minus "
+            "that of the salient one",
+            PairedDifferences(100 * differences(mine.left_out, [other.left_out]), sample),
+            0.0,
+            PairedDifferences(100 * beyond, sample) if len(beyond) else None,
+            ", ".join(map(str, dict.fromkeys(rows["scenario"]))),
+        )
+    ]
+
+
 def _generator_control(rows: pd.DataFrame, sample: float) -> PairedDifferences | None:
     """How far Original is from Retrain, or from the ideal where there is none, beyond one sample."""
     nothing = values_of(variant(rows, "original"), "least")
@@ -293,6 +323,7 @@ MEASUREMENTS: dict[str, Callable[..., list[Measurement]]] = {
         stable_over_shares,
         stable_over_settings,
         salient_beats,
+        salient_beats_in_generation,
         generator_forgets,
         faster,
     )

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import result_frames
 from bs4 import BeautifulSoup
+from generated_frames import strengths
 
 from salun_core.metrics.gaps import METRICS
 from salun_core.pages.replication import claims, measurements
@@ -66,6 +67,17 @@ def test_an_advantage_is_a_paired_difference_in_points():
     assert found.evidence.mean == pytest.approx(0.75, abs=0.1)  # 3 points of UA, one metric in four
     assert found.evidence.n == 4
     assert found.control.mean > 3
+
+
+def test_masks_of_a_diffusion_model_are_compared_by_what_they_leave_out_at_all_strengths():
+    (found,) = only("salient beats random in generation", run(diffusion=strengths()))
+    assert found.evidence.mean == pytest.approx(25)
+    assert (found.evidence.n, found.scenario) == (2, "class 1")
+    assert found.control.mean == pytest.approx(100 - 5 - 0, abs=0.01)
+    assert (
+        only("salient beats random in generation", run(diffusion=strengths().query("mask != 'random'"))) == []
+    )
+    assert only("salient beats random in generation", run()) == []
 
 
 def test_all_rivals_enter_at_once_and_not_only_the_one_that_looks_best():
