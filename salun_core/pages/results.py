@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -72,7 +72,8 @@ class Run:
 def all_runs(out_dir: Path | None = None) -> list[Run]:
     """The quick run and all recorded runs; ``out_dir`` is where quick results are, ``data/runs`` by default."""
     folders = [("quick", output_folder(out_dir)), *((folder.name, folder) for folder in recorded_runs())]
-    return [Run(name, partial(results_of, folder)) for name, folder in folders]
+    # Many claims read the same tables.
+    return [Run(name, cache(partial(results_of, folder))) for name, folder in folders]
 
 
 # --- recorded runs ------------------------------------------------------------------------------------

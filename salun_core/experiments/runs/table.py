@@ -152,7 +152,9 @@ class Measured:
         if not outputs.there:
             return None
         path = self.folder / f"{re.sub('[^A-Za-z0-9-]', '_', name)}-{function_digest(metric)}.json"
-        known = self._known.setdefault(path, _read_measured(path))
+        if path not in self._known:
+            self._known[path] = _read_measured(path)
+        known = self._known[path]
         found = known.get(outputs.name)
         if found is None or found[:2] != [outputs.digest, _check(found, outputs.digest, path)]:
             value = _plain(metric(outputs.value))

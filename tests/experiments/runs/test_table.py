@@ -157,3 +157,14 @@ def test_a_whole_cell_of_another_form_is_named(stored):
     result = store.put(Key("cell", {"seed": 1}), {"about": {"kind": "toy"}}, {})
     with pytest.raises(UserError, match=f"{result.key.name}.*delete it"):
         Table(folder, "classification", {}).rows([{"cell": result.key.name, "reported": True}])
+
+
+def test_the_kept_values_of_a_metric_are_read_once_for_all_rows(stored, monkeypatch):
+    put, store, folder = stored
+    reads = []
+    read = module._read_measured
+    monkeypatch.setattr(module, "_read_measured", lambda path: reads.append(path) or read(path))
+    measured = Measured(folder / "measured")
+    for _ in range(5):
+        measured.of(store.folder, put(3), reported=True)
+    assert len(reads) == 1
