@@ -130,29 +130,16 @@ def published_rows() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-FIRST = [
-    "source",
-    "method",
-    "mask",
-    "scenario",
-    "seed",
-    "UA",
-    "RA",
-    "TA",
-    "MIA",
-    "gap",
-    "OA",
-    "FD",
-    "seconds",
-]
-MORE = ["keep", "experiment", "study", "dataset", "metric", "value", "run", "code", "cell"]
+NUMBERS = ["UA", "RA", "TA", "MIA", "gap", "OA", "FD", "seconds"]
+NAMED = ["mask", "keep", "scenario", "seed", "source", "experiment", "study", "dataset", "metric", "value"]
+SHOWN = ["method", *NUMBERS, *NAMED, "run", "code", "cell"]
 
 
 def shown(cells: pd.DataFrame) -> pd.DataFrame:
-    """The columns that a page shows, recorded rows first, then quick ones, those of the paper and of others."""
+    """What a page shows: the method, its numbers, then the rest; recorded rows first, then quick ones, the paper's, others'."""
     order = {"recorded": 0, "quick": 1, "published": 2, "re-run": 3, "contributed": 4}
     rows = cells.iloc[cells["source"].map(order).argsort(kind="stable")]
-    return rows[FIRST + MORE].round(4).astype(object).fillna("")
+    return rows[SHOWN].round(4).astype(object).fillna("")
 
 
 def counts(cells: pd.DataFrame) -> Table:

@@ -44,6 +44,14 @@ def test_published_tables_become_rows_in_our_columns(cells):
     assert salun["seconds"] == pytest.approx(60 * 1.22)
 
 
+def test_the_table_opens_on_recorded_rows_with_numbers_beside_the_method(cells):
+    first = all_results.shown(cells).iloc[0]
+    assert first["source"] == "recorded" and list(first.index[:5]) == ["method", "UA", "RA", "TA", "MIA"]
+    numbers = all_results.shown(cells)[all_results.NUMBERS].iloc[0]
+    assert all(isinstance(value, float) or value == "" for value in numbers)
+    assert list(first.index).index("source") > list(first.index).index("seconds")
+
+
 def test_the_searchable_table_shows_any_text_as_text(cells):
     from itables import to_html_datatable
 
