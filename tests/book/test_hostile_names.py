@@ -10,6 +10,7 @@ import pytest
 import yaml
 from browsing import WIDE, launched, served, visit
 from IPython.core.interactiveshell import InteractiveShell
+from IPython.display import display
 from IPython.utils.capture import capture_output
 from nbformat.v4 import output_from_msg
 from PIL import Image
@@ -52,6 +53,7 @@ def execute(source: Path, target: Path, given: dict) -> None:
     """Run a notebook's cells in this process, which has imported everything already."""
     notebook = json.loads(source.read_text("utf8"))
     shell = InteractiveShell.instance()  # `display` and `capture_output` ask for this one
+    shell.display_trap.hook = lambda value: None if value is None else display(value)
     for count, cell in enumerate((c for c in notebook["cells"] if c["cell_type"] == "code"), 1):
         text = "".join(cell["source"])
         if "parameters" in cell["metadata"].get("tags", []):
@@ -118,7 +120,8 @@ def test_names_of_class_folders_are_text_in_a_browser(pages):
             return shown, lambda: wrong + shown.locator(HARMED).all()
 
         shown, faults = opened("notebooks/classification.html")
-        assert IMAGE in shown.locator("article").inner_text()
+        assert IMAGE in shown.locator("article p", has_text="On this one seed").first.inner_text()
+        assert shown.locator("article figcaption", has_text=IMAGE).first.is_visible()
         shown.locator(f".origin[title*='{IMAGE}']").first.hover(force=True)
         assert IMAGE in shown.locator("#origin-text").inner_text()
         assert faults() == []
