@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import re
 import shlex
@@ -286,7 +287,7 @@ def _run(given: argparse.Namespace) -> None:
 
 
 def _plan(given: argparse.Namespace) -> None:
-    if given.shards or given.write:
+    if given.shards or given.write is not None:
         _plan_shards(given)
         return
     from salun_core.experiments import EXPERIMENTS
@@ -306,8 +307,10 @@ def _plan(given: argparse.Namespace) -> None:
 
 
 def _check_tflops(speed: float) -> None:
-    if not speed > 0:
-        raise UserError(f"tflops must be positive, got {speed:g}: 30 is a fast GPU in half precision")
+    if not 0 < speed < math.inf:
+        raise UserError(
+            f"tflops must be positive and finite, got {speed:g}: 30 is a fast GPU in half precision"
+        )
 
 
 def _plan_shards(given: argparse.Namespace) -> None:
@@ -317,6 +320,10 @@ def _plan_shards(given: argparse.Namespace) -> None:
     from salun_core.files import write_whole
     from salun_core.paths import output_folder
 
+    if given.write is not None and not re.fullmatch(r"\w[\w.-]*", given.write):
+        raise UserError(f"--write {given.write!r} is no name: use letters, digits, points and dashes")
+    if given.gpus is not None and given.gpus < 0:
+        raise UserError(f"--gpus must be 0 or more, got {given.gpus}: it is the number a shard asks for")
     values = _parameters(given)
     grid = _grid(given.experiment, values)
     here = grid.lab.device.type == "cuda"
@@ -380,6 +387,10 @@ def _record(given: argparse.Namespace) -> None:
     from salun_core.paths import project_root
 
     folder = project_root() / "data" / "recorded" / Path(given.preset).stem
+    if fixed := {"preset", "out_dir", "recorded"} & {name for name, _ in given.parameter}:
+        raise UserError(
+            f"record chooses {', '.join(sorted(fixed))} itself, for {folder}: leave it out, or use run"
+        )
     given.parameter += [("preset", given.preset), ("out_dir", str(folder)), ("recorded", "true")]
     _run(given)
 

@@ -21,10 +21,10 @@ from salun_core.experiments.classification.lab import ClassifierLab
 from salun_core.experiments.diffusion.lab import DiffusionLab
 from salun_core.experiments.runs.cells import Cell
 from salun_core.experiments.runs.store import Result, read_result
-from salun_core.experiments.runs.table import read_table, records
+from salun_core.experiments.runs.table import read_list, read_table, records
 from salun_core.experiments.text_to_image.given import METHOD as GIVEN
 from salun_core.experiments.text_to_image.lab import TextLab
-from salun_core.files import read_json, write_whole
+from salun_core.files import write_whole
 from salun_core.methods import METHODS, name_of
 from salun_core.metrics import KINDS
 from salun_core.metrics.classification.outputs import evaluate
@@ -229,7 +229,8 @@ def model_card(
 
 
 def _found(name: str, out_dir: Path, data_dir: Path | None, data: ImageData | None) -> Found:
-    named = sorted((out_dir / "cells").glob(f"{name}*.json")) if name.startswith("cell-") else []
+    stored = sorted((out_dir / "cells").glob("cell-*.json"))
+    named = [path for path in stored if name.startswith("cell-") and path.name.startswith(name)]
     if len(named) != 1:
         raise UserError(
             f"{len(named) or 'no'} cells in {out_dir / 'cells'} begin with {name!r}: give a name from the column "
@@ -245,8 +246,8 @@ def _found(name: str, out_dir: Path, data_dir: Path | None, data: ImageData | No
             f"{result.key.name} is a network that others have unlearned (`unlearned`): take the files that it was read from"
         )
     for path in sorted((out_dir / "results").glob("*.json")):
-        record = read_json(path) or {"rows": []}
-        if any(entry["cell"] == result.key.name for entry in record["rows"]):
+        record = read_list(path)
+        if record and any(entry["cell"] == result.key.name for entry in record["rows"]):
             break
     else:
         raise UserError(f"no run in {out_dir / 'results'} lists {result.key.name}: run its experiment again")

@@ -1,5 +1,6 @@
 """Unlearning methods. A new one is a file with a ``METHOD`` and a line in ``METHODS``."""
 
+import inspect
 from typing import Any
 
 from salun_core.errors import UserError, one_of
@@ -11,7 +12,16 @@ from salun_core.plugins import Table, called
 
 
 def _method(found: Any, name: str) -> Method:
-    return found if isinstance(found, Method) else Method(called(found, name, "method"), found.__name__)
+    if isinstance(found, Method):
+        return found
+    function = called(found, name, "method")
+    try:
+        inspect.signature(function).bind(None, mask=None, seed=0)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"method {name!r} cannot be called with a task, mask= and seed= ({error}): see CONTRIBUTING.md"
+        ) from error
+    return Method(function, function.__name__)
 
 
 METHODS: Table[Method] = Table(

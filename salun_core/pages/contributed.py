@@ -36,7 +36,7 @@ class Contribution(BaseModel):
     )
     mask: LINE = Field("none", description="none, salient, random, …")
     keep: float | None = Field(None, gt=0, le=1, description="share of weights that may change")
-    seed: int = Field(description="of this row; one row for each model, and no means")
+    seed: int = Field(ge=0, lt=2**63, description="of this row; one row for each model, and no means")
     replica: int = Field(0, ge=0, description="number of a further model retrained on the same split")
     UA: Fraction = Field(description="share of forget images answered wrongly, 0 to 1: 1 - forget accuracy")
     RA: Fraction = Field(description="accuracy on the retain set, 0 to 1")
@@ -81,12 +81,18 @@ def checked(path: Path) -> pd.DataFrame:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8: save it as CSV UTF-8") from error
     reader = csv.DictReader(io.StringIO(text))
-    for name in reader.fieldnames or []:
+    try:
+        names, given = list(reader.fieldnames or []), [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise UserError(f"{path.name}, line {reader.line_num + 1}: {error}: save it as CSV again") from error
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{path.name}: column {name!r} is there twice: leave one out")
         if name not in COLUMNS:
             near = difflib.get_close_matches(name, COLUMNS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"the columns are {', '.join(COLUMNS)}"
             raise UserError(f"{path.name}: unknown column {name!r}: {hint}")
-    rows = [_row(path, reader.line_num, row) for row in reader]
+    rows = [_row(path, line, row) for line, row in given]
     if not rows:
         raise UserError(f"{path.name} holds no rows below its heading: write one for each model")
     frame = pd.DataFrame([row.model_dump() for row in rows])
@@ -106,28 +112,38 @@ def _row(path: Path, line: int, row: dict[str | None, Any]) -> Contribution:
     given = {str(name): value.strip() for name, value in row.items() if value.strip()}
     try:
         found = Contribution.model_validate(given)
-        if found.settings is not None and not isinstance(json.loads(found.settings), dict):
-            raise UserError(
-                f"{path.name}, line {line}: settings are no mapping: write {{}} with names and values"
-            )
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
         said = first["msg"][0].lower() + first["msg"][1:]
         value = (
-            f", got {given[name]!r}" if name in given else f": {Contribution.model_fields[name].description}"
+            f", got {given[name][:40]!r}"
+            if name in given
+            else f": {Contribution.model_fields[name].description}"
         )
         percent = name in METRICS and first["type"] == "less_than_equal"
         hint = ": write a fraction and not percent" if percent else ""
         raise UserError(f"{path.name}, line {line}: {name}: {said}{value}{hint}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path.name}, line {line}: settings are no JSON ({error})") from None
+    if found.settings is not None:
+        _check_mapping(found.settings, f"{path.name}, line {line}: settings are no")
     for name, value in found:
         if isinstance(value, str) and FORMULA.match(value):  # the file is shared as it is
             raise UserError(
                 f"{path.name}, line {line}: {name}: a spreadsheet takes {value[:40]!r} for a formula: begin with a word"
             )
     return found
+
+
+def _check_mapping(text: str, what: str) -> None:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is none")
+
+    try:
+        value = json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{what} JSON ({str(error)[:80]})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{what} mapping: write {{}} with names and values")
 
 
 def add(path: Path, *, folder: Path | None = None) -> tuple[Path, int]:

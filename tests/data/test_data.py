@@ -975,3 +975,9 @@ def test_noisy_digits_are_learned_by_heart_and_not_easy():
     assert accuracy(original, "forget") == accuracy(original, "retain") == accuracy(retrained, "retain") == 1
     assert 0.01 < 1 - accuracy(retrained, "forget") < 0.12
     assert 0.9 < accuracy(original, "test") < 0.97 and 0.9 < accuracy(retrained, "test") < 0.97
+
+
+def test_a_class_folder_whose_name_is_no_text_is_refused(tmp_path):
+    (tmp_path / "train" / os.fsdecode(b"caf\xe9")).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"the name of the folder b'caf\\xe9' is not UTF-8: rename it"):
+        load_dataset("imagefolder", tmp_path)

@@ -123,7 +123,12 @@ def test_only_what_changed_can_be_exported(classified, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("cell-nothing", "no cells in"), ("cell-", "3 cells in"), ("../cell-1", "no cells in")],
+    [
+        ("cell-nothing", "no cells in"),
+        ("cell-", "3 cells in"),
+        ("../cell-1", "no cells in"),
+        ("cell-**", "no cells in"),
+    ],
 )
 def test_a_name_that_is_not_of_one_cell_is_refused(classified, tmp_path, name, message):
     with pytest.raises(UserError, match=message):

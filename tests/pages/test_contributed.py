@@ -83,6 +83,11 @@ def test_without_any_the_table_says_so_and_a_file_without_retrain_has_no_gaps(fo
         ),
         (lambda t: t.replace('"{""lr"": 0.01}"', "lr=1"), "line 3: settings are no JSON"),
         (lambda t: t.replace('"{""lr"": 0.01}"', "3"), "line 3: settings are no mapping"),
+        (lambda t: t.replace("0.01}", "NaN}"), "line 3: settings are no JSON .NaN is none"),
+        (lambda t: t.replace("0.01}", "[" * 90_000), "line 3: settings are no JSON"),
+        (lambda t: t.replace("Mine", "x" * 200_000), "line 4: field larger than"),
+        (lambda t: t.replace("arch,", "dataset,"), "column 'dataset' is there twice"),
+        (lambda t: t.replace("Mine,1", "Mine," + "9" * 30), "line 4: seed: .* got '9+'"),
         (lambda t: t.replace(",0.13,,A", ",nan,,A"), "line 2: MIA: .* finite"),
         (lambda t: t.replace("Mine,1,0.04", "Mine,1"), "line 4: it has another number of fields"),
         (

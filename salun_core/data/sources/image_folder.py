@@ -70,6 +70,7 @@ def pictures(data_dir: Path | None) -> tuple[Path, dict[str, list[Path]], dict[s
     root = Path(data_dir).expanduser()
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: {LAYOUT}")
+    _check_name(root.resolve())
     other = "val" if (root / "val").is_dir() and not (root / "test").is_dir() else "test"
     passed: dict[str, list[Path]] = {}
     train, test = (_by_class(root / part, passed) for part in ("train", other))
@@ -95,10 +96,20 @@ def _by_class(part: Path, passed: dict[str, list[Path]]) -> dict[str, list[Path]
         raise UserError(f"{part} holds no class folders: {LAYOUT}")
     found = {}
     for folder in folders:
+        _check_name(folder)
         found[folder.name] = _kept(folder.iterdir(), "file", passed)
         if not found[folder.name]:
             raise UserError(f"class {folder.name!r} has no images in {part}: add some or remove the folder")
     return found
+
+
+def _check_name(folder: Path) -> None:
+    """Refuse a name that is no text: it is part of what results are found by."""
+    try:
+        folder.name.encode()
+    except UnicodeEncodeError as error:
+        shown = folder.name.encode(errors="surrogateescape")
+        raise UserError(f"the name of the folder {shown!r} is not UTF-8: rename it") from error
 
 
 def _kept(paths: Iterable[Path], kind: str, passed: dict[str, list[Path]]) -> list[Path]:

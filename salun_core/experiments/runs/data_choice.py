@@ -51,4 +51,10 @@ class DataChoice(Group):
         """Read the images, at ``size`` pixels unless a size was chosen."""
         data = load_dataset(self.dataset, self.data_dir, size=self.image_size or size)
         data = fewer(only(data, self.only_classes), self.train_images)
-        return data if self.crop is None else replace(data, pad=self.crop)
+        if self.crop is None:
+            return data
+        if self.crop >= (side := data.images.shape[-1]):
+            raise UserError(
+                f"crop {self.crop} shifts images of {side} pixels out of sight: choose a smaller one"
+            )
+        return replace(data, pad=self.crop)

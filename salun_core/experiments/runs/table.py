@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tqdm import tqdm
 
 from salun_core.code_digest import function_digest
@@ -266,12 +266,20 @@ def read_table(folder: Path, experiment: str, *, metrics: Sequence[str] = ()) ->
             raise UserError(
                 f"no results of {experiment} in {folder}: run `python -m salun_core run {experiment}` first"
             )
+    record = read_list(path)
+    if record is None:
+        raise UserError(f"{path} is damaged: run the experiment again, finished cells are reused")
+    return Table(folder, experiment, record["params"], metrics=metrics).rows(record["rows"])
+
+
+def read_list(path: Path) -> dict[str, Any] | None:
+    """The parameters of a run and its list of cells; None if the file is damaged."""
     record = read_json(path)
     try:
         _Listed.model_validate(record)
     except ValidationError:
-        raise UserError(f"{path} is damaged: run the experiment again, finished cells are reused") from None
-    return Table(folder, experiment, record["params"], metrics=metrics).rows(record["rows"])
+        return None
+    return dict(record)
 
 
 class _Entry(BaseModel):
@@ -289,7 +297,7 @@ class _Listed(BaseModel):
     model_config = ConfigDict(strict=True)
 
     params: dict[str, Any]
-    rows: list[_Entry]
+    rows: list[_Entry] = Field(min_length=1)
 
 
 def records(cells: pd.DataFrame) -> list[dict[str, Any]]:

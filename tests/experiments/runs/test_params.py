@@ -61,6 +61,7 @@ def test_a_preset_can_be_a_file(tmp_path):
         ({"scenario": "random", "forget_class": 3}, "forget_class is given, but scenario is random"),
         ({"dataset": "imagefolder"}, "data_dir"),
         ({"data_dir": "x"}, "leave out data_dir"),
+        ({"crop": 8}, "crop 8 shifts images of 8 pixels out of sight"),
         ({"settings": {"rl": {"lrr": 1}}}, "did you mean 'lr'"),
         ({"settings": {"rll": {"lr": 1}}}, "did you mean 'rl'"),
         ({"search": {"rl": {"lr": {"low": 1}}}}, "low and high"),

@@ -140,6 +140,7 @@ def test_outputs_that_are_not_those_of_the_cell_are_not_measured(stored):
         '{"params": {}, "rows": [{"cell": 1, "reported": true}]}',
         '{"params": {}, "rows": [{"cell": "../../x", "reported": true}]}',
         '{"params": [], "rows": []}',
+        '{"params": {}, "rows": []}',
         '{"params": {"a": NaN}, "rows": []}',
         "[" * 10**5,
         "9" * 5000,
