@@ -8,6 +8,10 @@ from pathlib import Path
 
 import execution
 
+# What a reader of the book unfolds, such as answers; the reference would be as long as all the rest.
+UNFOLD = """<script>
+for (const fold of document.querySelectorAll("details.sd-dropdown")) fold.open = !fold.querySelector("dl.py");
+</script>"""
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -41,12 +45,20 @@ def single_page(profile: str) -> Path:
     if done.returncode:
         raise SystemExit(f"the single page was not built:\n{done.stdout}{done.stderr}")
     # The root page lies in a folder, and its relative links start from the top.
-    return Path(shutil.copy(built / "book" / "index.html", built / "all.html"))
+    page = (built / "book" / "index.html").read_text("utf8")
+    (built / "all.html").write_text(page.replace("</body>", f"{UNFOLD}</body>"), "utf8")
+    return built / "all.html"
 
 
 def print_pdf(page: Path, target: Path) -> Path:
     """Print a page with a browser that reaches no network."""
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-pdf-header-footer",
+        "--generate-pdf-document-outline",
+    ]
     options += ["--virtual-time-budget=20000", "--host-resolver-rules=MAP * ~NOTFOUND"]
     done = subprocess.run(
         [browser(), *options, f"--print-to-pdf={target}", page.as_uri()], capture_output=True, text=True
