@@ -234,7 +234,10 @@ def parameters_cell(cls: type[Params]) -> str:
             names = preset_names(cls.experiment)
             if len(names) > 5:  # a line's worth: without those named after another, such as fast-50
                 names = [n for n in names if not any(n.startswith(f"{other}-") for other in names)]
-            text = f"{', '.join(names)}, or a YAML file; None: as it says"
+            text = f"{', '.join(names)}, or a YAML file"
+            text += (
+                "; None: as it says" if len(text) < 70 else ""
+            )  # what does not fit, a formatter would break
         default = repr(field.default).replace("'", '"') if shown else None
         lines.append(f"{name}: {_notebook_type(field.annotation)} = {default}  # {text}")
     return "\n".join(lines)
