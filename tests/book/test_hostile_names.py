@@ -17,6 +17,12 @@ from PIL import Image
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
+# What Jupyter Book's own extensions warn of when Sphinx runs in this process.
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{text}")
+    for text in (".*reduce_op.*:FutureWarning", ".*traverse.*:PendingDeprecationWarning")
+]
+
 ROOT = Path(__file__).parents[2]
 IMAGE = "<img src=x onerror=alert(1)>"
 NAMES = (IMAGE, '"><svg onload=alert(2)>', "[a](javascript:alert(3)) **b** $x^2$")

@@ -18,6 +18,7 @@ from salun_core.experiments.rehearsal.networks import (
 from salun_core.experiments.rehearsal.smaller import smaller
 from salun_core.experiments.runs.params import preset_names
 from salun_core.models import build_model
+from salun_core.paths import project_root
 
 
 def act(label):
@@ -27,7 +28,10 @@ def act(label):
 def test_every_preset_is_run_by_the_book_recorded_or_rehearsed():
     named = {(act.experiment, act.preset) for act in unrecorded()}
     presets = {(experiment, preset) for experiment in EXPERIMENTS for preset in preset_names(experiment)}
-    assert all(preset == "quick" for _, preset in presets - named)
+    results = project_root() / "data" / "recorded"
+    recorded = {(e, p) for e, p in presets if (results / p / "results" / f"{e}.json").is_file()}
+    assert recorded and not recorded & named
+    assert {preset for _, preset in presets - named - recorded} == {"quick"}
     assert {"dataset cifar100", "dataset svhn", "dataset tiny_imagenet", "arch vgg16", "arch swin_t"} == {
         act.label.split(", ")[1] for act in unrecorded() if act.given
     }

@@ -81,7 +81,7 @@ def test_a_stored_model_is_the_unlearned_one(results):
     assert not same(lab.pipe.unet, fresh)
     images, labels = lab.samples(stored)
     assert images.shape == (100, 3, 16, 16) and labels.tolist() == sorted(labels.tolist())
-    assert torch.equal(lab.drawn(fresh)[0], images)
+    assert torch.equal(lab.drawn(fresh, 0)[0], images)
     assert lab.recognition(stored).counts.sum() == 100
 
 
@@ -342,7 +342,7 @@ def test_settings_of_forgetting_and_sampling_reach_the_work(tmp_path):
     assert lab.task(0, Scenario("class", target=7)).clip == 0
     assert lab.sampling.sampler == "lms"
     with pytest.raises(UserError, match="eta must be 0 for sampler lms"):
-        TextToImageParams.load({**given, "eta": 1.0}).lab().drawn(lab.pipe.unet)
+        TextToImageParams.load({**given, "eta": 1.0}).lab().drawn(lab.pipe.unet, 7)
 
 
 def test_a_pipeline_is_exported_whole_or_as_what_changed(results, tmp_path):
