@@ -96,6 +96,11 @@ class Frontiers:
         """The noise of retraining, over training seeds; NaN where there is one Retrain only."""
         return float(self.noise.mean())
 
+    @property
+    def strengths(self) -> list[float]:
+        """All strengths, ascending."""
+        return sorted({float(strength) for one in self.methods for strength in one.points.index})
+
     def method(self, name: str, mask: str) -> Along | None:
         """A method by its keys; None where it was not run."""
         return next((one for one in self.methods if (one.method, one.mask) == (name, mask)), None)

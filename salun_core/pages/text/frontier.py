@@ -7,12 +7,14 @@ import pandas as pd
 from salun_core.pages.findings import frontier as findings
 from salun_core.pages.findings.frontier import Along, Frontiers
 from salun_core.pages.markup import Text
+from salun_core.pages.text.masks import named
 from salun_core.pages.words import counted, listed
 
 
 def sentences(cells: pd.DataFrame) -> Text:
     """Who comes how near to what Retrain reaches, over all strengths."""
-    return Text(said(findings.frontiers(cells)))
+    found = findings.frontiers(cells)
+    return Text(said(found) + speed(found))
 
 
 def said(found: Frontiers) -> str:
@@ -33,6 +35,21 @@ def said(found: Frontiers) -> str:
     )
 
 
+def speed(found: Frontiers) -> str:
+    """How far each mask gets in the same few steps, where the three differ most; empty without other masks."""
+    masks = {
+        one.mask: one.points["UA"]
+        for one in found.methods
+        if one.method in ("salun", "rl") and one.mask != "none"
+    }
+    if "salient" not in masks or len(masks) < 2:
+        return ""
+    table = pd.DataFrame(masks)
+    at = (table.max(axis=1) - table.min(axis=1)).idxmax()
+    reached = listed([f"{100 * table.loc[at, mask]:.1f}% under {named(mask)}" for mask in table])
+    return f" At equal settings and {at:g} of the steps, UA is {reached}."
+
+
 def share(one: Along) -> str:
     """A share left out with its interval, in percent."""
     low, high = one.interval
@@ -43,8 +60,8 @@ def share(one: Along) -> str:
 def caption(found: Frontiers) -> str:
     """How the figure is to be read."""
     return (
-        f"{said(found)} Class {listed(found.forgotten)} forgotten, {counted(found.seeds, 'training seed')}, "
+        f"{said(found)}{speed(found)} {'Class' if len(found.forgotten) == 1 else 'Classes'} {listed(found.forgotten)} forgotten, {counted(found.seeds, 'training seed')}, "
         f"{counted(found.runs, 'run')}, {found.samples}. Each line is one method at fewer and more "
-        "steps; points are means over runs, the star is Retrain. To be read: up and to the right is better on the left, "
-        "down and to the right on the right."
+        "steps; points are means over runs, star and dashed line are Retrain. In the middle up and to the right is better, on the "
+        "right down and to the right. What lies outside a panel is in the table."
     )
