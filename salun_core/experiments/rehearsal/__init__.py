@@ -15,6 +15,7 @@ import torch
 
 from salun_core.errors import UserError, one_of
 from salun_core.experiments import EXPERIMENTS
+from salun_core.experiments.generation.params import GenerationParams
 from salun_core.experiments.rehearsal import stand_ins
 from salun_core.experiments.rehearsal.plan import Needs, assumed, needs
 from salun_core.experiments.rehearsal.smaller import smaller
@@ -95,6 +96,8 @@ def rehearse(acts: Sequence[Act], *, workers: int = 1) -> Iterator[Outcome]:
     if workers == 1:
         yield from map(_in_a_folder, acts)
         return
+    # Generators take longest, and are started first, so that none runs alone at the end.
+    acts = sorted(acts, key=lambda act: not issubclass(EXPERIMENTS[act.experiment].params, GenerationParams))
     os.environ["TQDM_DISABLE"] = (
         "1"  # in the processes that start from here: bars would write over each other
     )
@@ -129,7 +132,8 @@ def rehearsed(act: Act, folder: Path) -> Outcome:
             "out_dir": folder / "out",
         }
     )
-    data = stand_ins.images_like(small.data.dataset) if small.data.dataset in SHAPES else None
+    most = stand_ins.FEW if issubclass(experiment.params, GenerationParams) else None
+    data = stand_ins.images_like(small.data.dataset, most=most) if small.data.dataset in SHAPES else None
     experiment.run(small, lab=small.lab(data=data))
     rows = read_table(folder / "out", act.experiment)
     failed = rows[~rows["status"].isin(("done", "diverged"))]
@@ -155,7 +159,8 @@ def _files(preset: Mapping[str, Any], folder: Path) -> _Files:
         given["prompts_file"] = stand_ins.prompts_file(folder / "prompts.csv")
         given["prompts_rows"] = stand_ins.PROMPTS
     if "pipeline" in preset:
-        words = {word for name in preset["class_names"] for word in name.lower().split()}
+        small["class_names"] = preset["class_names"][: stand_ins.FEW]
+        words = {word for name in small["class_names"] for word in name.lower().split()}
         small["pipeline"] = str(
             stand_ins.pipeline_folder(folder / "pipeline", words | {"a", "of", "photo", "image"})
         )

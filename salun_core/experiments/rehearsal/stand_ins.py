@@ -1,7 +1,7 @@
 """What a rehearsal takes in place of downloads: random images and weights of the real shapes and classes."""
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,12 @@ SHAPES = {
 }
 
 
-def images_like(name: str) -> ImageData:
-    """A few random images of a data set's size, in all of its classes."""
-    shape = SHAPES[name]
+FEW = 3  # classes of a generator in small: each image is drawn, and seen by large judges
+
+
+def images_like(name: str, *, most: int | None = None) -> ImageData:
+    """A few random images of a data set's size, in all of its classes, or in so many at most."""
+    shape = SHAPES[name] if most is None else replace(SHAPES[name], classes=min(most, SHAPES[name].classes))
     train, test = (8, 4) if shape.classes <= 10 else (3, 1)
     labels = torch.cat([torch.arange(shape.classes).repeat(count) for count in (train, test)])
     images = _noise(len(labels), shape.channels, shape.size)
@@ -76,10 +79,12 @@ def image_folder(folder: Path, *, classes: tuple[str, ...], size: int = 20) -> P
 
 
 def imagenette_folder(folder: Path) -> Path:
-    """Random pictures in the folders of Imagenette, which are named by WordNet ids."""
+    """Random pictures in the first folders of Imagenette, which are named by WordNet ids."""
     from salun_core.metrics.generation.imagenet import imagenet_ids
 
-    return image_folder(folder, classes=tuple(imagenet_ids()[number] for number in IMAGENETTE.values()))
+    return image_folder(
+        folder, classes=tuple(imagenet_ids()[number] for number in list(IMAGENETTE.values())[:FEW])
+    )
 
 
 def pipeline_folder(folder: Path, words: set[str]) -> Path:
