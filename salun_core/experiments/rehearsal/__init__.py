@@ -53,6 +53,11 @@ class Act:
         more = "".join(f", {name} {value}" for name, value in self.given.items() if name != "width")
         return f"{self.experiment} {self.preset}{more}"
 
+    @property
+    def draws(self) -> bool:
+        """Whether generative models are measured by what they draw."""
+        return issubclass(EXPERIMENTS[self.experiment].params, GenerationParams)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -97,10 +102,8 @@ def rehearse(acts: Sequence[Act], *, workers: int = 1) -> Iterator[Outcome]:
         yield from map(_in_a_folder, acts)
         return
     # Generators take longest, and are started first, so that none runs alone at the end.
-    acts = sorted(acts, key=lambda act: not issubclass(EXPERIMENTS[act.experiment].params, GenerationParams))
-    os.environ["TQDM_DISABLE"] = (
-        "1"  # in the processes that start from here: bars would write over each other
-    )
+    acts = sorted(acts, key=lambda act: not act.draws)
+    os.environ["TQDM_DISABLE"] = "1"  # in the processes to come, whose bars would write over each other
     # A process for each, as in the run that is rehearsed: nothing is left over from another preset.
     with ProcessPoolExecutor(
         workers, get_context("spawn"), torch.set_num_threads, (1,), max_tasks_per_child=1
@@ -132,7 +135,7 @@ def rehearsed(act: Act, folder: Path) -> Outcome:
             "out_dir": folder / "out",
         }
     )
-    most = stand_ins.FEW if issubclass(experiment.params, GenerationParams) else None
+    most = stand_ins.FEW if act.draws else None
     data = stand_ins.images_like(small.data.dataset, most=most) if small.data.dataset in SHAPES else None
     experiment.run(small, lab=small.lab(data=data))
     rows = read_table(folder / "out", act.experiment)

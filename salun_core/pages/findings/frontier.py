@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from salun_core.experiments.runs.tuning import FREE
 from salun_core.methods import name_of
 from salun_core.metrics.gaps import summary
 from salun_core.metrics.generation.frontier import area_left_out
@@ -13,7 +14,6 @@ from salun_core.metrics.statistics import by_unit
 from salun_core.pages.words import sample_size
 
 STUDY = "frontier"
-ENDS = ("original", "retrain")
 RUN = ["scenario", "seed"]
 ALIKE = (("3", "8"), ("4", "9"), ("1", "7"), ("cat", "dog"), ("automobile", "truck"), ("deer", "horse"))
 """Classes that look like each other: forgetting the one is most likely to harm the other."""
@@ -127,11 +127,11 @@ def frontiers(cells: pd.DataFrame) -> Frontiers:
     done = cells[cells["status"] == "done"].copy()
     done[["UA", "OA", "FD"]] = done[["UA", "OA", "FD"]].astype(float)
     done["neighbour"] = [_neighbour_accuracy(row) for _, row in done.iterrows()]
-    ends = done[done["method"].isin(ENDS) & (done["study"] != "masks")].drop_duplicates("cell")
+    ends = done[done["method"].isin(FREE) & (done["study"] != "masks")].drop_duplicates("cell")
     retrained = ends[ends["method"] == "retrain"]
     goals = retrained.groupby(RUN)[["UA", "OA"]].mean()
     start = ends[ends["method"] == "original"].groupby(RUN)[["UA", "OA"]].mean()
-    rows = done[(done["study"] == STUDY) & ~done["method"].isin(ENDS)]
+    rows = done[(done["study"] == STUDY) & ~done["method"].isin(FREE)]
     found = []
     for (method, mask), mine in rows.groupby(["method", "mask"], sort=False):
         points = mine.groupby("strength")[COLUMNS].mean()
