@@ -95,10 +95,13 @@ class RecordedParams(Params):
 
     experiment: ClassVar[str] = "recorded"
 
-    run_name: str = parameter("cifar10-cpu", "folder of the run in data/recorded")
+    run_name: str = parameter("cifar10-cpu", "folder in data/recorded of the run whose methods are shown")
+    masks_run: str = parameter(
+        "cifar10-10k", "folder of the run whose masks are shown, and changes of settings"
+    )
 
 
-class ReadingParams(RecordedParams):
+class ReadingParams(Params):
     """Parameters of the chapters that read results of all runs and compute none."""
 
     experiment: ClassVar[str] = "reading"

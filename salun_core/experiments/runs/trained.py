@@ -1,9 +1,12 @@
 """Parameters of the models that are compared: how they are trained, or where they come from."""
 
+import sys
+from functools import cache
 from typing import Literal, Self
 
 import torch
 from pydantic import model_validator
+from tqdm import tqdm
 
 from salun_core.errors import UserError
 from salun_core.experiments.runs.params import Group, parameter
@@ -52,4 +55,17 @@ class Trained(Group):
 
     def bf16(self, device: torch.device) -> bool:
         """Whether training computes in bfloat16 there."""
+        if self.precision == "bf16" and device.type == "cpu":
+            _say_if_emulated()
         return self.precision == "bf16" or (self.precision == "auto" and device.type == "cuda")
+
+
+@cache
+def _say_if_emulated() -> None:
+    """Tell once that bfloat16 takes longer than single precision where the processor has no instructions for it."""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        tqdm.write(
+            "precision bf16: this processor has no instructions for bfloat16 and emulates it, which takes ten to twenty "
+            "times as long as precision fp32; the results of the two differ in their last digits",
+            file=sys.stderr,
+        )

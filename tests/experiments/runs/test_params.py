@@ -1,8 +1,10 @@
 import pytest
+import torch
 
 from salun_core.errors import UserError
 from salun_core.experiments import EXPERIMENTS
 from salun_core.experiments.classification.method_comparison import ClassificationParams
+from salun_core.experiments.runs import trained
 from salun_core.experiments.runs.params import assigned_names, read_preset
 
 
@@ -108,3 +110,14 @@ def test_every_preset_is_valid(name):
         if read_preset(name, preset).get("dataset") == "imagefolder":
             given["data_dir"] = "somewhere"
         EXPERIMENTS[name].params.load(given)
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_a_processor_without_bfloat16_says_that_it_emulates_it_and_only_there(has, monkeypatch, capsys):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has)
+    trained._say_if_emulated.cache_clear()
+    assert not trained.Trained().bf16(torch.device("cpu"))
+    assert capsys.readouterr().err == ""
+    assert trained.Trained(precision="bf16").bf16(torch.device("cpu"))
+    assert ("precision fp32" in capsys.readouterr().err) is not has
+    trained._say_if_emulated.cache_clear()
