@@ -39,6 +39,26 @@ class Lora:
         if self.rank < 1:
             raise UserError(f"the rank of adapters must be at least 1, got {self.rank}")
 
+    def refuse_full_rank(self, model: nn.Module) -> None:
+        """Refuse a rank that no change of some layer can have.
+
+        Raises
+        ------
+        UserError
+            If the rank is larger than the smaller side of a layer.
+        """
+        sides = {
+            name: min(layer.weight.shape)
+            for name, layer in model.named_modules()
+            if name.endswith(self.targets) and isinstance(layer, nn.Linear)
+        }
+        if small := [name for name, side in sides.items() if side < self.rank]:
+            first = min(small, key=sides.__getitem__)
+            raise UserError(
+                f"the rank of adapters is {self.rank}, and layer {first} has a side of {sides[first]}: give {sides[first]} "
+                "or less, or train without adapters"
+            )
+
     def attach(self, model: nn.Module) -> Any:
         """Freeze ``model`` and add adapters to it in place; `merge` undoes it. Initialised by the global generator."""
         from peft import LoraConfig

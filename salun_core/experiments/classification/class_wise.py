@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from pydantic import field_validator
 
-from salun_core.data.splits import class_number
+from salun_core.data.splits import class_number, class_numbers
 from salun_core.errors import UserError
 from salun_core.experiments.classification.lab import ClassifierLab
 from salun_core.experiments.classification.method_comparison import Results
@@ -48,7 +48,7 @@ def grid(params: ClassWiseParams, lab: ClassifierLab) -> Grid:
     """
     names = lab.data.classes
     given = params.classes or tuple(range(len(names)))
-    scenarios = [Scenario("class", target=class_number(lab.data, c)) for c in given]
+    scenarios = [Scenario("class", target=number) for number in class_numbers(lab.data, given)]
     base = Scenario("class", target=class_number(lab.data, params.forgetting.forget_class))
     check_splits(lab, [base, *scenarios], params.repetition.seeds)
     variants = [params.variant(name) for name in params.methods]

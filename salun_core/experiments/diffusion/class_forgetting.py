@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from salun_core.data.splits import class_number
+from salun_core.data.splits import class_numbers
 from salun_core.experiments.diffusion.lab import DiffusionLab
 from salun_core.experiments.diffusion.params import DiffusionParams
 from salun_core.experiments.runs.cells import Cell, Scenario, retrain_replicas
@@ -38,7 +38,7 @@ class DiffusionResults:
 
 def grid(params: DiffusionParams, lab: DiffusionLab) -> Grid:
     """The cells of the experiment."""
-    scenarios = [Scenario("class", target=class_number(lab.data, c)) for c in params.forget_class]
+    scenarios = [Scenario("class", target=number) for number in class_numbers(lab.data, params.forget_class)]
     # The model before forgetting, then the one that never saw the class, as in the paper's figures.
     training = params.training
     ends = tuple(

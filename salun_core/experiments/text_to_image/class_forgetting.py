@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from salun_core.data.splits import class_number
+from salun_core.data.splits import class_numbers
 from salun_core.experiments.runs.cells import Scenario
 from salun_core.experiments.runs.grid import Grid
 from salun_core.experiments.runs.table import Run
@@ -40,7 +40,7 @@ class TextToImageResults:
 
 def grid(params: TextToImageParams, lab: TextLab) -> Grid:
     """The cells of the experiment."""
-    scenarios = [Scenario("class", target=class_number(lab.data, c)) for c in params.forget_class]
+    scenarios = [Scenario("class", target=number) for number in class_numbers(lab.data, params.forget_class)]
     methods = ("original", *(m for m in params.methods if m != "original"))
     cells = [
         cell

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from salun_core.data.captions import KINDS, NAMES, captions, photo_of
 from salun_core.data.images import ImageData
-from salun_core.data.splits import class_number
+from salun_core.data.splits import class_number, class_numbers
 from salun_core.errors import UserError
 from salun_core.experiments.generation.params import Forgetting, GenerationParams, Judging, Sampling, Steps
 from salun_core.experiments.runs.cells import CHANGES
@@ -20,9 +20,11 @@ from salun_core.experiments.runs.params import Group, parameter
 from salun_core.experiments.text_to_image.given import check_given
 from salun_core.experiments.text_to_image.lab import FIRST, IMAGENET, TextLab
 from salun_core.experiments.text_to_image.problem import Problem, Prompts
+from salun_core.methods.lora import Lora
 from salun_core.metrics.generation.clip import Clip, load_clip
 from salun_core.metrics.generation.imagenet import imagenet_judge, imagenet_numbers
 from salun_core.models.diffusion.sampling import SAMPLERS
+from salun_core.models.text_to_image.families import network_of
 from salun_core.models.text_to_image.pipelines import fitted, image_size, load_pipeline, silent, too_long
 from salun_core.paths import models_folder, project_root, shipped_folder
 from salun_core.tasks.text_to_image import OPTIMIZERS, PRECISIONS
@@ -70,6 +72,13 @@ class Naming(Group):
     replacement: int | str | None = parameter(
         None, "the class that takes the place of the forgotten one; the next by default"
     )
+
+    @field_validator("class_names")
+    @classmethod
+    def _named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(name.strip() for name in value):
+            raise UserError(f"class_names {list(value)} holds an empty name: give every class one")
+        return value
 
     @field_validator("class_prompt", "test_prompts")
     @classmethod
@@ -127,6 +136,14 @@ class TextSampling(Sampling):
     )
 
     choices: ClassVar[dict[str, tuple[Any, str]]] = {"sampler": (SAMPLERS, "sampler")}
+
+    def refuse_more_steps(self, pipe: "DiffusionPipeline") -> None:
+        """Refuse more denoising steps than the pipeline was trained with."""
+        trained = int(pipe.scheduler.config.num_train_timesteps)
+        if self.sample_steps > trained:
+            raise UserError(
+                f"sample_steps {self.sample_steps} is more than the {trained} steps of the pipeline: give {trained} or less"
+            )
 
 
 class TextJudging(Judging):
@@ -216,6 +233,9 @@ class TextToImageParams(GenerationParams):
             dtype=torch.bfloat16 if how.half else torch.float32,
             device=self.machine.ready(),
         )
+        self.sampling.refuse_more_steps(pipe)
+        if "lora" in self.masks:
+            Lora(self.steps_of.lora_rank).refuse_full_rank(network_of(pipe))
         check_given(self.unlearned, pipe)
         return pipe
 
@@ -238,7 +258,6 @@ class TextToImageParams(GenerationParams):
         clip = clip_of(pipe, judging.clip, download=self.pipeline.download) if judging.clip else None
         data = self.data.load(size=image_size(pipe)) if data is None else data
         data = replace(data, images=fitted(data.images, image_size(pipe)).contiguous())
-        replacement = self.naming.replacement
         prompts = self.prompts(data)
         refuse_long(pipe, prompts.training)
         drawn = [text for kind in prompts.test.values() for of_class in kind for text in of_class]
@@ -248,9 +267,16 @@ class TextToImageParams(GenerationParams):
             pipe,
             prompts,
             self.forgetting,
-            replacement=None if replacement is None else class_number(data, replacement),
+            replacement=None
+            if self.naming.replacement is None
+            else class_number(data, self.naming.replacement),
             bf16=self.pipeline.half or self.forgetting.precision == "bf16",
         )
+        imagenet = (
+            imagenet_numbers(data.classes, self.naming.class_names) if judging.judge == IMAGENET else ()
+        )
+        for number in class_numbers(data, self.forget_class):
+            problem.refuse_same_prompts(number)
         return TextLab(
             data,
             store,
@@ -263,9 +289,7 @@ class TextToImageParams(GenerationParams):
             keep_models=self.sampling.keep_models,
             keep_samples=self.sampling.keep_samples,
             judge_weights=judging.judge_weights,
-            imagenet=imagenet_numbers(data.classes, self.naming.class_names)
-            if judging.judge == IMAGENET
-            else (),
+            imagenet=imagenet,
         )
 
     def settings_under(self, mask: str) -> dict[str, Any]:

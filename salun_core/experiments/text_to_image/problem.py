@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from salun_core.data.images import ImageData
 from salun_core.data.splits import split_data
+from salun_core.errors import UserError
 from salun_core.experiments.runs.cells import Scenario
 from salun_core.models.text_to_image.deltas import delta_bytes
 from salun_core.models.text_to_image.families import network_of
@@ -78,6 +79,20 @@ class Problem:
     def replaced(self, forgotten: int) -> int:
         """Number of the class that takes the place of a forgotten one."""
         return (forgotten + 1) % len(self.data.classes) if self.replacement is None else self.replacement
+
+    def refuse_same_prompts(self, forgotten: int) -> None:
+        """Refuse a class to forget that is asked for as another one is, or that would take its own place."""
+        names, asked, instead = self.data.classes, self.prompts.training, self.replaced(forgotten)
+        if instead == forgotten:
+            raise UserError(
+                f"the class {names[forgotten]!r} cannot take its own place: give replacement another class"
+            )
+        for number, prompt in enumerate(asked):
+            if number != forgotten and prompt == asked[forgotten]:
+                raise UserError(
+                    f"the classes {names[forgotten]!r} and {names[number]!r} are both asked for by {prompt!r}, and only "
+                    "the first is to be forgotten: give them different class_names"
+                )
 
     def task(self, seed: int, scenario: Scenario) -> TextToImageTask:
         """The unlearning problem of one seed and forgotten class."""

@@ -202,6 +202,15 @@ def test_prompts_are_measured_in_tokens_before_anything_is_trained(tmp_path, cap
         ({"settings": {"esd": {"partt": "xattn"}}}, "did you mean 'part'"),
         ({"class_names": ["one"]}, "1 names for 10 classes"),
         ({"replacement": 11}, "11"),
+        ({"forget_class": 0, "replacement": 0}, "'0' cannot take its own place"),
+        (
+            {"forget_class": 0, "class_names": [*"abcdefghi", "a"]},
+            "'0' and '9' are both asked for by 'an image of a a'",
+        ),
+        ({"class_names": [*"abcdefghi", " "]}, "empty name"),
+        ({"forget_class": [3, "3"]}, "forgotten twice"),
+        ({"sample_steps": 1_001}, "more than the 1000 steps"),
+        ({"lora_rank": 100_000}, "rank of adapters is 100000"),
         ({"pipeline": "./nowhere/at/all"}, "there is no folder"),
     ],
 )
