@@ -1,5 +1,11 @@
 """Presets for a GPU, run here in small."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -117,3 +123,37 @@ def test_stand_ins_have_the_moments_of_any_network_they_meet():
         mean, std = data.moments
         build_model("resnet18", classes=3, channels=3, size=8, seed=0, width=4, mean=mean, std=std)
         assert mean == pytest.approx([0.5] * 3, abs=0.01) and std == pytest.approx([0.29] * 3, abs=0.01)
+
+
+OF_A_POOL = """
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from os import getpid
+from salun_core.experiments.rehearsal import _begin_worker
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(1, get_context("spawn"), _begin_worker) as pool:
+        print(pool.submit(getpid).result(), flush=True)
+        pool.submit(time.sleep, 600)
+        time.sleep(600)
+"""
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    (tmp_path / "pool.py").write_text(OF_A_POOL)
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "pool.py"], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        os.kill(worker, 0)
+        parent.kill()
+    for _ in range(100):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker goes on")

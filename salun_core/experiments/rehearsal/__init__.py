@@ -6,8 +6,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pandas as pd
@@ -105,10 +107,21 @@ def rehearse(acts: Sequence[Act], *, workers: int = 1) -> Iterator[Outcome]:
     acts = sorted(acts, key=lambda act: not act.draws)
     os.environ["TQDM_DISABLE"] = "1"  # in the processes to come, whose bars would write over each other
     # A process for each, as in the run that is rehearsed: nothing is left over from another preset.
-    with ProcessPoolExecutor(
-        workers, get_context("spawn"), torch.set_num_threads, (1,), max_tasks_per_child=1
-    ) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, max_tasks_per_child=1) as pool:
         yield from pool.map(_in_a_folder, acts)
+
+
+def _begin_worker() -> None:
+    """One thread, and an end as soon as the process that started this one is gone, killed for instance."""
+    torch.set_num_threads(1)
+    parent = parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    Thread(target=follow, daemon=True).start()
 
 
 def _in_a_folder(act: Act) -> Outcome:
