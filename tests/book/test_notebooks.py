@@ -228,3 +228,32 @@ def test_a_recorded_run_that_a_notebook_names_counts_and_all_of_them_where_it_re
 
 def test_code_leaves_out_what_is_not_python(project):
     assert code(notebook(project, "%load_ext x\n!ls\na = 1")) == "a = 1"
+
+
+def studies_tagged() -> set[str]:
+    """Names that experiments give to the parts of their results."""
+    found = set()
+    for file in (ROOT / "salun_core/experiments").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf8"))):
+            match node:
+                case ast.keyword(arg="study", value=ast.Constant(value=str(name))):
+                    found.add(name)
+                case ast.Dict(keys=keys, values=values):
+                    found |= {
+                        value.value
+                        for key, value in zip(keys, values, strict=True)
+                        if isinstance(key, ast.Constant)
+                        and key.value == "study"
+                        and isinstance(value, ast.Constant)
+                    }
+    return found
+
+
+@every_notebook
+def test_the_parts_of_recorded_results_that_a_page_shows_exist(path):
+    read = {
+        node.args[0].value
+        for node in ast.walk(ast.parse(code(path)))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "study"
+    }
+    assert read <= studies_tagged()
