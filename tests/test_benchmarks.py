@@ -10,7 +10,8 @@ from benchmarks.__main__ import BENCHMARKS, main
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n == "scaling" else []) for n in BENCHMARKS]
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n in ("scaling", "book") else []) for n in BENCHMARKS],
 )
 def test_a_benchmark_gives_ratios(name, capsys, monkeypatch):
     rows = []
