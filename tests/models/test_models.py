@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from salun_core.data import load_dataset
 from salun_core.errors import UserError
 from salun_core.models import MODELS, build_model, check_arch, module_of, takes_width
 from salun_core.models.classification.external import check_output
-from salun_core.models.classification.resnet import ResNet18
+from salun_core.models.classification.resnet import Pointwise, ResNet18
 from salun_core.models.classification.resnet6 import ResNet6
 from salun_core.models.classification.resnet9 import ResNet9
 from salun_core.models.classification.swin import patch_and_window, swin_tiny
@@ -243,3 +245,28 @@ def test_every_weight_of_the_smallest_network_learns_from_the_smallest_images():
 
     assert idle("resnet6", 16) == 0
     assert idle("resnet18", 8) > 0.6  # its last stages see one pixel: kernels meet little but padding
+
+
+@pytest.mark.parametrize("entering", [4, 16])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_pointwise_convolution_is_that_of_torch_in_two_steps_or_one(entering, stride):
+    plain = nn.Conv2d(entering, 6, 1, stride, bias=False)
+    ours = Pointwise(entering, 6, stride)
+    ours.load_state_dict(plain.state_dict())
+    images = torch.randn(3, entering, 5, 6)  # rows of planes, where torch computes it safely
+    outs = [net(images) for net in (plain, ours)]
+    assert torch.allclose(*outs, atol=1e-6)
+    grads = [
+        torch.autograd.grad(out.square().sum(), net.weight)[0]
+        for out, net in zip(outs, (plain, ours), strict=True)
+    ]
+    assert torch.allclose(*grads, atol=1e-4)
+
+
+def test_a_narrow_residual_network_survives_training_with_channels_last():
+    code = (
+        "import torch; from salun_core.models.classification.resnet import ResNet18\n"
+        "net = ResNet18(10, 1, 4).to(memory_format=torch.channels_last)\n"
+        "for size in (64, 61, 13) * 5: net(torch.randn(size, 1, 8, 8)).sum().backward()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,6 +5,35 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+NARROW = 8
+"""Channels below which strided 1x1 convolutions are computed in two steps, see `Pointwise`."""
+
+
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution with a stride and no bias.
+
+    On processors without AVX-512, torch 2.15 writes past its buffers in the backward pass of such a convolution of
+    fewer than eight channels whose images lie channels last, and the process dies. There the places are picked before
+    the channels are mixed, which gives the same sums.
+
+    Parameters
+    ----------
+    entering, leaving : int
+        Channels.
+    stride : int
+        Every which place is kept.
+    """
+
+    def __init__(self, entering: int, leaving: int, stride: int) -> None:
+        super().__init__(entering, leaving, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, leaving, H / stride, W / stride)."""
+        if self.in_channels >= NARROW:
+            return super().forward(x)
+        rows, columns = self.stride
+        return F.conv2d(x[..., ::rows, ::columns], self.weight)
+
 
 class Block(nn.Module):
     """Two 3x3 convolutions with a shortcut."""
@@ -17,9 +46,7 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(leaving)
         self.shortcut = nn.Sequential()
         if stride != 1 or entering != leaving:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(entering, leaving, 1, stride, bias=False), nn.BatchNorm2d(leaving)
-            )
+            self.shortcut = nn.Sequential(Pointwise(entering, leaving, stride), nn.BatchNorm2d(leaving))
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (N, leaving, H / stride, W / stride)."""
