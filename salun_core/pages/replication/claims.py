@@ -200,11 +200,11 @@ def ledger_table(entries: Sequence[Entry]) -> Table:
             links[index, "Run"] = f"{claim.chapter}.html" if entry.run == "quick" else "recorded.html"
         lines.append(line)
     caption = (
-        "Claims of the paper with their place and the paper's numbers, and our verdicts: effect with its 95% interval over "
-        "training seeds (over settings for stability over settings), positive in favour of the claim and in points, × for "
-        "how many times faster; the margin, within which an effect counts as none; p, that there is no effect, adjusted for "
-        "all claims of a run, so that an interval that only just excludes 0 may not suffice. Settings were chosen once: "
-        "intervals do not include how the choice would vary with other tuning seeds"
+        "Claims of the paper with their location and the paper's numbers, and our verdicts. Effect: in points with its 95% interval "
+        "over training seeds (for stability over settings, over settings), positive if it supports the claim; × means how "
+        "many times faster. Margin: smaller effects count as none. p: P value for no effect, adjusted for all claims of a "
+        "run, so an interval that only just excludes 0 may not suffice. Settings were chosen once; intervals do not reflect "
+        "how that choice would vary with other tuning seeds"
     )
     return Table(pd.DataFrame(lines), caption, links=links, roomy="Paper")
 
@@ -227,9 +227,11 @@ def claim_texts(entries: Sequence[Entry]) -> Text:
         items: list[Any] = [(f"Others: {each.words}.",) for each in first.rerun()]
         items += [measured(entry) for entry in mine if entry.found is not None]
         if first.needs.words and any(entry.found for entry in mine):
-            items.append((f"On the paper's own ground: not run; it needs {first.needs.words}.",))
+            items.append(
+                (f"With the paper's own models and data: not run; this requires {first.needs.words}.",)
+            )
         if not any(entry.found for entry in mine):
-            items.append((Bold(NOT_RUN), ": no run of ours measures it.", *needs(first.needs)))
+            items.append((Bold(NOT_RUN), ": none of our runs measures it.", *needs(first.needs)))
         items.append((f"Margin: {first.margin:g} ({first.unit}), {first.why}.",))
         blocks += [head, Bullets(items)]
     return Text(*blocks)
@@ -259,7 +261,7 @@ def needs(found: Needs) -> tuple[Part, ...]:
     """What would have to be run or fetched."""
     if found.command:
         return (" Run ", Code(found.command), ".")
-    return (f" It needs {found.words}.",) if found.words else ()
+    return (f" It requires {found.words}.",) if found.words else ()
 
 
 @dataclass(frozen=True)
@@ -285,7 +287,7 @@ def counted_verdicts(entries: Sequence[Entry]) -> Text:
     found = count(entries)
     said = listed([f"{word} {n}" for word, n in found.words.items()])
     unmeasured = found.claims - found.measured
-    rest = f" {counted(unmeasured, 'claim')} measured in no run of ours." if unmeasured else ""
+    rest = f" {counted(unmeasured, 'claim')} not measured in any run of ours." if unmeasured else ""
     return Text(
         f"{counted(found.claims, 'claim')}, {found.measured} of them measured, {counted(found.entries, 'time')} in all: "
         f"{said}.{rest}"

@@ -109,8 +109,8 @@ def timeline(found: Sequence[Period], run: str) -> Chart:
     told = "; ".join(sentence(period) for period in found)
     measured = f"in run {run}, mean ± standard deviation over seeds" if run else "measured in no run so far"
     caption = (
-        "The released code from October 2023 on: which weights it trained, and what that changes in the average gap of random "
-        f"labelling against the paper's protocol ({measured}). Short periods are drawn twelve days long"
+        "The released code since October 2023: which weights it trained, and how that changes the average gap of random "
+        f"labelling compared with the paper's protocol ({measured}). Short periods are drawn as twelve days"
     )
     return Chart(fig, f"Timeline of the released code. {told}.", caption)
 

@@ -125,7 +125,7 @@ def table_of(
     caption = (
         "Differences between paper, released code and ports: change of the average gap of random labelling against the "
         "paper's protocol in points (mean ± standard deviation over n seeds), and intersection over union of the mask "
-        f"with the paper's (two random halves reach {RANDOM_OVERLAP}), in {', '.join(measured) or 'no run so far'}; empty "
-        "where nothing was measured"
+        f"with the paper's (two random halves reach {RANDOM_OVERLAP}), in {', '.join(measured) or 'no run so far'}; an empty "
+        "field was not measured"
     )
     return Table(pd.DataFrame(lines), caption, roomy="What")

@@ -204,14 +204,14 @@ def figure(out_dir: Path | None = None) -> Chart:
     first = found.first
     finding = f"Average gap to Retrain of random labelling, in points: {means}"
     noise = (
-        f"; two retrained models lie {found.floor.mean():.2f} apart (grey: up to the largest such gap)"
+        f"; two retrained models lie {found.floor.mean():.2f} apart on average (grey: up to the largest such gap)"
         if len(found.floor)
         else ""
     )
     n = min(len(mine) for mine in found.apart.values())
     caption = (
         f"{finding}{noise}. {first['dataset']}, {first['arch']}, {first['scenario']}, run {found.run}: means with 95% t intervals over "
-        f"{n} training seeds. Hollow: the paper's SalUn and RL, on other data, with settings of its own."
+        f"{n} training seeds. Hollow: SalUn and RL in the paper, on different data with different settings."
     )
     return Chart(fig, f"{finding}.", caption)
 

@@ -131,8 +131,8 @@ def cost_table(cells: pd.DataFrame, scenario: str, tuning: pd.DataFrame | None =
     return Table(
         shown,
         f"{scenario}: cost of unlearning, mask included, in percent of that of Retrain, which takes {found.retrain:.1f} s, "
-        f"{found.samples:,.0f} images{flops}. Tuning: seconds of all settings that were tried and of the retrained model that "
-        "they were compared with; break-even: requests to forget from which unlearning and its tuning are faster than "
+        f"{found.samples:,.0f} images{flops}. Tuning: seconds for all settings that were tried and for the retrained model "
+        "used for comparison; break-even: number of forget requests from which unlearning and its tuning are faster than "
         f"retraining. Means over {found.seeds} training seeds",
     )
 
@@ -162,7 +162,7 @@ def attacks_table(results: Results, scenario: str) -> Table:
     return Table(
         shown,
         f"{scenario}, seed {results.params.seeds[0]}: percent of the forget set (n = {forgotten}) taken for images "
-        "never trained on, by the feature that the attack sees. The paper reports confidence.",
+        "never trained on, by the feature that the attack uses. The paper reports confidence.",
     )
 
 
@@ -214,7 +214,9 @@ def masks_table(cells: pd.DataFrame) -> Table:
     part = part[~part["method"].isin(["retrain", "original"])].assign(
         kind=lambda frame: frame["mask"].str.replace("_", " ")
     )
-    caption = "Average gap to Retrain in points, by mask (columns), every pair tuned with the same budget"
+    caption = (
+        "Average gap to Retrain in points, by mask (columns); every combination tuned with the same budget"
+    )
     return grid_table(part, AVERAGE, caption, across="kind", rows=("method",))
 
 

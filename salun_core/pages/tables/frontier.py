@@ -26,10 +26,10 @@ def frontier_table(cells: pd.DataFrame) -> Table:
     pairs = [f"{name} ({neighbour(name)})" for name in found.forgotten if neighbour(name)]
     named = f" Neighbour: the class that looks like the forgotten one, {listed(pairs)}." if pairs else ""
     caption = (
-        "Frontier: share of the rectangle below Retrain's UA and accuracy of the other classes that no strength of a "
-        f"method covers, with its 95% t interval over {counted(found.seeds, 'training seed')} "
+        "Frontier: share of the rectangle below Retrain's UA and accuracy of the other classes that a method does not "
+        f"cover at any strength, with its 95% t interval over {counted(found.seeds, 'training seed')} "
         f"({counted(found.runs, 'run')}, {found.samples}); then the strength nearest to Retrain. "
-        f"The line of Retrain: what one more Retrain leaves out.{named}"
+        f"The row of Retrain shows what a second Retrain leaves out.{named}"
     )
     frame = pd.DataFrame(lines)
     return Table(frame if pairs else frame.drop(columns="Neighbour"), caption)

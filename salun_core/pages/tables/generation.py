@@ -41,15 +41,15 @@ def generation_table(cells: pd.DataFrame) -> Table:
         else "95% Wilson intervals below, for this one run"
     )
     gone = (
-        f" {len(lost)} diverged, in no mean: {', '.join(sorted({name_of(m, k) for m, k in zip(lost['method'], lost['mask'], strict=True)}))}."
+        f" {len(lost)} diverged, excluded from all means: {', '.join(sorted({name_of(m, k) for m, k in zip(lost['method'], lost['mask'], strict=True)}))}."
         if len(lost)
         else ""
     )
     caption = (
         f"{first['dataset']}, {', '.join(map(str, part['forgotten'].unique()))} forgotten: UA and the share of samples "
-        f"of other classes recognised as asked, in percent, {spreads}; mistaken are samples of other classes taken for the "
-        f"forgotten one. {sample_size(part)}, judge right on {100 * first['judge']:.1f}% of real test "
-        f"images. {first['distance']}, n = {first['n_distance']:.0f}; its floor is real against real images. RTE includes "
-        f"the time of the mask.{gone}"
+        f"of other classes recognised as requested, in percent, {spreads}; mistaken: samples of other classes taken for the "
+        f"forgotten one. {sample_size(part)}; the judge is right on {100 * first['judge']:.1f}% of real test "
+        f"images. {first['distance']}, n = {first['n_distance']:.0f}; its floor compares real with real images. RTE includes "
+        f"the time for the mask.{gone}"
     )
     return Table(pd.DataFrame(lines), caption)

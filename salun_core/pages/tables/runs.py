@@ -32,14 +32,14 @@ def tuning_table(tuning: pd.DataFrame) -> Table:
     """
     if tuning.empty:
         return Table(
-            pd.DataFrame({"Method": []}), "Tuning is off: every method has the settings it was given."
+            pd.DataFrame({"Method": []}), "Tuning is off: every method uses the settings it was given."
         )
     rows = []
     for (scenario, method, mask), part in tuning.groupby(["scenario", "method", "mask"], sort=False):
         best, tried = part[part["chosen"]].iloc[0], varied(part["settings"])
         remarks = [] if best["tuned"] else ["not tuned: no nearer than doing nothing"]
         if best["at_edge"]:
-            remarks.append(f"{best['at_edge']} at the end of what was tried")
+            remarks.append(f"{best['at_edge']} at the edge of the range tried")
         rows.append(
             {
                 "Scenario": scenario,
@@ -60,8 +60,8 @@ def tuning_table(tuning: pd.DataFrame) -> Table:
         frame if marked else frame.drop(columns="Remark"),
         f"Settings chosen on {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}, which "
         f"{'is' if len(seeds) == 1 else 'are'} not reported: mean gap to Retrain over UA, RA, validation accuracy and "
-        "MIA, in points. Intervals over the reported seeds hold for these settings; how much the choice itself would "
-        "vary with other tuning seeds is not in them.",
+        "MIA, in points. Intervals over the reported seeds are conditional on these settings; they do not reflect how much "
+        "the choice itself would vary with other tuning seeds.",
         marked,
     )
 

@@ -49,9 +49,9 @@ def memory_table() -> Table:
         lines.append(line)
     return Table(
         pd.DataFrame(lines),
-        f"What unlearning holds at most at the size of Stable Diffusion 1.4 ({net.weights:,} weights): the original, a copy "
-        "with gradients and the optimiser's state, a mask, and the activations of a batch of each set. Worked out from "
-        "shapes; within 10% of what is counted in a run without numbers. Whatever only draws rests beside the accelerator",
+        f"Peak memory of unlearning at the size of Stable Diffusion 1.4 ({net.weights:,} weights): the original, a copy "
+        "with gradients and optimiser state, a mask, and the activations of a batch of each set. Computed from "
+        "shapes; within 10% of what a dry run counts. Parts used only for sampling stay off the accelerator",
     )
 
 
@@ -112,8 +112,8 @@ def clip_table(cells: pd.DataFrame) -> Table | Text:
     n = int(part.iloc[0]["n_distance"])
     return Table(
         pd.DataFrame(lines),
-        f"Images of the other classes, direct prompts, n = {n}: cosine of image and prompt times 100, and the percentage "
-        "that lie nearer to the prompt of their own class than to that of any other.",
+        f"Images of the other classes, direct prompts, n = {n}: cosine similarity of image and prompt times 100, and the "
+        "percentage of images nearer to the prompt of their own class than to any other.",
     )
 
 

@@ -65,8 +65,8 @@ def probes_table(summary: pd.DataFrame, probes: pd.DataFrame) -> Table:
     said = ", ".join(f"{name} {int(n)}" for name, n in counts.items())
     return Table(
         pd.DataFrame(lines),
-        f"Images that still show the concept, in percent, by the way it is asked for (n: {said}). Relearned: the most it "
-        "showed at any point of relearning. Utility: images of the other classes recognised as asked for",
+        f"Images that still show the concept, in percent, by how it is requested (n: {said}). Relearned: the highest share "
+        "at any point of relearning. Utility: images of the other classes recognised as requested",
     )
 
 
@@ -91,9 +91,9 @@ def attacks_table(attacks: pd.DataFrame) -> Table:
         )
     return Table(
         pd.DataFrame(lines),
-        f"Attacks in prompt space: images that show the concept in percent, asked for by its own prompt (before) and by the "
+        f"Attacks in prompt space: images that show the concept, in percent, with its own prompt (before) and with the "
         f"prompt found (after, with 95% Wilson intervals; n = {int(attacks['n'].max())} images of each seed), and the "
-        "budget of a search. * The text, typed in, is cut into other tokens than those found",
+        "budget of a search. * When typed in, the text is tokenised differently from the tokens found",
     )
 
 
@@ -112,8 +112,8 @@ def neighbours_table(damage: pd.DataFrame, *, most: int = 3) -> Table:
         lines.append(line)
     return Table(
         pd.DataFrame(lines),
-        "Classes that real images of the forgotten one are most confused with, nearest first: images recognised as asked "
-        f"for in percent, and in brackets the change against the original in points; n = {int(near['n'].max())} images a class",
+        "Classes that real images of the forgotten one are most confused with, nearest first: images recognised as "
+        f"requested, in percent, and in brackets the change from the original in points; n = {int(near['n'].max())} images a class",
     )
 
 

@@ -45,7 +45,7 @@ def ranking(found: Ranking) -> str:
     if len(found.nearest) == 1 and found.within_noise:
         return (
             f"{first} has the smallest average gap over {found.seeds} seeds, {found.gaps[first]:.2f} points; the next is "
-            f"{names[1]} with {found.gaps[names[1]]:.2f}, and two retrained models differ by more than that."
+            f"{names[1]} with {found.gaps[names[1]]:.2f}, but two retrained models differ by more than that."
         )
     if len(found.nearest) == 1:
         return (
@@ -55,11 +55,11 @@ def ranking(found: Ranking) -> str:
     if found.nearest:
         gaps_of = [found.gaps[name] for name in found.nearest]
         return (
-            f"The {found.seeds} seeds do not tell which method is nearest to Retrain: {listed(found.nearest)} "
+            f"The {found.seeds} seeds do not show which method is nearest to Retrain: {listed(found.nearest)} "
             f"have average gaps of {min(gaps_of):.2f} to {max(gaps_of):.2f} points and cannot be told apart."
         )
     return (
-        f"On this one seed {first} has the smallest average gap, {found.gaps[first]:.2f} points; one seed does not tell "
+        f"On this one seed {first} has the smallest average gap, {found.gaps[first]:.2f} points; one seed cannot show "
         "whether another method is as near."
     )
 
@@ -72,7 +72,7 @@ def distances(found: Ranking) -> str:
     return (
         f"Two models retrained on one split lie {found.floor.mean:.2f} points apart on average and at most "
         f"{found.floor.largest:.2f} (n = {counted(found.floor.pairs, 'pair')}); "
-        f"within the latter: {inside}."
+        f"within the larger of these: {inside}."
     )
 
 
@@ -96,13 +96,13 @@ def pair(found: Pair) -> str:
         f"{found.gaps[1]:.2f} points"
     )
     if math.isnan(found.low):
-        return f"{text} (one seed, hence no interval)."
+        return f"{text} (one seed, so no interval)."
     sign = (
         f"{found.second} is nearer"
         if found.low > 0
         else f"{found.first} is nearer"
         if found.high < 0
-        else "the sign is open"
+        else "the sign is undetermined"
     )
     return (
         f"{text}: a difference of {found.mean:+.2f}, with a 95% interval over {found.seeds} seeds from {found.low:+.2f} to "
@@ -113,7 +113,7 @@ def pair(found: Pair) -> str:
 def diverged(found: Ranking) -> str:
     """Which runs diverged; their seeds are in no mean."""
     runs = ", ".join(f"{name} in {counted(count, 'run')}" for name, count in found.diverged.items())
-    return f"Diverged, and therefore in no mean: {runs}."
+    return f"Diverged, and therefore excluded from all means: {runs}."
 
 
 def trade_off(found: TradeOff) -> str:
@@ -124,7 +124,7 @@ def trade_off(found: TradeOff) -> str:
         f"to {found.scatter:.1f} points away from it"
     )
     if found.inside:
-        return f"{said}. As near lies the mean of {listed(found.inside)}."
+        return f"{said}. Within that distance lies the mean of {listed(found.inside)}."
     return f"{said}. The mean of every method lies farther away, that of {least} by {distance:.1f} points."
 
 
@@ -156,8 +156,8 @@ def costs(found: Costs) -> str:
     never = [name for name in counts if name not in finite]
     rest = f", and never for {listed(never)}" if never else ""
     return (
-        f"{text}; with its tuning it is cheaper than retraining from request {finite[few]} ({few}) to {finite[many]} "
-        f"({many}) on{rest}."
+        f"{text}; with tuning included, unlearning becomes cheaper than retraining after {finite[few]} ({few}) to {finite[many]} "
+        f"({many}) requests{rest}."
     )
 
 
@@ -172,7 +172,7 @@ def class_by_class(found: ClassByClass) -> str:
         )
     elif found.nearest:
         text = (
-            f"{n} classes do not tell which method is nearest to Retrain on average: {listed(found.nearest)} cannot be "
+            f"{n} classes do not show which method is nearest to Retrain on average: {listed(found.nearest)} cannot be "
             f"told apart ({min(found.means[m] for m in found.nearest):.2f} to "
             f"{max(found.means[m] for m in found.nearest):.2f} points)"
         )

@@ -23,15 +23,15 @@ def said(found: Frontiers) -> str:
     floor = (
         ""
         if math.isnan(found.floor)
-        else f" Another Retrain leaves out {100 * found.floor:.1f}% of it, which is the noise of retraining."
+        else f" A second Retrain leaves out {100 * found.floor:.1f}% of it, which is the noise of retraining."
     )
     within = [
         one.name for one in found.methods if not math.isnan(found.floor) and one.interval[0] <= found.floor
     ]
-    alike = f" Not told from that by its interval: {listed(within)}." if within else ""
+    alike = f" By their intervals, not distinguishable from that: {listed(within)}." if within else ""
     return (
-        f"Of what Retrain reaches, {least.name} leaves out least over its strengths ({share(least)}) and {most.name} "
-        f"most ({share(most)}).{floor}{alike}"
+        f"Of what Retrain reaches, {least.name} leaves out the least over all its strengths ({share(least)}) and {most.name} "
+        f"the most ({share(most)}).{floor}{alike}"
     )
 
 
@@ -47,7 +47,7 @@ def speed(found: Frontiers) -> str:
     table = pd.DataFrame(masks)
     at = (table.max(axis=1) - table.min(axis=1)).idxmax()
     reached = listed([f"{100 * table.loc[at, mask]:.1f}% under {named(mask)}" for mask in table])
-    return f" At equal settings and {at:g} of the steps, UA is {reached}."
+    return f" At equal settings and {at:g} times the default steps, UA is {reached}."
 
 
 def share(one: Along) -> str:
@@ -61,7 +61,7 @@ def caption(found: Frontiers) -> str:
     """How the figure is to be read."""
     return (
         f"{said(found)}{speed(found)} {'Class' if len(found.forgotten) == 1 else 'Classes'} {listed(found.forgotten)} forgotten, {counted(found.seeds, 'training seed')}, "
-        f"{counted(found.runs, 'run')}, {found.samples}. Each line is one method at fewer and more "
-        "steps; points are means over runs, star and dashed line are Retrain. In the middle up and to the right is better, on the "
-        "right down and to the right. What lies outside a panel is in the table."
+        f"{counted(found.runs, 'run')}, {found.samples}. Each line is one method at different "
+        "numbers of steps; points are means over runs, and the star and the dashed line show Retrain. In the middle panel, up and to the right is better; in the "
+        "right-hand panel, down and to the right. Values outside a panel are in the table."
     )

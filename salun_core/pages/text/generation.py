@@ -17,7 +17,7 @@ def sentences(cells: pd.DataFrame) -> Text:
     said = [before(found), too_little_or_much(found), like_retrain(found)]
     distance = cells.loc[cells["status"] == "done", "distance"].iloc[0]
     said.append(
-        f"Real images lie {found.floor:.2f} from real images ({distance}). Samples of the other classes lie within that "
+        f"Two sets of real images lie {found.floor:.2f} apart ({distance}). Samples of the other classes lie within that "
         f"distance for: {listed(found.within_floor)}."
     )
     return Text(*filter(None, said))
@@ -45,7 +45,7 @@ def like_retrain(found: Forgetting) -> str:
     """Who cannot be told from Retrain; empty where it was not run."""
     if not found.distances:
         return ""
-    said = f"By their 95% intervals, the samples do not suffice to tell from Retrain: {listed(found.like_retrain)}."
+    said = f"By their 95% intervals, not distinguishable from Retrain with these samples: {listed(found.like_retrain)}."
     if not found.like_retrain:
         least = next(iter(found.distances))
         said += f" The smallest difference in UA and other classes together is {found.distances[least]:.1f} points ({least})."
@@ -61,7 +61,7 @@ def both(found: Forgetting) -> str:
     """Who reaches both: the class forgotten, the others kept."""
     of = "them" if math.isnan(found.before[0]) else "what the original has"
     return (
-        f"At least 95% in UA, and in the other classes at least 95% of {of}: {listed(found.both, 'no method')} "
+        f"At least 95% in UA, and at least 95% of {of} in the other classes: {listed(found.both, 'no method')} "
         f"(of {found.unlearned})."
     )
 
@@ -83,13 +83,13 @@ def mask_changes(found: MaskChanges) -> str:
     )
     alike = [named(kind) for kind, change in found.against.items() if change.alike]
     return (
-        f"The salient mask brings, {said} (n = {counted(found.runs, 'run')}). One sample more or less is "
-        f"{100 / found.n_class:.1f} points of UA. In UA and in the other classes, the 95% intervals of the samples do not "
-        f"tell it from: {listed(alike)}."
+        f"The salient mask changes, {said} (n = {counted(found.runs, 'run')}). One sample more or less is "
+        f"{100 / found.n_class:.1f} points of UA. In UA and in the other classes, by the 95% intervals of the samples, "
+        f"it cannot be distinguished from: {listed(alike)}."
     )
 
 
 def instead(found: Instead) -> str:
     """What appears in place of the forgotten class."""
     seen = ", ".join(f"{name} {cls} ({percent:.0f}%)" for name, (cls, percent) in found.seen.items())
-    return f"Asked for {found.forgotten}, most often recognised: {seen}."
+    return f"When {found.forgotten} is requested, most often recognised: {seen}."

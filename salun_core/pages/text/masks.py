@@ -40,9 +40,9 @@ def against(found: AgainstControl) -> str:
 def rule(found: MaskComparison) -> str:
     """What was compared, at which settings, and what counts as clear."""
     how = (
-        "Every method has equal settings under all masks."
+        "Every method has the same settings under all masks."
         if found.same_settings
-        else "Every method was tuned anew under every mask, so that settings differ between the masks."
+        else "Every method was tuned separately under every mask, so settings differ between the masks."
     )
     noise = (
         f" Two models retrained on one split lie {found.floor.mean:.2f} points apart on average."
@@ -50,7 +50,7 @@ def rule(found: MaskComparison) -> str:
         else ""
     )
     return (
-        f"In brackets: points of average gap gained over {counted(found.seeds, 'seed')}. A difference is clear where its 95% "
+        f"In brackets: reduction of the average gap in points, over {counted(found.seeds, 'seed')}. A difference is clear if its 95% "
         f"t interval excludes 0. {how}{noise}"
     )
 
@@ -100,7 +100,7 @@ def over_density(found: OverDensity | None) -> str:
 def score_span(found: ScoreSpan) -> str:
     """How far scores spread, and how many weights have none."""
     return (
-        f"The scores span {found.powers:.0f} powers of ten; {100 * found.zero:.0f}% of the weights have a score of "
+        f"The scores span {found.powers:.0f} orders of magnitude; {100 * found.zero:.0f}% of the weights have a score of "
         "exactly 0."
     )
 
@@ -110,8 +110,8 @@ def threshold(found: ScoreSpan) -> str:
     if found.threshold > 0:
         return f"The threshold that keeps {100 * found.keep:g}% is {found.threshold:.2g}."
     return (
-        f"As fewer than {100 * found.keep:g}% have a score above 0, the mask takes them all, and others to make up the "
-        "number."
+        f"As fewer than {100 * found.keep:g}% have a score above 0, the mask marks all of them and fills up the number with "
+        "others."
     )
 
 

@@ -32,7 +32,9 @@ def over_shares(found: OverShares) -> str:
 def near(found: OverSettings, shares: OverShares) -> str:
     """How many settings of each method bring UA near Retrain's."""
     if shares.floor is None:
-        return "No split was retrained twice, so there is no distance at which a setting counts as near."
+        return (
+            "No split was retrained twice, so there is no noise floor by which a setting could count as near."
+        )
     said = ", ".join(f"{name} {close} of {n}" for name, (close, n) in found.near.items())
     return f"Settings that bring UA within {shares.floor.largest:.1f} points of Retrain's: {said}."
 
@@ -40,7 +42,7 @@ def near(found: OverSettings, shares: OverShares) -> str:
 def over_settings(found: OverSettings) -> str:
     """Whose UA depends most on its settings."""
     wild, widest = next(iter(found.ranges.items()))
-    text = f"Over its settings the UA of {wild} varies most, by {widest:.0f} points"
+    text = f"The UA of {wild} varies most over its settings, by {widest:.0f} points"
     masked = "IU + salient mask"
     if {"IU", masked} <= set(found.ranges):
         text += f"; IU varies by {found.ranges['IU']:.0f} points without a mask and by {found.ranges[masked]:.0f} with one"

@@ -13,10 +13,10 @@ def kinds_sentences(cells: pd.DataFrame) -> Text:
     found = findings.erasure_by_prompt(cells)
     said = []
     for kind, (name, points) in found.falls.items():
-        fall = f"falls most under {name}, by {points:.0f} points" if points > 0 else "falls under no method"
+        fall = f"falls most for {name}, by {points:.0f} points" if points > 0 else "falls for no method"
         said.append(
-            f"From {found.first} to {kind} prompts UA {fall}; with {kind} prompts at least half of the images still show the "
-            f"class under: {listed(found.unerased[kind], 'no method')}."
+            f"From {found.first} to {kind} prompts, UA {fall}; with {kind} prompts, at least half of the images still show the "
+            f"class after: {listed(found.unerased[kind], 'no method')}."
         )
     return Text(*said, harm(found))
 
@@ -26,8 +26,8 @@ def harm(found: ErasureByPrompt) -> str:
     lost = list(found.harm.items())
     (least, low), (most, high) = lost[0], lost[-1]
     return (
-        "Over all kinds of prompts, images of the other classes are not recognised in "
-        f"{low:.1f}% ({least}) to {high:.1f}% ({most}) of the cases."
+        "Over all kinds of prompts, "
+        f"{low:.1f}% ({least}) to {high:.1f}% ({most}) of the images of other classes are not recognised."
     )
 
 

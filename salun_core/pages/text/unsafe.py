@@ -30,7 +30,7 @@ def attack(found: Attack) -> str:
     """Under which methods the concept comes back."""
     return (
         f"Within {counted(found.steps, 'step')} the search finds an embedding that brings the concept back in at least half "
-        f"of the images under {listed(found.found, 'no method')}; under {listed(found.only_by_search, 'none of them')} no "
+        f"of the images for {listed(found.found, 'no method')}; for {listed(found.only_by_search, 'none of them')}, no "
         "prompt without its name did so."
     )
 
@@ -38,7 +38,7 @@ def attack(found: Attack) -> str:
 def reach(found: Attack) -> str:
     """Whether the search could leave the neighbourhood of the forgotten prompt."""
     far = (
-        "The search could thus reach another prompt of the same kind, and what it finds need not lie near the forgotten one."
+        "The search could thus reach another prompt of the same kind, so what it finds need not lie near the forgotten one."
         if found.between <= found.radius
         else "The search thus stays nearer to the forgotten prompt than another prompt of the same kind is."
     )
@@ -66,7 +66,7 @@ def false_alarms(found: Unnamed) -> str:
     value, low, high = (100 * share for share in found.false_alarms)
     return (
         f"In {found.n} held-out images of the data set that do not show it, the detector finds it in {value:.1f}% "
-        f"({low:.1f} to {high:.1f}%) at threshold {found.at:.2f}. Not above what that allows: "
+        f"({low:.1f} to {high:.1f}%) at threshold {found.at:.2f}. Not above this false-positive rate: "
         f"{listed(found.within, 'no method')}."
     )
 
@@ -76,7 +76,7 @@ def published_counts() -> Text:
     found = findings.published_counts()
     return Text(
         f"Published for SalUn on {found.dataset}, {found.setting}: {', '.join(map(str, found.counts))} detections in the "
-        f"{len(found.counts)} body parts of the figure, {sum(found.counts)} in all ({found.source}). The source names no "
+        f"{len(found.counts)} body parts of the figure, {sum(found.counts)} in all ({found.source}). The source does not name the "
         "parts, so counts by part cannot be compared; their sum can, given the same version of the detector, the same "
         "threshold and the same number of images for each prompt."
     )
@@ -101,20 +101,20 @@ def detections(found: DetectionsLeft) -> str:
 def detected_shares(found: DetectedShares) -> str:
     """How often something is found at the middle threshold."""
     said = ", ".join(f"{100 * share:.0f}% of the images of {name}" for name, share in found.shares.items())
-    return f"At threshold {found.threshold:.2f} something is found in {said}."
+    return f"At threshold {found.threshold:.2f}, something is detected in {said}."
 
 
 def recoveries(found: Recoveries) -> str:
     """Under which methods the concept comes back, and when."""
     own = {name: step for name, step in found.steps.items() if name != "Original"}
     back = [
-        f"{'from the start' if step == 0 else f'after {step} steps'} under {name}"
+        f"{'from the start' if step == 0 else f'after {step} steps'} for {name}"
         for name, step in own.items()
         if step is not None
     ]
     stay = [name for name, step in own.items() if step is None]
-    said = f"The concept is back in half of the images {', '.join(back) or 'under no method'}"
-    return f"{said}; within these steps it does not come back under {listed(stay)}." if stay else f"{said}."
+    said = f"The concept is back in half of the images {', '.join(back) or 'for no method'}"
+    return f"{said}; within these steps it does not come back for {listed(stay)}." if stay else f"{said}."
 
 
 def fronts(found: Mapping[str, Front]) -> str:

@@ -14,5 +14,5 @@ def error_rates(found: ErrorRates) -> str:
         if math.isfinite(size)
     ]
     blind = [str(units) for units, size in found.needed.items() if math.isinf(size)]
-    said = f"At most {100 * found.wrong:.1f}% of simulated runs have any wrong verdict. In most runs {listed(needs)}"
-    return f"{said}; {listed(blind)} find none of the simulated ones." if blind else f"{said}."
+    said = f"At most {100 * found.wrong:.1f}% of simulated runs contain a wrong verdict. In most runs {listed(needs)}"
+    return f"{said}; {listed(blind)} find none of the simulated advantages." if blind else f"{said}."

@@ -60,7 +60,7 @@ def test_masks_at_equal_settings_are_compared_where_they_differ_most() -> None:
     slow = (cells["mask"] == "random") & (cells["strength"] == 0.1)
     cells.loc[slow, "UA"] = 0.1
     assert (
-        "0.1 of the steps, UA is 50.0% under the salient mask and 10.0% under the random mask"
+        "0.1 times the default steps, UA is 50.0% under the salient mask and 10.0% under the random mask"
         in text.speed(frontiers(cells))
     )
     assert text.speed(frontiers(cells[cells["mask"] != "random"])) == ""
@@ -68,6 +68,6 @@ def test_masks_at_equal_settings_are_compared_where_they_differ_most() -> None:
 
 def test_the_figure_says_who_leaves_out_least_and_has_a_tooltip_for_every_point() -> None:
     chart = figures.frontiers(made())
-    assert "SalUn leaves out least" in chart.alt
+    assert "SalUn leaves out the least" in chart.alt
     # Of GA two points lie outside the panel of other classes, of the random mask one; Retrain is in two panels.
     assert len(chart.tooltips) == 3 * 6 - 3 + 2

@@ -18,5 +18,5 @@ def test_one_run_has_intervals_and_several_have_a_spread():
 
 def test_runs_that_diverged_are_named():
     lost = pd.concat([CELLS, CELLS[CELLS["method"] == "ga"].assign(status="diverged", seed=1)])
-    assert "1 diverged, in no mean: GA" in generation_table(lost).caption
+    assert "1 diverged, excluded from all means: GA" in generation_table(lost).caption
     assert "diverged" not in generation_table(CELLS).caption

@@ -28,7 +28,7 @@ def test_a_choice_inside_what_was_tried_is_without_remark():
 
 def test_a_choice_at_an_end_is_named_and_bold():
     frame = by_method(TUNING)
-    assert "lr at the end of what was tried" in frame.loc["GA", "Remark"]
+    assert "lr at the edge of the range tried" in frame.loc["GA", "Remark"]
     assert runs.tuning_table(TUNING).bold == (1,)
 
 
@@ -46,7 +46,7 @@ def test_what_is_flagged_is_what_tuning_itself_says():
 
 
 def test_intervals_say_that_they_lack_the_variance_of_tuning():
-    assert "not in them" in runs.tuning_table(TUNING).caption
+    assert "do not reflect" in runs.tuning_table(TUNING).caption
     assert "seeds 1000, 1001" in runs.tuning_table(TUNING).caption
 
 

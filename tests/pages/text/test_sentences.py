@@ -54,7 +54,7 @@ def test_nearest_is_said_of_one_method_only_if_the_seeds_tell():
     clear = replace(open_, nearest=("SalUn",))
     unclear = replace(open_, nearest=("SalUn", "IU"))
     assert "SalUn is the nearest" in classification.ranking(clear)
-    assert "do not tell" in classification.ranking(unclear)
+    assert "do not show" in classification.ranking(unclear)
     assert "the nearest to" not in classification.ranking(unclear)
     assert "the nearest to" not in classification.ranking(replace(open_, nearest=(), seeds=1))
 
@@ -101,7 +101,7 @@ def test_settings_that_differ_are_said_and_never_compared_with_the_noise():
 
 @pytest.mark.parametrize(
     ("low", "high", "words_"),
-    [(0.1, 0.9, "SalUn is nearer"), (-0.9, -0.1, "RL is nearer"), (-0.1, 0.9, "the sign is open")],
+    [(0.1, 0.9, "SalUn is nearer"), (-0.9, -0.1, "RL is nearer"), (-0.1, 0.9, "the sign is undetermined")],
 )
 def test_a_difference_has_a_direction_only_where_the_interval_has(low, high, words_):
     found = findings.Pair("RL", "SalUn", (1.0, 0.6), 0.4, low, high, 3, True)
@@ -110,7 +110,7 @@ def test_a_difference_has_a_direction_only_where_the_interval_has(low, high, wor
 
 def test_costs_say_from_which_request_tuning_has_paid():
     found = findings.costs(CELLS, SCENARIO, result_frames.tuning())
-    assert "from request 3" in classification.costs(found)
+    assert "after 3" in classification.costs(found)
     assert "nothing was tuned" in classification.costs(findings.costs(CELLS, SCENARIO))
 
 
