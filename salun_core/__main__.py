@@ -321,7 +321,7 @@ def _plan_shards(given: argparse.Namespace) -> None:
     from salun_core.paths import output_folder
 
     if given.write is not None and not re.fullmatch(r"\w[\w.-]*", given.write):
-        raise UserError(f"--write {given.write!r} is no name: use letters, digits, points and dashes")
+        raise UserError(f"--write {given.write!r} is not a valid name: use letters, digits, dots and dashes")
     if given.gpus is not None and given.gpus < 0:
         raise UserError(f"--gpus must be 0 or more, got {given.gpus}: it is the number a shard asks for")
     values = _parameters(given)
@@ -353,7 +353,9 @@ def _shard(given: argparse.Namespace) -> int:
         record = json.loads(given.plan.read_text("utf8"))
         experiment, values = record["experiment"], record["given"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{given.plan} is no plan ({error}): write one with `plan --write NAME`") from error
+        raise UserError(
+            f"{given.plan} is not a plan ({error}): write one with `plan --write NAME`"
+        ) from error
     if given.name is None:
         gather(_grid(experiment, values))
         return 0
@@ -547,7 +549,7 @@ def _results(given: argparse.Namespace) -> None:
     cells = read_table(output_folder(given.out), given.experiment, metrics=given.metric)
     if given.format == "parquet":
         if given.to is None:
-            raise UserError("parquet is no text: name the file to write with --to")
+            raise UserError("parquet is not a text format: name the output file with --to")
         content = as_parquet(cells)
     elif given.format == "latex":
         from salun_core.pages.tables.paper import as_latex

@@ -90,8 +90,8 @@ def test_a_damaged_cell_is_computed_again_with_the_same_numbers(folder, capsys):
         (["run", "classification", "-p", "seeds", str([*range(400)])], "cells, more than 5,000: add --yes"),
         (["rehearse", "--workers", "0"], "workers"),
         (["plan", "classification", "--tflops", "inf"], "tflops must be positive and finite, got inf"),
-        (["plan", "classification", "--write", "../up"], "--write '../up' is no name"),
-        (["plan", "classification", "--write", ""], "--write '' is no name"),
+        (["plan", "classification", "--write", "../up"], "--write '../up' is not a valid name"),
+        (["plan", "classification", "--write", ""], "--write '' is not a valid name"),
         (["plan", "classification", "--shards", "--gpus", "-1"], "--gpus must be 0 or more"),
         (["record", "classification", "quick", "-p", "out_dir", "x"], "record chooses out_dir itself"),
         (

@@ -87,7 +87,7 @@ def checked(path: Path) -> pd.DataFrame:
         raise UserError(f"{path.name}, line {reader.line_num + 1}: {error}: save it as CSV again") from error
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"{path.name}: column {name!r} is there twice: leave one out")
+            raise UserError(f"{path.name}: column {name!r} appears twice: leave one out")
         if name not in COLUMNS:
             near = difflib.get_close_matches(name, COLUMNS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"the columns are {', '.join(COLUMNS)}"
@@ -100,7 +100,7 @@ def checked(path: Path) -> pd.DataFrame:
     if len(again):
         first = again.iloc[0]
         raise UserError(
-            f"{path.name}: {first['method']} on {first['dataset']}, {first['scenario']}, seed {first['seed']} stands there "
+            f"{path.name}: {first['method']} on {first['dataset']}, {first['scenario']}, seed {first['seed']} appears "
             "twice: give one row for each model"
         )
     return frame
@@ -108,7 +108,7 @@ def checked(path: Path) -> pd.DataFrame:
 
 def _row(path: Path, line: int, row: dict[str | None, Any]) -> Contribution:
     if None in row or None in row.values():
-        raise UserError(f"{path.name}, line {line}: it has another number of fields than the heading")
+        raise UserError(f"{path.name}, line {line}: its number of fields differs from the heading's")
     given = {str(name): value.strip() for name, value in row.items() if value.strip()}
     try:
         found = Contribution.model_validate(given)
@@ -158,7 +158,9 @@ def add(path: Path, *, folder: Path | None = None) -> tuple[Path, int]:
     target = (folder or contributed_folder()) / f"{path.stem}.csv"
     content = frame.to_csv(index=False, lineterminator="\n").encode()
     if target.is_file() and target.read_bytes() != content:
-        raise UserError(f"{target} is there with other rows: give the file another name, or delete that one")
+        raise UserError(
+            f"{target} already exists with other rows: give the file another name, or delete that one"
+        )
     return write_whole(target, content), len(frame)
 
 
@@ -203,6 +205,6 @@ def contributed_table(folder: Path | None = None) -> Table | Text:
             lines.append(line | {"Seeds": str(mine["seed"].nunique()), "By": mine.iloc[0]["contributor"]})
     return Table(
         pd.DataFrame(lines).fillna("–"),
-        "Contributed: made by others with their own code, not run here and in no other table or verdict of this book; percent, "
+        "Contributed: produced by others with their own code, not run here, and used in no other table or verdict of this book; percent, "
         "mean ± standard deviation over their seeds, gaps to their own retrained models",
     )

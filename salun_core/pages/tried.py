@@ -33,7 +33,7 @@ def tried(_: Any = None) -> Table:
     ]
     return Table(
         pd.DataFrame(rows),
-        "The last campaign: what was tried, and no difference was found",
+        "The last campaign: what was tried; no difference was found",
         roomy="Tried",
         numbered=False,
     )

@@ -79,17 +79,17 @@ def test_without_any_the_table_says_so_and_a_file_without_retrain_has_no_gaps(fo
         (lambda t: t.replace("salun,1,", "salun,,"), "line 3: seed: field required: of this row"),
         (
             lambda t: t.replace("Mine,1", "salun,1"),
-            "salun on CIFAR-10, random 10%, seed 1 stands there twice",
+            "salun on CIFAR-10, random 10%, seed 1 appears twice",
         ),
         (lambda t: t.replace('"{""lr"": 0.01}"', "lr=1"), "line 3: settings are no JSON"),
         (lambda t: t.replace('"{""lr"": 0.01}"', "3"), "line 3: settings are no mapping"),
         (lambda t: t.replace("0.01}", "NaN}"), "line 3: settings are no JSON .NaN is none"),
         (lambda t: t.replace("0.01}", "[" * 90_000), "line 3: settings are no JSON"),
         (lambda t: t.replace("Mine", "x" * 200_000), "line 4: field larger than"),
-        (lambda t: t.replace("arch,", "dataset,"), "column 'dataset' is there twice"),
+        (lambda t: t.replace("arch,", "dataset,"), "column 'dataset' appears twice"),
         (lambda t: t.replace("Mine,1", "Mine," + "9" * 30), "line 4: seed: .* got '9+'"),
         (lambda t: t.replace(",0.13,,A", ",nan,,A"), "line 2: MIA: .* finite"),
-        (lambda t: t.replace("Mine,1,0.04", "Mine,1"), "line 4: it has another number of fields"),
+        (lambda t: t.replace("Mine,1,0.04", "Mine,1"), "line 4: its number of fields differs"),
         (
             lambda t: t.replace(",Mine,", ",=cmd|' /C calc'!A0,"),
             "line 4: method: a spreadsheet takes .*calc.* for a formula: begin with a word",
@@ -110,7 +110,7 @@ def test_what_is_wrong_is_named_by_line(folder, capsys, change, message):
 def test_a_contribution_is_not_replaced_in_silence(folder):
     add(written(folder))
     add(written(folder))  # the same again is no change
-    with pytest.raises(UserError, match="is there with other rows"):
+    with pytest.raises(UserError, match="already exists with other rows"):
         add(written(folder, ROWS[:2]))
 
 

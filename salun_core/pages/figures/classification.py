@@ -112,7 +112,7 @@ def trade_off(cells: pd.DataFrame, scenario: str) -> Chart:
                 ms=9,
                 label=name_of(str(method), str(mask)),
             )
-        axis.set(xlabel="UA: forget images answered wrongly (%)", ylabel="TA: test accuracy (%)")
+        axis.set(xlabel="UA: forget images misclassified (%)", ylabel="TA: test accuracy (%)")
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     found = findings.trade_off(cells, scenario)
     said = words.trade_off(found)
@@ -193,8 +193,8 @@ def break_even(cells: pd.DataFrame, scenario: str, tuning: pd.DataFrame | None =
     return Chart(
         fig,
         said,
-        f"{scenario}. {said} Filled: seconds, mask included; open: images that went forward and backward; bar: seconds with "
-        f"all settings that were tried and the retrained model that they were compared with. Means over n = {found.seeds} "
+        f"{scenario}. {said} Filled: seconds, mask included; open: images processed forward and backward; bar: seconds including "
+        f"all settings that were tried and the retrained model used for comparison. Means over n = {found.seeds} "
         "seeds.",
         found,
     )

@@ -111,8 +111,8 @@ def plane(toy: Toy) -> Piece:
         f"random labelling gets {wrong['none']} wrong, with the salient mask {wrong['salient']}, with a random mask {wrong['random']}."
     )
     caption = (
-        f"{finding} A network with two inputs and three classes: the coloured areas are its decision, diamonds are the points "
-        "to forget, circles those to keep, and a cross marks a wrong answer."
+        f"{finding} A network with two inputs and three classes: the coloured areas show its decisions, diamonds the points "
+        "to forget, circles those to keep; a cross marks a wrong answer."
     )
     ends = {"before": toy.paths["none"][0], **{labels[kind]: s[-1] for kind, s in paths.items()}}
     return Piece("plane", data, planes_chart(toy, ends, finding), caption)
@@ -350,7 +350,7 @@ def keep(results: MaskResults, *, pictures: int = 12) -> Piece:
         both = [distance(results.density, retrain, mask, share) for share in (least, most)]
         said.append(f"{MASK_LABELS[mask]} {both[0]} and {both[1]}")
     finding = (
-        f"Distance to Retrain on the mean of UA, RA, TA and MIA where {100 * least:g}% and where {100 * most:g}% of the weights may "
+        f"Distance to Retrain, mean over UA, RA, TA and MIA, when {100 * least:g}% and when {100 * most:g}% of the weights may "
         f"change, in points: {'; '.join(said)}"
     )
     data = {

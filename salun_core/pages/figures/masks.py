@@ -153,8 +153,8 @@ def masks_compared(cells: pd.DataFrame, scenario: str) -> Chart:
     return Chart(
         fig,
         said,
-        f"{scenario}. {said} The same density for all; points are seeds (n = {found.seeds}), markers means; grey: models "
-        f"retrained on one split among themselves. RL with the salient mask is SalUn. {words.rule(found)}{diverged(part)}",
+        f"{scenario}. {said} The density is the same for all; points are seeds (n = {found.seeds}), markers are means; grey: gaps between "
+        f"models retrained on one split. RL with the salient mask is SalUn. {words.rule(found)}{diverged(part)}",
         found,
     )
 

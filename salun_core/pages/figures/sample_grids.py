@@ -170,7 +170,7 @@ def trajectories(
         arranged(fig, axes, names)
         middle = (axes[count - 1, 0].get_position().y0 + axes[count, 0].get_position().y1) / 2
         fig.add_artist(Line2D([0, 1], [middle, middle], color=FRAME, lw=1.6))
-    text = f"From noise to image for {asked}: {names[0]} above, {names[1]} below, from equal noise."
+    text = f"From noise to image, conditioned on {asked}: {names[0]} above, {names[1]} below, from the same noise."
     return Chart(fig, text, f"{text} n = {count} images each.", photo=True)
 
 
@@ -200,7 +200,7 @@ def confusions(counts: Mapping[str, Tensor], classes: Sequence[str], *, forgotte
         for axis in axes.flat[len(counts) :]:
             axis.axis("off")
         fig.supxlabel("recognised", fontsize=9.5)
-        fig.supylabel("asked for", fontsize=9.5)
+        fig.supylabel("requested", fontsize=9.5)
         fig.colorbar(drawn, ax=axes, shrink=0.7, label="%")
     found = findings.instead(counts, classes, forgotten)
     said = words.instead(found)
@@ -256,7 +256,7 @@ def generation_compared(cells: pd.DataFrame) -> Chart:
         said,
         f"{first['dataset']}, class {', '.join(map(str, part['forgotten'].unique()))} forgotten. {said} Points are "
         f"seeds and classes (n = {len(retrain) or part['seed'].nunique()}), each with {sample_size(part)}; "
-        f"{'dashed: Retrain; ' if len(retrain) else ''}grey: distance of real images to real images. {first['distance']}.",
+        f"{'dashed: Retrain; ' if len(retrain) else ''}grey: distance between two sets of real images. {first['distance']}.",
         found,
         tooltips=tuple(tooltips),
     )

@@ -67,8 +67,8 @@ def over_shares(cells: pd.DataFrame) -> Chart:
     return Chart(
         fig,
         said,
-        f"{said} Mean and 95% t interval, n = {found.seeds} seeds; settings chosen once, for the tuning share. Grey: models "
-        f"retrained on one split among themselves.{diverged(part)}",
+        f"{said} Mean and 95% t interval, n = {found.seeds} seeds; settings chosen once, for the tuning share. Grey: gaps between "
+        f"models retrained on one split.{diverged(part)}",
         found,
         tooltips=tuple(tooltips),
     )
@@ -113,7 +113,7 @@ def ua_over_settings(spread: pd.DataFrame) -> Chart:
     return Chart(
         fig,
         said,
-        f"{said} One point a setting (n = {len(rows)}), seed {spread['seed'].iloc[0]}; box: quartiles, whiskers: range; "
+        f"{said} Each point is one setting (n = {len(rows)}), seed {spread['seed'].iloc[0]}; box: quartiles, whiskers: range; "
         f"dashed: Retrain.{lost}",
         found,
         tooltips=tuple(tooltips),

@@ -59,7 +59,7 @@ def two_sides(seen: Evaluation, name: str) -> Chart:
     n = len(sides["retain"])
     finding = f"Of {n} images on each side, {low['retain']} members and {low['test']} non-members have a confidence below 0.9"
     return Chart(
-        fig, f"{finding}.", f"{name}. {finding}. To most of them the attack has to give the same answer."
+        fig, f"{finding}.", f"{name}. {finding}. The attack must give the same answer for most of the others."
     )
 
 
@@ -84,8 +84,8 @@ def decision_rule(models: Mapping[str, Evaluation]) -> Chart:
         axes[-1, 0].set_xlabel("probability of the true class")
     finding = f"Share of the forget set that the attack takes for images never trained on: {', '.join(said)}"
     caption = (
-        f"{finding}. Orange: confidences for which it says so; strokes: forget images (heights have no meaning). Every model has an "
-        "attack of its own, fitted to its own confidences."
+        f"{finding}. Orange: confidences for which it does so; strokes: forget images (heights have no meaning). Each model has its "
+        "own attack, fitted to its own confidences."
     )
     return Chart(fig, f"{finding}.", caption)
 
@@ -113,9 +113,7 @@ def suspects(found: Trajectories, seen: Evaluation, name: str, *, each: int = 8)
             # Out of the layout, or the first picture would have a column as wide as the words.
             line[0].text(0, 1.45, label, transform=line[0].transAxes, fontsize=9.5).set_in_layout(False)
     finding = f"{int(outside.sum())} of {len(values)} forget images are taken for images never trained on"
-    caption = (
-        f"{name}. {finding}; shown with true class and its probability, the least certain of each kind first."
-    )
+    caption = f"{name}. {finding}; each is shown with its true class and the probability of that class, the least confident of each kind first."
     return Chart(fig, f"{finding}.", caption, photo=True)
 
 
@@ -160,7 +158,7 @@ def floor_chart(table: pd.DataFrame) -> Chart:
         fig,
         f"{finding}.",
         f"{finding}. Dots: {len(pairs)} pairs of {len(retrained)} retrained models, or one method against each; "
-        "large marks: means; grey: all that retraining alone produces.",
+        "large markers: means; grey: the range that retraining alone produces.",
     )
 
 
@@ -192,11 +190,11 @@ def coverage_chart(table: pd.DataFrame) -> Chart:
         for kind, (label, colour, marker) in looks.items():
             axis.plot(table["n"], 100 * table[kind], marker=marker, color=colour, label=label)
         axis.axhline(95, color="black", lw=0.8, ls="--")
-        axis.set(xlabel="number of seeds", ylabel="intervals that hold\nthe true mean (%)")
+        axis.set(xlabel="number of seeds", ylabel="intervals that contain\nthe true mean (%)")
         axis.legend()
     three = table[table["n"] == 3].iloc[0]
     finding = (
-        f"With 3 seeds, an interval of ±1.96 standard errors holds the true mean in {100 * three['normal']:.0f}% of cases and not in 95%, "
+        f"With 3 seeds, an interval of ±1.96 standard errors contains the true mean in {100 * three['normal']:.0f}% of cases rather than 95%, "
         f"the t interval in {100 * three['t']:.0f}%"
     )
     return Chart(

@@ -247,14 +247,14 @@ def erasure_against_utility(summaries: Mapping[str, pd.DataFrame]) -> Chart:
                     va="center",
                     arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.8} if abs(y - own) > 1 else None,
                 )
-        fig.supxlabel("utility: other things drawn as asked for (%)", fontsize=10.5)
-        axes[0, 0].set_ylabel("erased: concept absent where it appears most (%)")
+        fig.supxlabel("utility: other classes drawn as requested (%)", fontsize=10.5)
+        axes[0, 0].set_ylabel("erased: concept absent under the strongest attack (%)")
     found = findings.fronts(summaries)
     said = words.fronts(found)
     return Chart(
         fig,
         said,
-        f"{said} {words.weakest(found)} Up and to the right is better; open marks are beaten in both by another method.",
+        f"{said} {words.weakest(found)} Up and to the right is better; open markers are beaten in both by another method.",
         found,
         tooltips=tuple(tooltips),
     )
@@ -294,10 +294,13 @@ def redacted_grid(rows: Mapping[str, Redacted], *, columns: Sequence[str] = (), 
             axis.set_title(str(title), fontsize=8, pad=3)
         arranged(fig, axes, rows)
     hidden = ", ".join(f"{name} {int(shown.covered[:each].sum())}" for name, shown in rows.items())
-    text = f"Images with something covered, of {across} each: {hidden}."
+    text = f"Images with a redaction, out of {across} each: {hidden}."
     note = next(iter(rows.values())).note
     return Chart(
-        fig, text, f"{text} {note[:1].upper()}{note[1:]}. Equal prompts and noise in a column.", photo=True
+        fig,
+        text,
+        f"{text} {note[:1].upper()}{note[1:]}. All images in a column share prompt and noise.",
+        photo=True,
     )
 
 

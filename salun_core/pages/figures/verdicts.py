@@ -40,8 +40,8 @@ def error_rates(rates: pd.DataFrame, *, runs: int) -> Chart:
     return Chart(
         fig,
         said,
-        f"{said} Each point: {runs:,} runs of ten claims, eight rivals each; one claim has the advantage, all other methods "
-        "are equally near. Left: that claim is found to hold. Right: any wrong verdict on any of the ten claims; dashed: "
-        "the 5% that the rule allows.",
+        f"{said} Each point: {runs:,} runs of ten claims with eight rivals each; SalUn has the advantage in one claim, and in all others "
+        "all methods are equally near. Left: how often that claim is found to hold. Right: how often any of the ten verdicts is wrong; "
+        "dashed: the 5% that the rule allows.",
         found,
     )

@@ -39,7 +39,7 @@ def score_histogram(scores: Scores, *, keep: float) -> Chart:
     return Chart(
         fig,
         said,
-        f"{said} {words.threshold(found)} n = {found.weights:,} weights, those with a score drawn.",
+        f"{said} {words.threshold(found)} n = {found.weights:,} weights; only those with a nonzero score are drawn.",
         found,
     )
 
@@ -85,7 +85,7 @@ def weight_maps(weights: Mapping[str, Tensor], scores: Scores, mask: Mask, names
     return Chart(
         fig,
         said,
-        f"{said} A row of pixels is an output channel, a column an input weight; large weights and salient weights are not "
+        f"{said} Each row of pixels is an output channel, each column an input weight; large weights and salient weights are not "
         f"the same. n = {sum(weights[name].numel() for name in names):,} weights shown.",
         found,
     )

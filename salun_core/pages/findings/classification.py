@@ -17,10 +17,10 @@ from salun_core.pages.markup import Text
 REFERENCES = ("original", "retrain")  # what methods are compared with
 
 NO_RETRAIN = (
-    "No model was retrained for this run, so there is nothing to measure gaps against: give one in the parameter "
-    "retrained, or train to train it here."
+    "No model was retrained for this run, so there is nothing to measure gaps against: set the parameter retrained to a "
+    "model, or to train, which trains one here."
 )
-NO_COST = "The retrained model of this run was given, so what it cost is not known."
+NO_COST = "The retrained model of this run was supplied, so its cost is not known."
 
 
 def beside_retrain(show: Callable[..., Any]) -> Callable[..., Any]:

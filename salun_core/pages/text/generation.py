@@ -83,7 +83,7 @@ def mask_changes(found: MaskChanges) -> str:
     )
     alike = [named(kind) for kind, change in found.against.items() if change.alike]
     return (
-        f"The salient mask changes, {said} (n = {counted(found.runs, 'run')}). One sample more or less is "
+        f"Change under the salient mask, {said} (n = {counted(found.runs, 'run')}). One sample more or less is "
         f"{100 / found.n_class:.1f} points of UA. In UA and in the other classes, by the 95% intervals of the samples, "
         f"it cannot be distinguished from: {listed(alike)}."
     )
