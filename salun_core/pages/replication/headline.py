@@ -153,7 +153,7 @@ def comparison(out_dir: Path | None = None) -> Comparison:
         raise LookupError("no run has compared masks: execute the saliency notebook")
     name = max(every, key=lambda n: (n != "quick", every[n]["seed"].nunique()))
     rows = every[name]
-    apart = gaps(rows[rows["replica"] == 0])
+    apart = gaps(rows)  # to the mean of all retrained models, as in the verdicts
     labelled = apart[apart["method"] == "rl"]
     values = {
         mask: 100 * by_unit(mine, AVERAGE)

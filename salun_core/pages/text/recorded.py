@@ -18,9 +18,10 @@ def setting(run: Recorded) -> Text:
     first = rows.iloc[0]
     retrained = rows[(rows["method"] == "retrain") & (rows["scenario"] == "random 10%")]
     pixels = f", images reduced to {given['image_size']} pixels" if given.get("image_size") else ""
+    part = f", {given['train_images']:,} of its training images" if given.get("train_images") else ""
     width = "" if pd.isna(first["width"]) else f" of width {first['width']:.0f}"
     text = (
-        f"These runs: {first['dataset']}{pixels}, {first['arch']}{width}, recipe {given.get('recipe', 'unknown')}, "
+        f"These runs: {first['dataset']}{part}{pixels}, {first['arch']}{width}, recipe {given.get('recipe', 'unknown')}, "
         f"{counted(rows['seed'].nunique(), 'training seed')}, on {first['device']}."
     )
     if len(retrained):
