@@ -16,6 +16,7 @@ from unittest import mock
 
 import yaml
 from hypothesis import HealthCheck, given, settings, strategies
+from hypothesis import seed as with_seed
 from PIL import Image
 
 from campaign.small import GIVEN, Small, called, sentences
@@ -144,8 +145,8 @@ def inputs(effort: Effort) -> Part:
         words = ["run", "classification", "-f", str(file), "-p", "preset", "none such"]
         part.ended(called(words), (2,), f"the file {content!r}")
 
-    parameter()
-    files()
+    for draw in (parameter, files):
+        with_seed(effort.rng.getrandbits(64))(draw)()
     return part
 
 

@@ -5,12 +5,25 @@ import difflib
 from collections.abc import Iterable, Mapping
 
 
+def _visible(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
+
+
 class UserError(ValueError):
     """Input that cannot be used; the message is one sentence with the value and the remedy.
 
     The command line prints the message alone and ends with status 2; a notebook shows it without a
     traceback, because where it was raised says nothing to the person who typed the value.
+
+    Parameters
+    ----------
+    message : str
+        Written on one line whatever it quotes: line breaks become spaces, and characters that a terminal would obey
+        or could not show are escaped.
     """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__("".join(map(_visible, " ".join(message.splitlines()))))
 
     def _render_traceback_(self) -> list[str]:  # read by IPython, hence by papermill's output
         return [f"{type(self).__name__}: {self}"]

@@ -117,7 +117,7 @@ def check_plain(name: str, value: Any, depth: int = 0) -> None:
                 if not isinstance(key, str):
                     raise UserError(f"{name} names an entry {shown(key)}: names of entries are text")
                 check_plain(name, key, depth + 1)
-                check_plain(f"{name}.{key}", entry, depth + 1)
+                check_plain(f"{name}.{key if key.isprintable() else shown(key)}", entry, depth + 1)
             return
         case _:
             wrong = f"a {type(value).__name__}"
