@@ -58,6 +58,11 @@ class Lab:
                     found = self.computed(cell, key)
         return found
 
+    def is_taken(self, cell: Cell) -> bool:
+        """Whether the cell is not stored and another process is computing it at this moment."""
+        key = self.key(cell)
+        return self.store.is_taken(key) and self.stored(key) is None
+
     def stored(self, key: Key) -> Result | None:
         """The result in the store, or None if there is none, or one that keeps less or more than this lab keeps."""
         found = self.store.get(key)

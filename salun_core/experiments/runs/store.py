@@ -193,6 +193,21 @@ class Store:
                 Path(lock.lock_file).unlink()  # a long run leaves no lock for every cell
             lock.release()
 
+    def is_taken(self, key: Key) -> bool:
+        """Whether another process on this machine is computing this result at this moment, as far as can be seen."""
+        try:
+            import fcntl
+        except ImportError:  # Windows: one waits
+            return False
+        try:
+            with (self.folder / ".locks" / key.name).open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # there is no lock, or none that can be seen: `alone` says what is wrong
+            return False
+        return False
+
     @cached_property
     def _has_locks(self) -> bool:
         """Whether the file system has locks that end with their process; filelock's other kind outlives a kill."""

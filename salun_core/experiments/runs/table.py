@@ -217,17 +217,24 @@ class Run:
         self.table = Table(lab.store.folder.parent, params.experiment, params.shown())
 
     def execute(self, cells: Iterable[Cell], title: str = "") -> pd.DataFrame:
-        """Run cells in order, or find them in the store, and return their table, one row each."""
-        cells, entries = list(cells), []
+        """Run cells, or find them in the store, and return their table, one row each and in this order.
+
+        Cells that another process is computing come last: two runs that share cells share the work.
+        """
+        cells, names = list(cells), dict[int, str]()
         # Plain text on stderr, for terminals and logs: the cell being run, and the time left.
         name = f"{self.params.experiment} {title}".strip()
         with tqdm(
             total=len(cells), desc=name, unit="cell", dynamic_ncols=True, mininterval=0.5, smoothing=0.1
         ) as bar:
-            for cell in cells:
-                bar.set_postfix_str(cell.label)
-                entries.append(self.entry(cell, self.lab.run(cell).key.name))
-                bar.update()
+            for last in (False, True):
+                for place, cell in enumerate(cells):
+                    if place in names or (not last and self.lab.is_taken(cell)):
+                        continue
+                    bar.set_postfix_str(cell.label)
+                    names[place] = self.lab.run(cell).key.name
+                    bar.update()
+        entries = [self.entry(cell, names[place]) for place, cell in enumerate(cells)]
         self.entries += entries
         return self.table.rows(entries)
 

@@ -234,3 +234,14 @@ def test_two_runs_that_want_one_result_compute_it_once(tmp_path):
     for run in runs:
         run.join()
     assert computed == [1]
+
+
+def test_a_result_is_taken_while_another_process_computes_it(tmp_path):
+    store = Store(tmp_path)
+    assert not store.is_taken(KEY)
+    with store.alone(KEY):
+        assert Store(tmp_path).is_taken(KEY)
+        assert not store.is_taken(Key("cell", {"seed": 9}, "c"))
+    assert not store.is_taken(KEY)
+    (tmp_path / ".locks" / KEY.name).touch()  # of a process that was killed
+    assert not store.is_taken(KEY)

@@ -1,11 +1,16 @@
 """Metrics of stored outputs: computed once for each state of their code, and for each state of the outputs."""
 
+import contextlib
+
 import pytest
 
 from salun_core.errors import UserError
+from salun_core.experiments.classification.method_comparison import ClassificationParams
 from salun_core.experiments.runs import table as module
+from salun_core.experiments.runs.cells import Cell, Scenario
+from salun_core.experiments.runs.lab import Lab
 from salun_core.experiments.runs.store import Key, Store
-from salun_core.experiments.runs.table import Measured, Table, read_table
+from salun_core.experiments.runs.table import Measured, Run, Table, read_table
 from salun_core.metrics import Kind
 
 CALLS = []
@@ -169,3 +174,28 @@ def test_the_kept_values_of_a_metric_are_read_once_for_all_rows(stored, monkeypa
     for _ in range(5):
         measured.of(store.folder, put(3), reported=True)
     assert len(reads) == 1
+
+
+def test_what_another_process_is_computing_comes_last_and_keeps_its_row(tmp_path, monkeypatch):
+    store, order = Store(tmp_path / "cells"), []
+    cells = [Cell(seed, Scenario("class", target=0), "ga") for seed in range(3)]
+
+    class Toy(Lab):
+        def key(self, cell):
+            return Key("cell", {"seed": cell.seed})
+
+        def computed(self, cell, key):
+            order.append(cell.seed)
+            if cell.seed == 2:
+                other.close()  # by now the other process has ended
+            return store.put(key, {"about": {"kind": "classification"}, "status": "diverged"}, {})
+
+    lab = Toy()
+    lab.store = store
+    other = contextlib.ExitStack()
+    other.enter_context(Store(store.folder).alone(lab.key(cells[0])))
+    run = Run(lab, ClassificationParams.load({"out_dir": str(tmp_path)}))
+    monkeypatch.setattr(run.table, "rows", lambda entries: entries)
+    run.execute(cells)
+    assert order == [1, 2, 0]
+    assert [entry["cell"] for entry in run.entries] == [lab.key(cell).name for cell in cells]
