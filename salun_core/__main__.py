@@ -508,6 +508,7 @@ def _export(given: argparse.Namespace) -> None:
 
 def _rehearse(given: argparse.Namespace) -> None:
     from salun_core.experiments.rehearsal import chosen, rehearse, shown
+    from salun_core.experiments.runs.trained import has_bf16
 
     _check_tflops(given.tflops)
     if given.workers < 1:
@@ -523,6 +524,11 @@ def _rehearse(given: argparse.Namespace) -> None:
             flush=True,
         )
     print(shown(done, tflops=given.tflops).to_string(index=False))
+    if not has_bf16():
+        print(
+            "rehearsed with precision fp32 throughout: this processor has no instructions for bfloat16",
+            file=sys.stderr,
+        )
 
 
 def _add(given: argparse.Namespace) -> None:

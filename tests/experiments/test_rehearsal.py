@@ -157,3 +157,10 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
         time.sleep(0.1)
     os.kill(worker, signal.SIGKILL)
     pytest.fail("the worker goes on")
+
+
+def test_bfloat16_is_rehearsed_where_the_processor_has_it(monkeypatch):
+    full = EXPERIMENTS["classification"].params.load({"preset": "fast"})
+    for has, precision in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=has: has)
+        assert smaller(full)["precision"] == precision

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from salun_core.experiments.runs.params import Params
+from salun_core.experiments.runs.trained import has_bf16
 from salun_core.methods import METHODS
 
 NUMBERS: dict[str, int] = {
     # Networks and their training.
-    "width": 16,  # below, torch 2.15 overruns memory on a processor: strided 1x1 convolutions of 64 pixels, channels last
+    "width": 8,
     "epochs": 1,
     "steps": 3,
     "warmup": 1,
@@ -78,8 +79,8 @@ def smaller(full: Params) -> dict[str, Any]:
         found["classes"] = [0, 1]
     if isinstance(values.get("forget_class"), list):
         found["forget_class"] = values["forget_class"][:1]
-    if values.get("precision") == "auto":
-        found["precision"] = "bf16"  # as on a GPU
+    if values.get("precision") in ("auto", "bf16"):
+        found["precision"] = "bf16" if has_bf16() else "fp32"  # as on a GPU, unless it would be emulated
     found["settings"] = {
         method: values["settings"].get(method, {}) | short
         for method in METHODS

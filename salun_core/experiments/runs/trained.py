@@ -60,10 +60,15 @@ class Trained(Group):
         return self.precision == "bf16" or (self.precision == "auto" and device.type == "cuda")
 
 
+def has_bf16() -> bool:
+    """Whether this processor has instructions for bfloat16; else it emulates them, many times slower."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 @cache
 def _say_if_emulated() -> None:
     """Tell once that bfloat16 takes longer than single precision where the processor has no instructions for it."""
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not has_bf16():
         tqdm.write(
             "precision bf16: this processor has no instructions for bfloat16 and emulates it, which takes ten to twenty "
             "times as long as precision fp32; the results of the two differ in their last digits",

@@ -69,7 +69,8 @@ MASK_LABELS = {
     "random_per_layer": "random mask by layer",
     "least_salient": "least salient mask",
 }
-WIDTH = 6.5  # inches: legible when a phone shrinks it to 390 pixels
+WIDTH = 6.5  # inches: a phone shows it in a frame that scrolls
+NARROW = 4.6  # inches: legible when a phone shrinks it to 390 pixels
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ class Chart:
         """The figure as an HTML image that holds its own data."""
         kind, content = ("png", self.png()) if self.photo else ("svg+xml", self.svg())
         source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-        return IMAGE.render(kind="photo" if self.photo else "chart", alt=self.alt, source=source)
+        width = "" if self.figure.get_figwidth() > NARROW else " narrow"
+        return IMAGE.render(kind=f"{'photo' if self.photo else 'chart'}{width}", alt=self.alt, source=source)
 
     def __repr__(self) -> str:
         return self.alt
@@ -181,9 +183,11 @@ def style() -> Iterator[None]:
         yield
 
 
-def panels(rows: int = 1, columns: int = 1, *, height: float = 3.4, **more: Any) -> tuple[Figure, Any]:
-    """An empty figure of the book's width."""
-    fig, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), **more)
+def panels(
+    rows: int = 1, columns: int = 1, *, width: float = WIDTH, height: float = 3.4, **more: Any
+) -> tuple[Figure, Any]:
+    """An empty figure of the book's width, or another, in inches."""
+    fig, axes = plt.subplots(rows, columns, figsize=(width, height), **more)
     plt.close(fig)  # shown by the notebook once, as a Chart
     return fig, axes
 

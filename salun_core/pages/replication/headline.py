@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from salun_core.metrics.gaps import AVERAGE, gaps, noise_floor, summary
 from salun_core.metrics.statistics import by_unit
-from salun_core.pages.figures.chart import MASK_LABELS, MASK_LOOK, Card, Chart, panels, style
+from salun_core.pages.figures.chart import MASK_LABELS, MASK_LOOK, NARROW, Card, Chart, panels, style
 from salun_core.pages.markup import Bold, Bullets, Link, Part, Text
 from salun_core.pages.published import published_folder, read_published
 from salun_core.pages.replication.claims import Entry, ledger, measured, quick_ledger
@@ -198,7 +198,7 @@ def figure(out_dir: Path | None = None) -> Chart:
     """
     found = comparison(out_dir)
     with style():
-        fig, axis = panels(height=0.42 * len(found.apart) + 1.1)
+        fig, axis = panels(width=NARROW, height=0.42 * len(found.apart) + 1.1)
         draw(axis, found)
     means = ", ".join(f"{MASK_LABELS[mask]} {mine.mean():.2f}" for mask, mine in found.apart.items())
     first = found.first
