@@ -46,7 +46,7 @@ pdf: book ## the same as one PDF, printed by Chromium
 	@$(PY) book/_ext/paper.py $(PROFILE)
 
 test: $(READY) ## run the tests, several at a time
-	@$(PY) -m pytest -q -n auto --maxprocesses 4 --dist worksteal $(PYTEST)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 4 --dist worksteal $(PYTEST)
 
 quick: $(READY) ## run the unit tests only: under a minute
 	@$(PY) -m pytest -q -m "unit and not slow" $(PYTEST)
