@@ -49,7 +49,7 @@ test: $(READY) ## run the tests, several at a time
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 4 --dist worksteal $(PYTEST)
 
 quick: $(READY) ## run the unit tests only: under a minute
-	@$(PY) -m pytest -q -m "unit and not slow" $(PYTEST)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "unit and not slow and not long" --ignore=tests/book --ignore=tests/experiments $(PYTEST)
 
 install: $(READY) ## only install the locked packages into .venv
 

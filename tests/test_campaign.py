@@ -11,6 +11,8 @@ from campaign import __main__ as command
 from campaign.parts import DAMAGES, Difference, Effort, Part, inputs
 from campaign.small import Small
 
+pytestmark = pytest.mark.long
+
 
 def test_a_difference_ends_it(monkeypatch, capsys):
     def failing(_):

@@ -954,6 +954,7 @@ def test_data_sets_that_cannot_be_used_are_refused(train, test, message):
     assert message in str(refusal.value)
 
 
+@pytest.mark.long
 def test_noisy_digits_are_learned_by_heart_and_not_easy():
     """The paper's regime: the original model is right on what it saw, a retrained one errs on what it did not see."""
     data = load_dataset("noisy_digits")

@@ -14,6 +14,8 @@ from salun_core.methods.step_size import StepSizes
 from salun_core.tasks.diffusion import DiffusionTask
 from salun_core.tasks.diffusion_training import DiffusionRecipe, limited
 
+pytestmark = pytest.mark.long
+
 SGD, Adam, AdamW, Adafactor = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adafactor)
 ANCHOR = torch.full((2, 4), 0.25)
 GOAL = torch.tensor([[-2.0, -0.5, -0.2, 0.25], [0.6, 1.0, 1.5, 3.0]])  # (2, 4): the minimum without penalty

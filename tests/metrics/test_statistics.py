@@ -81,6 +81,7 @@ def test_the_interval_covers_the_difference_to_the_best(means):
     assert found > 0.94
 
 
+@pytest.mark.long
 def test_the_best_is_among_those_that_may_be_best():
     rng = np.random.default_rng(0)
     names = list("abcd")

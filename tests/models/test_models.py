@@ -263,6 +263,7 @@ def test_a_pointwise_convolution_is_that_of_torch_in_two_steps_or_one(entering, 
     assert torch.allclose(*grads, atol=1e-4)
 
 
+@pytest.mark.long
 def test_a_narrow_residual_network_survives_training_with_channels_last():
     code = (
         "import torch; from salun_core.models.classification.resnet import ResNet18\n"

@@ -17,6 +17,8 @@ from salun_core.pages.figures import sample_grids
 from salun_core.pages.figures import text_to_image as figures_text
 from salun_core.pages.tooltips import Tooltip, origin_of, origins_of_mean, overlay
 
+pytestmark = pytest.mark.long
+
 CELLS = result_frames.classification()
 SCENARIO = CELLS["scenario"].iloc[0]
 

@@ -42,6 +42,8 @@ from salun_core.tasks.diffusion import DiffusionTask, alpha_on_means, diffusion_
 from salun_core.tasks.diffusion_training import DiffusionRecipe, Paused, train_diffusion
 from salun_core.tasks.noise_prediction import fixed_draws
 
+pytestmark = pytest.mark.long
+
 RECIPE = DiffusionRecipe(steps=40, lr=3e-3, batch_size=64, decline="cosine", warmup=5, ema=0.9)
 DRIVEN = ["ft", "ga", "rl", "l1_sparse", "salun", "salun_soft", "esd", "erasediff"]
 QUICK = {name: {"steps": 3, "lr": 1e-3} for name in DRIVEN}

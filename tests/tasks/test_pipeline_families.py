@@ -31,6 +31,8 @@ from salun_core.saliency import random_mask, saliency_mask
 from salun_core.tasks.base import Task
 from salun_core.tasks.text_to_image import text_to_image_task
 
+pytestmark = pytest.mark.long
+
 BOTH = pytest.mark.parametrize("name", BUILDERS)
 RUNS = {
     "salun": {"order": "joint", "keep": 0.4},

@@ -13,6 +13,8 @@ from salun_core.saliency import saliency_mask
 from salun_core.tasks.diffusion import wrong_classes
 from salun_core.tasks.text_to_image import text_to_image_task
 
+pytestmark = pytest.mark.long
+
 OLD = "a photo of a big old five"
 
 

@@ -30,6 +30,8 @@ from salun_core.saliency import random_mask, saliency_mask
 from salun_core.tasks.base import Task
 from salun_core.tasks.text_to_image import text_to_image_task
 
+pytestmark = pytest.mark.long
+
 
 def unlearned(**more):
     return METHODS["rl"](text_task(), steps=2, lr=1e-3, order="joint", **more).model

@@ -24,6 +24,8 @@ from salun_core.rng import generator
 from salun_core.saliency import random_mask
 from salun_core.tasks.text_to_image import text_to_image_task
 
+pytestmark = pytest.mark.long
+
 
 def one_batch(task):
     """The same task with all images in one batch."""

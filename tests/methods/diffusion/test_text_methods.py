@@ -21,6 +21,8 @@ from salun_core.rng import generator
 from salun_core.saliency import least_salient_mask, random_mask, saliency_mask, saliency_scores
 from salun_core.tasks.text_to_image import text_to_image_task
 
+pytestmark = pytest.mark.long
+
 DRIVEN = ["ft", "ga", "rl", "l1_sparse", "esd", "fmn", "ca", "advunlearn", "erasediff", "salun", "salun_soft"]
 CLOSED_FORM = ["uce", "rece"]
 QUICK = {name: {"steps": 2, "lr": 1e-3} for name in DRIVEN}

@@ -14,6 +14,8 @@ from salun_core.metrics.generation.clip import (
 )
 from salun_core.models.text_to_image.tiny_pipeline import build_clip
 
+pytestmark = pytest.mark.long
+
 HALF = (0.5, 0.5, 0.5)
 
 

@@ -22,6 +22,8 @@ from salun_core.metrics.generation.recognition import Recognition
 from salun_core.models.diffusion.unet import predict_noise
 from salun_core.models.text_to_image.pipelines import encode_images, encode_prompts
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def latents():

@@ -13,6 +13,8 @@ from salun_core.metrics.generation import imagenet
 from salun_core.metrics.generation.recognition import recognise
 from salun_core.rng import isolated
 
+pytestmark = pytest.mark.long
+
 RESNET_FILE = DOWNLOADS["resnet50"].files[0].name
 
 

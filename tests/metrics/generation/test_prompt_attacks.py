@@ -28,6 +28,8 @@ from salun_core.paths import project_root
 from salun_core.rng import generator
 from salun_core.tasks.text_to_image import text_to_image_task
 
+pytestmark = pytest.mark.long
+
 UDA = {"tokens": 2, "times": 2, "iterations": 3}
 P4D = {"tokens": 2, "steps": 4, "checks": 2}
 RAB = {"tokens": 2, "population": 8, "generations": 3, "pairs": [(SEVEN, THREE)]}

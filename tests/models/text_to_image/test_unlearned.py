@@ -16,6 +16,8 @@ from salun_core.models.text_to_image.pipelines import load_pipeline, save_pipeli
 from salun_core.models.text_to_image.sampling import sample_prompts
 from salun_core.models.text_to_image.unlearned import compvis_name, load_unlearned
 
+pytestmark = pytest.mark.long
+
 PIPES = {"sd": pipeline, **BUILDERS}
 ALL = pytest.mark.parametrize("name", PIPES)
 

@@ -10,6 +10,8 @@ from salun_core.pages.figures import classification as figures
 from salun_core.pages.figures import masks as mask_figures
 from salun_core.pages.figures import stability as stability_figures
 
+pytestmark = pytest.mark.long
+
 CELLS = result_frames.classification()
 SCENARIO = CELLS["scenario"].iloc[0]
 SALIENCY = result_frames.saliency()

@@ -10,6 +10,8 @@ from salun_core.experiments.classification import saliency
 from salun_core.experiments.classification.toy import ToyParams, run
 from salun_core.pages.figures.interactive import SIDE, area, frame, keep, margins, plane, shares_by_layer
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def toy():

@@ -5,6 +5,8 @@ import torch
 
 from salun_core.pages.figures import sample_grids
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_grid_frames_the_forgotten_class(channels):

@@ -15,6 +15,8 @@ from salun_core.pages.figures.teaching import (
     suspects,
 )
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):

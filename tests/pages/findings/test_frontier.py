@@ -11,6 +11,8 @@ from salun_core.pages.tables.frontier import frontier_table
 from salun_core.pages.text import frontier as text
 from tests.generated_frames import strengths as made
 
+pytestmark = pytest.mark.long
+
 
 def test_methods_are_ordered_by_what_they_leave_out_of_the_mean_of_all_retrains() -> None:
     found = frontiers(made())

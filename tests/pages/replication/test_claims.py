@@ -19,6 +19,8 @@ from salun_core.pages.replication.verdicts import (
 )
 from salun_core.pages.results import Run
 
+pytestmark = pytest.mark.long
+
 CLAIMS = {claim.name: claim for claim in read_claims()}
 
 

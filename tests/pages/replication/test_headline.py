@@ -10,6 +10,8 @@ import result_frames
 from salun_core.pages.replication import claims, headline
 from salun_core.pages.results import Run
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[3]
 
 

@@ -11,6 +11,8 @@ from salun_core.methods import name_of
 from salun_core.metrics.gaps import AVERAGE, METRICS, gaps
 from salun_core.pages.tables import classification as tables
 
+pytestmark = pytest.mark.long
+
 CELLS = result_frames.classification()
 SCENARIO = CELLS["scenario"].iloc[0]
 MASKED = result_frames.saliency()

@@ -18,6 +18,8 @@ from salun_core.pages.tables import classification as tables
 from salun_core.pages.text import classification, generation, masks, stability, text_to_image, unsafe
 from salun_core.pages.text import verdicts as rule
 
+pytestmark = pytest.mark.long
+
 CELLS = result_frames.classification()
 SCENARIO = CELLS["scenario"].iloc[0]
 STABILITY = result_frames.stability()
