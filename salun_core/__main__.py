@@ -270,7 +270,9 @@ def _read_values(pairs: Sequence[tuple[str, str]], what: str) -> dict[str, Any]:
         except yaml.YAMLError:
             values[name] = text
         if values[name] is None:
-            raise UserError(f"{what} {name} is given without a value: leave it out to take the preset's")
+            raise UserError(
+                f"{what} {name} is given without a value: leave it out to take the preset's, or write none to go without"
+            )
     return values
 
 

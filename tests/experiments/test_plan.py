@@ -218,7 +218,7 @@ def replace_result(found):
     [
         ((1e12, None, 1e9), "223 GB into .*, which has room for 1.0 GB: set keep_models: false"),
         ((1e12, 16e9, 1e12), "about 21.. GB on the accelerator, which has 16.0 GB: set a smaller batch_size"),
-        ((24e9, None, 1e12), "GB of memory, and this machine has 24.0 GB"),
+        ((24e9, None, 1e12), "GB of memory, and this machine has 24.0 GB: set .*optimizer adafactor or half"),
     ],
 )
 def test_what_cannot_fit_is_refused_with_what_needs_less(have, said, tmp_path, monkeypatch):

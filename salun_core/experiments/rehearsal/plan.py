@@ -160,15 +160,19 @@ def check(need: Needs, have: Machine) -> None:
     if have.device is not None and need.device > have.device:
         raise UserError(
             f"the run needs about {_gb(need.device)} GB on the accelerator, which has {_gb(have.device)} GB: set a "
-            "smaller batch_size, gradient_checkpointing, precision bf16, optimizer adafactor or half where there are such"
+            f"smaller batch_size, {LIGHTER} where there are such"
         )
     both = need.host + (need.device if have.device is None else 0.0)
     if have.host is not None and both > have.host:
+        networks = "" if have.device is not None else f", {LIGHTER} where there are such"
         raise UserError(
             f"the run needs about {_gb(both)} GB of memory, and this machine has {_gb(have.host)} GB: set a smaller "
-            "batch_size, train_images or samples, or take a larger machine"
+            f"batch_size, train_images or samples{networks}, or take a larger machine"
         )
 
+
+LIGHTER = "gradient_checkpointing, precision bf16, optimizer adafactor or half"
+"""What makes networks and their training take less memory."""
 
 MANY = 5000  # cells from which a grid must be asked for twice
 
