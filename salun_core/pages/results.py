@@ -99,6 +99,7 @@ class RecordedParams(Params):
     masks_run: str = parameter(
         "cifar10-10k", "folder of the run whose masks are shown, and changes of settings"
     )
+    half_run: str = parameter("cifar10-10k", "folder of the run that forgets half of the images")
 
 
 class ReadingParams(Params):

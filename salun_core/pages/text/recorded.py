@@ -16,7 +16,8 @@ def setting(run: Recorded) -> Text:
     """What was run, and how far its Retrain is from the paper's."""
     rows, given = run.rows, run.settings
     first = rows.iloc[0]
-    retrained = rows[(rows["method"] == "retrain") & (rows["scenario"] == "random 10%")]
+    scenario = next((name for name in SETTINGS if (rows["scenario"] == name).any()), None)
+    retrained = rows[(rows["method"] == "retrain") & (rows["scenario"] == scenario)]
     pixels = f", images reduced to {given['image_size']} pixels" if given.get("image_size") else ""
     part = f", {given['train_images']:,} of its training images" if given.get("train_images") else ""
     width = "" if pd.isna(first["width"]) else f" of width {first['width']:.0f}"
@@ -24,10 +25,10 @@ def setting(run: Recorded) -> Text:
         f"These runs: {first['dataset']}{part}{pixels}, {first['arch']}{width}, recipe {given.get('recipe', 'unknown')}, "
         f"{counted(rows['seed'].nunique(), 'training seed')}, on {first['device']}."
     )
-    if len(retrained):
+    if scenario is not None and len(retrained):
         published = read_published(TABLE1)
         theirs = published[
-            (published["setting"] == SETTINGS["random 10%"])
+            (published["setting"] == SETTINGS[scenario])
             & (published["method"] == "retrain")
             & (published["metric"] == "TA")
         ]["value"].iloc[0]
