@@ -64,7 +64,7 @@ OTHER = {
     "recipe": "fast",
     "judge_recipe": "fast",
     "judge": "resnet18",
-    "settings": {"ft": {"epochs": 3}, "salun": {"epochs": 3}, "rl": {"epochs": 3}},
+    "settings": {"ft": {"epochs": 4}, "salun": {"epochs": 4}, "rl": {"epochs": 4}},
     "search": {m: {"lr": {"low": 0.01, "high": 0.02}} for m in ("ft", "salun", "rl")},
     "attention": [4],
     "replacement": 5,
