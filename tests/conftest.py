@@ -7,6 +7,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--book", type=Path, help="folder of built pages for test_pages.py")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    # Importing what is then left out takes `make quick` a third of its minute.
+    if "not long" not in config.option.markexpr or collection_path.suffix != ".py":
+        return None
+    return True if "\npytestmark = pytest.mark.long\n" in collection_path.read_text("utf8") else None
+
+
 RUNS = ("experiments", "test_cli.py", "test_benchmarks.py", "test_library.py", "test_package.py")
 
 

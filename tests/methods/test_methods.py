@@ -36,6 +36,7 @@ def run(name, task=None, **more):
     return METHODS[name](task or trained_task(), **QUICK.get(name, {}), **more)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CLASSIFIER_METHODS)
 def test_every_method_keeps_the_contract(name):
     check_method(METHODS[name], trained_task(), maskable=name in MASKABLE, **QUICK.get(name, {}))
