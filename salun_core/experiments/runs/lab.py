@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,16 @@ class Lab:
                     found = self.computed(cell, key)
         return found
 
-    def is_taken(self, cell: Cell) -> bool:
-        """Whether the cell is not stored and another process is computing it at this moment."""
-        key = self.key(cell)
-        return self.store.is_taken(key) and self.stored(key) is None
+    def free_first(self, cells: Iterable[Cell]) -> Iterator[tuple[int, Cell]]:
+        """Cells with their places, in order, but last those that another process is computing when their turn comes."""
+        taken = []
+        for place, cell in enumerate(cells):
+            key = self.key(cell)
+            if self.store.is_taken(key) and self.stored(key) is None:
+                taken.append((place, cell))
+            else:
+                yield place, cell
+        yield from taken
 
     def stored(self, key: Key) -> Result | None:
         """The result in the store, or None if there is none, or one that keeps less or more than this lab keeps."""

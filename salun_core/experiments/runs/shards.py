@@ -188,14 +188,10 @@ class PartOfRun(Run):
         named = [(cell, self.lab.key(cell).name) for cell in cells]
         named = [(cell, name) for cell, name in named if name not in state.cells]
         state.total = max(state.total, state.done + len(state.failed) + len({name for _, name in named}))
-        tried = set(state.cells)
-        for last in (False, True):  # what another process is computing comes last
-            for cell, name in named:
-                if name in tried or (not last and self.lab.is_taken(cell)):
-                    continue
-                tried.add(name)
-                if state.attempt(cell.label, partial(self.lab.run, cell)):
-                    state.cells.append(name)
+        for place, cell in self.lab.free_first(cell for cell, _ in named):
+            name = named[place][1]
+            if name not in state.cells and state.attempt(cell.label, partial(self.lab.run, cell)):
+                state.cells.append(name)
         if len(state.failed) > failures:
             raise NotAll(state.failed[failures]["why"])
 

@@ -227,13 +227,10 @@ class Run:
         with tqdm(
             total=len(cells), desc=name, unit="cell", dynamic_ncols=True, mininterval=0.5, smoothing=0.1
         ) as bar:
-            for last in (False, True):
-                for place, cell in enumerate(cells):
-                    if place in names or (not last and self.lab.is_taken(cell)):
-                        continue
-                    bar.set_postfix_str(cell.label)
-                    names[place] = self.lab.run(cell).key.name
-                    bar.update()
+            for place, cell in self.lab.free_first(cells):
+                bar.set_postfix_str(cell.label)
+                names[place] = self.lab.run(cell).key.name
+                bar.update()
         entries = [self.entry(cell, names[place]) for place, cell in enumerate(cells)]
         self.entries += entries
         return self.table.rows(entries)
