@@ -11,6 +11,7 @@ from salun_core.metrics.classification import accuracy
 from salun_core.metrics.classification.mia import FEATURES, mia
 from salun_core.metrics.classification.outputs import Evaluation, evaluate
 from salun_core.metrics.classification.population import Audit, rmia, ulira, ulira_at_few_false_alarms
+from salun_core.metrics.generation import canvas
 from salun_core.metrics.generation import outputs as generated
 from salun_core.metrics.share import Share
 from salun_core.plugins import Table, called
@@ -65,6 +66,13 @@ TEXT_TO_IMAGE: dict[str, Callable[[generated.GeneratedOutputs], Any]] = {
     **GENERATION,
     "CLIP": partial(generated.mean_of, name="clip_score"),
     "CLIP accuracy": partial(generated.mean_of, name="clip_right"),
+    "UA in styles": partial(canvas.crossed_share, name="unlearned"),
+    "IRA": partial(canvas.crossed_share, name="in_domain"),
+    "CRA": partial(canvas.crossed_share, name="cross_domain"),
+    "caption CLIP": partial(generated.mean_of, name="caption_clip"),
+    "caption CLIP error": partial(generated.mean_of, name="caption_clip_error"),
+    "caption FD": partial(generated.mean_of, name="caption_distance"),
+    "n captions": partial(generated.mean_of, name="caption_n"),
     **{f"UA {kind}": partial(generated.unlearning_accuracy, kind=kind) for kind in PROMPTS},
     **{f"OA {kind}": partial(generated.other_accuracy, kind=kind) for kind in PROMPTS},
     **{f"confusion {kind}": partial(generated.confusion, kind=kind) for kind in PROMPTS},

@@ -134,6 +134,10 @@ class GenerationLab(Lab):
         """Further values of each image of the other classes."""
         return {}
 
+    def beside(self, cell: Cell, model: Result) -> dict[str, Tensor]:
+        """Values of what else a model draws, besides the samples of the classes."""
+        return {}
+
     def spent_before(self) -> float:
         """Seconds that interrupted runs have spent on the training that was just finished."""
         return 0.0
@@ -193,7 +197,8 @@ class GenerationLab(Lab):
             features=features,
             reference=reference[0],
         )
-        found = replace(found, extra=self.further(images, labels, forgotten))
+        extra = self.further(images, labels, forgotten) | self.beside(cell, model)
+        found = replace(found, extra=extra)
         values |= {"samples_cell": samples.key.name, "sampling_seconds": samples.content["seconds"]}
         files = {OUTPUTS: found.to_bytes(reference[1])}
         files[".grid.png"] = grid_png(self.shown(images), labels)

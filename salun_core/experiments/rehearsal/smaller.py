@@ -26,6 +26,8 @@ NUMBERS: dict[str, int] = {
     "samples": 2,
     "samples_other": 2,
     "sample_steps": 3,
+    "style_samples": 1,
+    "caption_count": 2,
     "reference": 20,
     "kept_outputs": 20,
     "own_images": 8,  # two of them are held out, as a Fréchet distance needs

@@ -1,16 +1,19 @@
 """Runs cells of text-to-image: unlearns a class, draws images for every kind of prompt; `generation.lab` judges."""
 
+import hashlib
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from salun_core.code_digest import code_digest
 from salun_core.experiments.generation.lab import LABS as GENERATION
-from salun_core.experiments.generation.lab import GenerationLab
+from salun_core.experiments.generation.lab import SAMPLES, GenerationLab
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
 from salun_core.experiments.runs.store import Key, Result
 from salun_core.experiments.text_to_image.given import Given
@@ -33,10 +36,14 @@ from salun_core.tasks.text_to_image import TextToImageTask
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
+    from salun_core.experiments.text_to_image.beyond import Captioned, Crossed
     from salun_core.experiments.text_to_image.params import TextSampling
 
 CODE = ("salun_core.experiments.text_to_image.problem", "salun_core.experiments.runs.masks")
 """Where a model is computed; with all that these import and its method, the code behind it."""
+
+BEYOND = "salun_core.experiments.text_to_image.beyond"
+"""What is measured of images beside those of the classes."""
 
 LABS = (*GENERATION, "salun_core.experiments.text_to_image.lab")
 """What puts these together; it counts without what it imports."""
@@ -65,6 +72,8 @@ class TextLab(GenerationLab):
         Keep what changed in each network, and the images it drew, after they have been judged.
     covering : callable, optional
         Applied to samples before a picture of them is written.
+    sheets : mapping
+        What every model draws besides the classes, and what is measured of it, by name.
     """
 
     sampling: "TextSampling"
@@ -76,6 +85,7 @@ class TextLab(GenerationLab):
     keep_models: bool = True
     keep_samples: bool = True
     covering: Any = None
+    sheets: "Mapping[str, Crossed | Captioned]" = field(default_factory=dict)
     _task: tuple[tuple[int, Scenario], TextToImageTask] | None = field(default=None, repr=False)
 
     kind = "text_to_image"
@@ -204,6 +214,40 @@ class TextLab(GenerationLab):
             "clip_right": (nearest == labels[kept]).float(),
         }
 
+    def beside(self, cell: Cell, model: Result) -> dict[str, Tensor]:
+        """What is measured of classes in other styles, and of ordinary captions."""
+        found: dict[str, Tensor] = {}
+        for name, sheet in self.sheets.items():
+            images = self._drawn_beside(name, sheet, cell, model)
+            assert self.clip is not None
+            found |= sheet.measured(images, judge=self.classifier, clip=self.clip, features=self.features[0])
+        return found
+
+    def _drawn_beside(self, name: str, sheet: "Crossed | Captioned", cell: Cell, model: Result) -> Tensor:
+        key = self._beside_key(name, sheet, cell)
+        found = self.store.get(key)
+        if found is None or not self.store.has_files(found):
+            start = time.perf_counter()
+            net = self._model(model.key.name).to(self.device)
+            images = self.problem.drawn_for(net, sheet.texts, sheet.streams, self.sampling)
+            values = {"seconds": self.since(start)}
+            self.store.put(key, values, self.provenance(), {SAMPLES: save({"images": images.contiguous()})})
+        return load(self.store.path(key, SAMPLES).read_bytes())["images"]
+
+    def _beside_key(self, name: str, sheet: "Crossed | Captioned", cell: Cell) -> Key:
+        samples = self.samples_key(cell)
+        texts = hashlib.sha256("\n".join(sheet.texts).encode()).hexdigest()
+        what = {n: v for n, v in samples.what.items() if n != "prompts"} | {"sheet": name, "texts": texts}
+        return Key("samples", what, samples.code)
+
+    def computed(self, cell: Cell, key: Key) -> Result:
+        """Run the stages of the cell that are not stored yet."""
+        result = super().computed(cell, key)
+        if not self.keep_samples:
+            for name, sheet in self.sheets.items():
+                self.store.path(self._beside_key(name, sheet, cell), SAMPLES).unlink(missing_ok=True)
+        return result
+
     def unlearned_key(self, cell: Cell) -> Key:
         """Identity of the cell's model."""
         prompts = self.prompts
@@ -228,6 +272,9 @@ class TextLab(GenerationLab):
         key = super().key(cell)
         if self.clip is None:
             return key
+        if self.sheets:
+            more = {name: sheet.what for name, sheet in self.sheets.items()}
+            key = Key(key.kind, {**key.what, "sheets": more}, f"{key.code} {code_digest(BEYOND, alone=LABS)}")
         clip = {
             "weights": weights_digest(self.clip.model),
             "config": config_of(self.clip.model),

@@ -17,6 +17,7 @@ from salun_core.errors import UserError
 from salun_core.experiments.generation.params import Forgetting, GenerationParams, Judging, Sampling, Steps
 from salun_core.experiments.runs.cells import CHANGES
 from salun_core.experiments.runs.params import Group, parameter
+from salun_core.experiments.text_to_image.beyond import Beyond
 from salun_core.experiments.text_to_image.given import check_given
 from salun_core.experiments.text_to_image.lab import FIRST, IMAGENET, TextLab
 from salun_core.experiments.text_to_image.problem import Problem, Prompts
@@ -191,15 +192,27 @@ class TextToImageParams(GenerationParams):
     steps_of: TextSteps = TextSteps()
     sampling: TextSampling = TextSampling()
     judging: TextJudging = TextJudging()
+    beyond: Beyond = Beyond()
 
     @model_validator(mode="after")
     def _one_class(self) -> "TextToImageParams":
+        self.beyond.refuse_half(self.judging.clip)
         if self.unlearned and len(self.forget_class) > 1:
             raise UserError(
                 f"unlearned networks have forgotten one class, and forget_class has {len(self.forget_class)}: give "
                 "the one that they have forgotten"
             )
         return self
+
+    def names(self, data: ImageData) -> tuple[str, ...]:
+        """What the classes are called in prompts."""
+        digits = [int(name) for name in data.classes] if data.name == "digits" else []
+        names = self.naming.class_names or (tuple(NAMES[d] for d in digits) if digits else data.classes)
+        if len(names) != len(data.classes):
+            raise UserError(
+                f"class_names has {len(names)} names for {len(data.classes)} classes: give one each"
+            )
+        return names
 
     def prompts(self, data: ImageData) -> Prompts:
         """The prompts of every class: digits by the captions of tiny-sd, others by templates."""
@@ -213,11 +226,7 @@ class TextToImageParams(GenerationParams):
                 for kind in KINDS
             }
             return Prompts(tuple(photo_of(d) for d in digits), by_kind)
-        names = naming.class_names or (tuple(NAMES[d] for d in digits) if digits else data.classes)
-        if len(names) != len(data.classes):
-            raise UserError(
-                f"class_names has {len(names)} names for {len(data.classes)} classes: give one each"
-            )
+        names = self.names(data)
         templates = naming.test_prompts or ("Image of {}",)
         test = {FIRST: tuple(tuple(text.format(name) for text in templates) for name in names)}
         return Prompts(tuple(naming.class_prompt.format(name) for name in names), test)
@@ -259,9 +268,12 @@ class TextToImageParams(GenerationParams):
         data = self.data.load(size=image_size(pipe)) if data is None else data
         data = replace(data, images=fitted(data.images, image_size(pipe)).contiguous())
         prompts = self.prompts(data)
+        sheets = self.beyond.sheets(self.names(data), image_size(pipe))
         refuse_long(pipe, prompts.training)
         drawn = [text for kind in prompts.test.values() for of_class in kind for text in of_class]
         remark_long(pipe, drawn, "to measure with")
+        for name, sheet in sheets.items():
+            remark_long(pipe, list(dict.fromkeys(sheet.texts)), f"of {name}")
         problem = Problem(
             data,
             pipe,
@@ -290,6 +302,7 @@ class TextToImageParams(GenerationParams):
             keep_samples=self.sampling.keep_samples,
             judge_weights=judging.judge_weights,
             imagenet=imagenet,
+            sheets=sheets,
         )
 
     def settings_under(self, mask: str) -> dict[str, Any]:

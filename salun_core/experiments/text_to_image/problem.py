@@ -1,7 +1,7 @@
 """Forgetting a class with a text-to-image pipeline: prompts, losses, samples."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -130,23 +130,30 @@ class Problem:
         classes, count = len(self.data.classes), how.samples
         labels = torch.arange(classes).repeat_interleave(count)
         places = torch.arange(count).repeat(classes)
+        streams = (labels * STREAMS + places).tolist()
         images = [
-            sample_prompts(
-                self.pipe,
-                self.prompts.texts(kind, labels),
-                unet=model,
-                seed=0,
-                streams=(labels * STREAMS + places).tolist(),
-                guidance=how.guidance,
-                steps=how.sample_steps,
-                eta=how.eta,
-                sampler=how.sampler,
-                batch_size=how.sample_batch,
-                bf16=self.bf16,
-            )
+            self.drawn_for(model, self.prompts.texts(kind, labels), streams, how)
             for kind in self.prompts.test
         ]
         return torch.cat(images), labels.repeat(len(images))
+
+    def drawn_for(
+        self, model: nn.Module, texts: Sequence[str], streams: Sequence[int], how: "TextSampling"
+    ) -> Tensor:
+        """An image for each prompt, uint8 (n, 3, H, W); ``streams`` says which noise it starts from."""
+        return sample_prompts(
+            self.pipe,
+            texts,
+            unet=model,
+            seed=0,
+            streams=streams,
+            guidance=how.guidance,
+            steps=how.sample_steps,
+            eta=how.eta,
+            sampler=how.sampler,
+            batch_size=how.sample_batch,
+            bf16=self.bf16,
+        )
 
     def _captioned(self, ids: Tensor) -> tuple[Tensor, list[str]]:
         return self.data.images[ids], [self.prompts.training[c] for c in self.data.labels[ids].tolist()]

@@ -7,7 +7,11 @@ import torch
 from torch import Tensor
 
 from salun_core.errors import UserError, one_of
+from salun_core.metrics.generation.outputs import GeneratedOutputs
 from salun_core.metrics.share import Share, wilson
+
+CLASS, STYLE = "object", "style"
+"""The domains of an experiment in which a class is forgotten."""
 
 
 @dataclass(frozen=True)
@@ -91,3 +95,14 @@ def retention(
         wilson(int(right[domain][~involved].sum()), n=int((~involved).sum())),
         wilson(int(torch.cat(others).sum()), n=sum(len(each) for each in others)),
     )
+
+
+def crossed_share(outputs: GeneratedOutputs, *, name: str) -> Share | None:
+    """One share of `Retention`, of images of classes in styles; None where none were drawn."""
+    if "crossed_asked" not in outputs.extra:
+        return None
+    asked, seen = (
+        dict(zip((CLASS, STYLE), outputs.extra[f"crossed_{side}"], strict=True)) for side in ("asked", "seen")
+    )
+    share: Share = getattr(retention(asked, seen, domain=CLASS, forgotten=outputs.forgotten), name)
+    return share

@@ -71,7 +71,8 @@ class GeneratedOutputs:
     reference : Reference
         What they are compared with.
     extra : mapping of str to Tensor
-        Further values of each image of the other classes, first kind: "clip_score", "clip_right".
+        Further values: of each image of the other classes, first kind, "clip_score" and "clip_right"; of
+        classes in styles "crossed_asked" and "crossed_seen", (2, m) each; of ordinary captions "caption_…".
     """
 
     logits: Tensor = field(repr=False)
@@ -171,7 +172,7 @@ def confusion(outputs: GeneratedOutputs, kind: str = "") -> list[list[int]] | No
 
 
 def mean_of(outputs: GeneratedOutputs, name: str) -> float | None:
-    """Mean of a further value of the other classes' images; None where it was not measured."""
+    """Mean of a further value; None where it was not measured."""
     return float(outputs.extra[name].double().mean()) if name in outputs.extra else None
 
 

@@ -117,6 +117,47 @@ def clip_table(cells: pd.DataFrame) -> Table | Text:
     )
 
 
+BEYOND = {
+    "UA in styles": ("UA in styles", 100),
+    "IRA": ("IRA", 100),
+    "CRA": ("CRA", 100),
+    "caption CLIP": ("CLIP score, captions", 1),
+    "caption FD": ("FD, captions", 1),
+}
+"""Columns of what is drawn besides the classes: what they are called here, and their factor."""
+
+
+def beyond_table(cells: pd.DataFrame) -> Table | Text:
+    """Method × (retention in the domain and across domains, utility for captions), where they were asked for."""
+    part = cells[cells["status"] == "done"]
+    known = {name: how for name, how in BEYOND.items() if name in part and part[name].notna().any()}
+    if not known:
+        return Text(
+            (
+                "Not run here: neither styles to draw the classes in (parameter ",
+                Code("styles"),
+                ") nor captions (",
+                Code("captions"),
+                " and ",
+                Code("caption_images"),
+                ") were given.",
+            )
+        )
+    lines = []
+    for (method, mask), mine in part.groupby(["method", "mask"], sort=False):
+        line = {"Method": name_of(str(method), str(mask))}
+        for name, (shown, factor) in known.items():
+            values = factor * mine[name].astype(float)
+            line[shown] = spread(values.mean(), values.std(ddof=1))
+        lines.append(line)
+    return Table(
+        pd.DataFrame(lines),
+        "Beyond the classes as they are. In styles: UA, the percentage of images of the forgotten class in which it is not "
+        "recognised; IRA, of the other classes, in which the class is recognised; CRA, in which the style is. "
+        "For captions: CLIP score, and distance to the images that the captions describe.",
+    )
+
+
 def kinds_table(cells: pd.DataFrame) -> Table:
     """Method × kind of prompt: UA, and other classes recognised, in percent."""
     part = cells[cells["status"] == "done"]

@@ -76,10 +76,18 @@ OTHER = {
     "clip": "none",
     ("diffusion", "clip"): 0.5,
     "prompts_rows": 2,
+    "styles": ["ink", "chalk"],
+    "style_prompt": "{object} in {style}",
+    "captions": "other_captions.json",
 }
+COCO = {"captions": "captions.json", "caption_images": "pictures", "caption_count": 2}
 TOGETHER = {
     # What both runs are given besides, for the parameter to mean anything.
     "class_prompt": {"class_names": DIGITS},
+    "style_prompt": {"styles": ["ink", "chalk"]},
+    "style_samples": {"styles": ["ink", "chalk"]},
+    "caption_count": COCO,
+    "captions": COCO,
     "test_prompts": {"class_names": DIGITS},
     "only_classes": {"forget_class": "3", "replacement": "5"},
     ("saliency", "forget_class"): {"scenario": "class", "forget_class": 3},
@@ -99,6 +107,7 @@ FILES = {
     "judge_weights",
     "unlearned",
     "retrained",
+    "caption_images",
 }
 """What lies in files: their content is changed in tests below."""
 NOT_HERE = {
@@ -142,6 +151,13 @@ def folder(tmp_path_factory):
     header = "prompt,categories,evaluation_seed,evaluation_guidance\n"
     (top / "prompts.csv").write_text(header + rows)
     (top / "other_prompts.csv").write_text(header + rows.replace("one", "some"))
+    (top / "pictures").mkdir()
+    for i in range(3):
+        Image.new("RGB", (20, 16), (60 * i, 9, 9)).save(top / f"pictures/{i}.png")
+    for name, word in (("captions", "a cat"), ("other_captions", "a dog")):
+        described = [{"id": i, "image_id": i, "caption": f"{word} on chair {i}"} for i in range(3)]
+        images = [{"id": i, "file_name": f"{i}.png"} for i in range(3)]
+        (top / f"{name}.json").write_text(json.dumps({"images": images, "annotations": described}))
     return top
 
 
@@ -151,10 +167,7 @@ def keys(digits, pipe, folder):
     known = {}
 
     def of(experiment, given, *, anew=False):
-        given = {
-            name: str(folder / value) if str(value).endswith((".txt", ".csv")) else value
-            for name, value in given.items()
-        }
+        given = given | here(given, folder)
         text = json.dumps([experiment, given], default=str, sort_keys=True)
         if anew or text not in known:
             known[text] = names(experiment, given)
@@ -249,7 +262,7 @@ def pair(experiment, name, folder):
 
 def here(given, folder):
     """Parameters that name a file, with its folder."""
-    return {n: str(folder / v) for n, v in given.items() if str(v).endswith((".txt", ".csv"))}
+    return {n: str(folder / v) for n, v in given.items() if isinstance(v, str) and (folder / v).exists()}
 
 
 def test_every_parameter_is_looked_at():
@@ -269,6 +282,18 @@ def test_another_value_is_another_result_or_the_declaration_says_why_not(keys, f
 
 
 # --- files --------------------------------------------------------------------------------------------
+
+
+def test_the_images_that_captions_describe_are_in_the_key(keys, folder):
+    given = BASE["text_to_image"] | COCO | {"caption_count": 3}
+    first = keys("text_to_image", given)
+    picture = folder / "pictures/1.png"
+    before = picture.read_bytes()
+    Image.new("RGB", (20, 16), (61, 9, 9)).save(picture)
+    try:
+        assert keys("text_to_image", given, anew=True) != first
+    finally:
+        picture.write_bytes(before)
 
 
 def test_images_names_of_classes_and_their_order_are_in_the_key(keys, tmp_path):
