@@ -191,6 +191,42 @@ def test_without_test_images_the_report_says_what_is_missing():
         evaluate(trained_task().model, forget=[], retain=parts["retain"])
 
 
+@pytest.mark.parametrize("wrong", [-1, 10])
+def test_a_wrong_label_in_a_later_batch_is_named(wrong):
+    parts = loaders()
+    images, labels = next(iter(parts["test"]))
+    with pytest.raises(UserError, match=f"label {wrong}, but the model has classes 0 to 9"):
+        evaluate(trained_task().model, **{**parts, "test": [(images, labels), (images, labels * 0 + wrong)]})
+
+
+def test_the_lines_for_generators_in_the_chapter_on_your_data_run():
+    from diffusers import DDPMScheduler
+
+    from salun_core.models.diffusion.unet import build_unet
+    from salun_core.models.text_to_image.tiny_pipeline import build_tiny_sd
+
+    cells = json.loads((ROOT / "notebooks" / "your_data.ipynb").read_text("utf8"))["cells"]
+    (text,) = ("".join(c["source"]) for c in cells if "diffusion_task(" in "".join(c["source"]))
+    diffusion, prompted = text.split("```python\n")[1].split("```")[0].split("\n\n")
+    rng = torch.Generator().manual_seed(0)
+    pictures = torch.rand(8, 1, 8, 8, generator=rng)
+    given: dict = {name: getattr(salun_core, name) for name in salun_core.__all__}
+    given |= {
+        "unet": build_unet(classes=2, channels=1, size=8, widths=(8, 16), layers=1, seed=0),
+        "scheduler": DDPMScheduler(),
+        "forget_loader": [(pictures[:4], torch.zeros(4, dtype=torch.int64))],
+        "retain_loader": [(pictures[4:], torch.ones(4, dtype=torch.int64))],
+    }
+    exec(diffusion, given)
+    assert not same(given["unlearned"].model, given["unet"])
+    sizes = {"widths": (8, 16), "autoencoder": (8, 16), "text_width": 16, "text_layers": 1}
+    given["pipe"] = build_tiny_sd(("a", "photo", "of", "cat", "dog"), size=8, text_length=8, seed=0, **sizes)
+    given["forget_loader"] = [(pictures[:4], ["a photo of a cat"] * 4)]
+    given["retain_loader"] = [(pictures[4:], ["a photo of a dog"] * 4)]
+    exec(prompted, given)
+    assert not same(given["unlearned"].model, given["pipe"].unet)
+
+
 def test_a_method_leaves_the_callers_model_and_random_numbers_alone():
     model = small_network(3)
     before, state = small_network(3), torch.get_rng_state()

@@ -29,12 +29,15 @@ from salun_core.methods import METHODS, name_of
 from salun_core.metrics import KINDS
 from salun_core.metrics.classification.outputs import evaluate
 from salun_core.metrics.gaps import AVERAGE, METRICS, gaps
+from salun_core.models.classification.checkpoints import Checkpoint
+from salun_core.models.classification.normalised import Normalised
 from salun_core.models.diffusion.unet import save_diffusion
 from salun_core.models.text_to_image.deltas import delta_bytes, weights_digest
 from salun_core.models.text_to_image.pipelines import save_pipeline
 from salun_core.saliency import Mask, density, save_mask
 
 WEIGHTS, CHANGED, MASK = "model.safetensors", "changed.safetensors", "mask.safetensors"
+PREPROCESSOR = "preprocessor_config.json"
 COUNTED = (
     "UA",
     "RA",
@@ -78,6 +81,12 @@ class Found:
         """Of its task."""
         return str(self.result.content["about"]["kind"])
 
+    @property
+    def transformer(self) -> Checkpoint | None:
+        """The model of transformers that the run began with; None for any other network."""
+        brought = self.lab.problem.pretrained if isinstance(self.lab, ClassifierLab) else None
+        return brought if brought is not None and brought.transformer is not None else None
+
 
 def export(
     name: str,
@@ -91,7 +100,8 @@ def export(
     """Write a cell's model as files that others can use.
 
     A classifier's weights are not stored with a run: its cell is computed again, and what comes out is compared with
-    what is stored. Generators' weights are read from the run, or computed again where they were not kept.
+    what is stored. Generators' weights are read from the run, or computed again where they were not kept. What was a
+    model of transformers before is one again.
 
     Parameters
     ----------
@@ -122,13 +132,16 @@ def export(
     found = _found(name, out_dir, data_dir, data)
     model, mask, note = _model(found)
     check = _verified(found, model)
+    model = _by_its_own_names(found, model)
     if changed_only:
-        original = found.lab.task(found.cell.seed, found.cell.scenario).model
+        original = _by_its_own_names(found, found.lab.task(found.cell.seed, found.cell.scenario).model)
         content = delta_bytes(model, original, note={"cell": found.result.key.name})
         written = [write_whole(folder / CHANGED, content)]
     else:
         written = WRITERS[found.kind](found, model, folder)
     if isinstance(mask, dict):
+        if found.transformer is not None:
+            mask = {name.removeprefix("net."): marked for name, marked in mask.items()}
         about = {
             "cell": found.result.key.name,
             "keep": str(found.cell.mask.keep),
@@ -161,6 +174,8 @@ def model_card(
     """The card in the Hub's format: YAML for machines, then what a reader should know."""
     about, cell, kind = found.result.content["about"], found.cell, found.kind
     task, library = TASKS[kind]
+    if found.transformer is not None:
+        library = "transformers"
     label = name_of(cell.method, cell.mask.kind)
     title = f"{label}: {row['scenario']} of {about['dataset']} forgotten"
     measured = {n: v for n, v in row.items() if n in KINDS[kind].metrics and isinstance(v, int | float)}
@@ -306,8 +321,15 @@ def _metrics(found: Found) -> dict[str, Any]:
     return {name: found.row[name] for name in wanted if name in found.row}
 
 
+def _by_its_own_names(found: Found, model: nn.Module) -> nn.Module:
+    """The network inside the layer that normalises, where transformers reads it and knows the normalisation."""
+    return model.net if found.transformer is not None and isinstance(model, Normalised) else model
+
+
 def _classifier(found: Found, model: nn.Module, folder: Path) -> list[Path]:
     lab: ClassifierLab = found.lab
+    if found.transformer is not None:
+        return _transformer(found.transformer, model, folder)
     mean, std = lab.data.moments
     config = {
         "arch": lab.problem.arch,
@@ -323,6 +345,13 @@ def _classifier(found: Found, model: nn.Module, folder: Path) -> list[Path]:
         write_whole(folder / WEIGHTS, save(weights, metadata={"format": "pt"})),
         write_whole(folder / "config.json", json.dumps(config, indent=1, ensure_ascii=False).encode()),
     ]
+
+
+def _transformer(brought: Checkpoint, model: Any, folder: Path) -> list[Path]:
+    model.save_pretrained(folder)
+    said = brought.path / PREPROCESSOR
+    more = [write_whole(folder / PREPROCESSOR, said.read_bytes())] if said.is_file() else []
+    return [folder / WEIGHTS, folder / "config.json", *more]
 
 
 def _diffusion(found: Found, model: nn.Module, folder: Path) -> list[Path]:
@@ -346,6 +375,8 @@ WRITERS: dict[str, Callable[[Found, nn.Module, Path], list[Path]]] = {
 
 
 def _loading(found: Found, changed_only: bool) -> str:
+    if found.transformer is not None:
+        return _loading_transformer(found.transformer, changed_only)
     if changed_only:
         return (
             "from salun_core.models.text_to_image.deltas import load_delta\n\n"
@@ -368,6 +399,24 @@ def _loading(found: Found, changed_only: bool) -> str:
             'unet, scheduler = load_diffusion(".")  # conditioned on a class, the last one is "none"'
         )
     return 'from diffusers import DiffusionPipeline\n\npipe = DiffusionPipeline.from_pretrained(".")'
+
+
+def _loading_transformer(brought: Checkpoint, changed_only: bool) -> str:
+    said = (brought.path / PREPROCESSOR).is_file()
+    takes = f"pixel_values as {PREPROCESSOR} says" if said else "pixel_values in [0, 1], not normalised"
+    read = "AutoModelForImageClassification.from_pretrained"
+    if not changed_only:
+        return (
+            "from transformers import AutoModelForImageClassification\n\n"
+            f'model = {read}(".").eval()  # takes {takes}'
+        )
+    where = brought.source if not Path(brought.source).expanduser().exists() else "FOLDER"
+    return (
+        "from transformers import AutoModelForImageClassification\n\n"
+        "from salun_core.models.text_to_image.deltas import load_delta\n\n"
+        f'original = {read}("{where}")  # the network that it was unlearned from\n'
+        f'model = load_delta("{CHANGED}", original).eval()  # takes {takes}'
+    )
 
 
 def _number(value: Any) -> str:

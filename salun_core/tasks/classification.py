@@ -121,7 +121,8 @@ def classification_task(
     ----------
     model : nn.Module
         A trained classifier: images to logits (N, K), as a tensor or in an output with ``logits`` (the models of
-        transformers). Left as it is; methods return a new model.
+        transformers). Left as it is; methods return a new model, where this one is. Weights in half precision are
+        trained in single precision and come back so: most steps are smaller than half precision can hold.
     forget, retain, test : iterable
         ``DataLoader``, list of batches, …: (images, labels), or dicts with ``pixel_values`` and ``labels``. Images as
         the model takes them, labels int64 (N,) from 0. They are read anew for each pass, in the order and with the

@@ -1,7 +1,7 @@
 """Text-to-image: what a pipeline should forget, what replaces it, and what it should keep."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -19,6 +19,7 @@ from salun_core.models.text_to_image.pipelines import (
     encode_prompts,
     too_long,
 )
+from salun_core.networks import check_whole
 from salun_core.tasks.diffusion_training import limited
 from salun_core.tasks.noise_prediction import NoisePrediction
 
@@ -192,6 +193,8 @@ def text_to_image_task(
 ) -> TextToImageTask:
     """Encode images and prompts once, and make a task of them.
 
+    ``task.forget`` holds what was encoded; a mask is made from it: ``saliency_mask(pipe.unet, task.forget, task.loss)``.
+
     Parameters
     ----------
     pipe : pipeline of diffusers
@@ -211,10 +214,16 @@ def text_to_image_task(
     Raises
     ------
     UserError
-        If images and prompts do not fit, a forgotten prompt has no replacement, or a prompt is longer than
-        the text encoder takes: the part that is cut off would be neither forgotten nor kept.
+        If images and prompts do not fit, a forgotten prompt has no replacement, a prompt is longer than the text
+        encoder takes (the part that is cut off would be neither forgotten nor kept), or the network is wrapped for
+        several devices.
     """
+    check_whole(network_of(pipe))  # before its configuration is read, which a wrapper hides
     check_pipeline(pipe)
+    given = ("model", "parts", "prompts", "replacement", "schedule", "kind")
+    known = [f.name for f in fields(TextToImageTask) if f.init and f.name not in given]
+    for name in settings:
+        one_of(name, known, "setting of a text-to-image task")
     read = {role: _read(pipe, source, role) for role, source in (("forget", forget), ("retain", retain))}
     asked = tuple(dict.fromkeys(read["forget"][1]))
     instead = dict.fromkeys(asked, replacement) if isinstance(replacement, str) else dict(replacement)

@@ -139,7 +139,9 @@ def test_frozen_weights_stay_and_need_no_mask():
 def test_images_follow_the_precision_of_the_model(dtype):
     task = classification_task(copy.deepcopy(trained_task().model).to(dtype), **loaders())
     for name in FREE:
-        METHODS[name](task, **FEW.get(name, {"steps": 1, "lr": 1e-3}))
+        found = METHODS[name](task, **FEW.get(name, {"steps": 1, "lr": 1e-3})).model
+        expected = torch.float32 if dtype.itemsize < 4 and name != "original" else dtype
+        assert {weight.dtype for weight in found.parameters()} == {expected}, name
 
 
 def test_training_from_scratch_asks_for_what_it_needs_when_it_is_called():

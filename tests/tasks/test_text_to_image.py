@@ -204,6 +204,18 @@ def test_a_task_refuses_what_makes_no_sense(change, message):
         replace(text_task(), **change)
 
 
+def test_a_wrapped_network_and_a_misspelt_setting_are_refused():
+    parts = {"forget": (images(2), [SEVEN] * 2), "retain": (images(2), [THREE] * 2), "replacement": THREE}
+    with pytest.raises(
+        UserError, match="setting of a text-to-image task 'precison': did you mean 'precision'"
+    ):
+        text_to_image_task(pipeline(), **parts, precison="bf16")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline(), "unet", torch.nn.DataParallel(pipeline().unet))
+        with pytest.raises(UserError, match="wrapped in DataParallel: give model.module"):
+            text_to_image_task(pipeline(), **parts)
+
+
 @pytest.mark.parametrize("form", ["pairs", "dicts", "floats"])
 def test_a_loader_gives_the_task_that_the_same_images_in_memory_give(form):
     retained = [THREE, FIVE] * 8

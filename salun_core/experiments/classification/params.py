@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from pydantic import field_validator, model_validator
 
 from salun_core.data.images import ImageData
@@ -248,7 +249,7 @@ class ClassifierParams(Params):
         """
         device, training = self.machine.ready(), self.training
         store = self.machine.store()
-        given: dict[str, Any] = {name: Checkpoint(model) for name, model in training.brought.items()}
+        given: dict[str, Any] = {name: checkpoint(model) for name, model in training.brought.items()}
         problem = Problem(
             self.data.load() if data is None else data,
             training.arch,
@@ -264,6 +265,36 @@ class ClassifierParams(Params):
             problem = replace(problem, validation=0.0, **given)
             problem.check_checkpoints()
         return ClassifierLab(problem, store, compact=self.kept_outputs)
+
+
+def checkpoint(source: str) -> Checkpoint:
+    """A model that others have trained.
+
+    Raises
+    ------
+    UserError
+        If there is none, if its folder describes no image classifier, or if its weights are of a kind that the digest
+        of a folder leaves out.
+    """
+    found = Checkpoint(source)
+    try:
+        kind = found.transformer
+        if kind is not None:
+            with torch.device("meta"):  # for its shape alone
+                found.build(0)
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises many kinds
+        why = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"the configuration in {source} describes no image classifier ({type(error).__name__}: {why}): copy the "
+            "folder again, or give a file of weights"
+        ) from error
+    if kind is not None and not any(found.path.glob("*.safetensors")):
+        raise UserError(
+            f"{source} holds no safetensors: read the model with transformers and write it with save_pretrained"
+        )
+    return found
 
 
 def check_splits(lab: ClassifierLab, scenarios: list[Scenario], seeds: tuple[int, ...]) -> None:

@@ -139,7 +139,11 @@ def _outputs(model: nn.Module, given: Mapping[str, Any]) -> stored.Evaluation:
         if first is None:
             raise UserError(f"the {role} set holds no images: give a loader with at least one batch")
         check_classifier(model, *first, what=role)
-    return stored.evaluate(model, parts)
+    found = stored.evaluate(model, parts)
+    classes = found.logits.size(1)
+    for label in found.labels[(found.labels < 0) | (found.labels >= classes)].tolist():  # in a later batch
+        raise UserError(f"a loader gives label {label}, but the model has classes 0 to {classes - 1}")
+    return found
 
 
 def _percent(value: float) -> str:

@@ -14,6 +14,7 @@ from salun_core.models.classification.checkpoints import Checkpoint
 from salun_core.pages.figures import classification as figures
 from salun_core.pages.tables import classification as tables
 from salun_core.pages.text import classification as text
+from salun_core.saliency import load_mask
 
 SMALL = {
     "preset": "quick",
@@ -161,15 +162,20 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
         Checkpoint(str(tmp_path / "cut.pt")).load(network(1))
 
 
-def test_a_folder_of_transformers_with_its_preprocessing(tmp_path):
+def vision_transformer(folder):
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
     torch.manual_seed(0)
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     config = ViTConfig(image_size=8, patch_size=4, num_channels=1, num_labels=10, **small)
     vit = ViTForImageClassification(config).eval()
-    vit.save_pretrained(tmp_path / "vit")
-    ViTImageProcessor(image_mean=[0.3], image_std=[0.4]).save_pretrained(tmp_path / "vit")
+    vit.save_pretrained(folder)
+    ViTImageProcessor(image_mean=[0.3], image_std=[0.4]).save_pretrained(folder)
+    return vit
+
+
+def test_a_folder_of_transformers_with_its_preprocessing(tmp_path):
+    vit = vision_transformer(tmp_path / "vit")
     given = {"pretrained": str(tmp_path / "vit"), "out_dir": str(tmp_path / "runs")}
     results = run(ClassificationParams.load(SMALL | given))
     assert set(results.cells["arch"]) == {"transformers:ViTForImageClassification"}
@@ -179,3 +185,53 @@ def test_a_folder_of_transformers_with_its_preprocessing(tmp_path):
     images = lab.data.images[stored.ids].float() / 255
     with torch.no_grad():
         assert torch.allclose(stored.logits, vit((images - 0.3) / 0.4).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", b"{", "describes no image classifier .JSONDecodeError"),
+        ("config.json", b'{"model_type": "t5"}', "describes no image classifier"),
+        ("preprocessor_config.json", b'{"do_normalize": true}', "describes no image classifier .KeyError"),
+        ("model.safetensors", None, "holds no safetensors: .* save_pretrained"),
+    ],
+)
+def test_a_folder_of_transformers_that_is_incomplete_is_refused(tmp_path, file, content, message):
+    vit = vision_transformer(tmp_path / "vit")
+    torch.save(vit.state_dict(), tmp_path / "vit" / "pytorch_model.bin")  # not part of the digest
+    if content is None:
+        (tmp_path / "vit" / file).unlink()
+    else:
+        (tmp_path / "vit" / file).write_bytes(content)
+    given = {"pretrained": str(tmp_path / "vit"), "out_dir": str(tmp_path / "runs")}
+    with pytest.raises(UserError, match=message) as refusal:
+        ClassificationParams.load(SMALL | given).lab()
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_model_of_transformers_is_exported_as_one(tmp_path):
+    from salun_core.experiments.export import export
+
+    vision_transformer(tmp_path / "vit")
+    given = {"pretrained": str(tmp_path / "vit"), "out_dir": str(tmp_path / "runs")}
+    results = run(ClassificationParams.load(SMALL | given))
+    row = results.cells[results.cells["method"] == "salun"].iloc[0]
+    lab = results.lab
+    stored = lab.evaluation(next(r for r in lab.store.all() if r.key.name == row["cell"]))
+    images = (lab.data.images[stored.ids].float() / 255 - 0.3) / 0.4
+    for changed_only in (False, True):
+        folder = tmp_path / str(changed_only)
+        export(row["cell"], folder, out_dir=tmp_path / "runs", changed_only=changed_only)
+        card = (folder / "README.md").read_text("utf8")
+        assert "library_name: transformers" in card
+        loaded: dict = {}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            code = card.split("```python\n")[1].split("```")[0]
+            exec(code.replace("FOLDER", str(tmp_path / "vit")), loaded)
+        with torch.no_grad():
+            assert torch.allclose(loaded["model"](images).logits, stored.logits, atol=1e-4)
+        assert (
+            load_mask(folder / "mask.safetensors").keys() <= dict(loaded["model"].named_parameters()).keys()
+        )
+    assert (tmp_path / "False" / "preprocessor_config.json").is_file()
