@@ -457,11 +457,11 @@ def _list(given: argparse.Namespace) -> None:
 def _check(given: argparse.Namespace) -> int:
     from salun_core.data import load_dataset
     from salun_core.experiments.classification.compatibility import check_compatibility
-    from salun_core.models import check_arch
-    from salun_core.saliency import check_keep
+    from salun_core.experiments.classification.method_comparison import ClassificationParams
 
-    check_arch(given.arch)
-    check_keep(given.keep)
+    # A run takes the same parameters, so what it would refuse is refused here.
+    names = ("dataset", "data_dir", "image_size", "arch", "width", "keep")
+    ClassificationParams.load({name: getattr(given, name) for name in names})
     dataset = load_dataset(given.dataset, given.data_dir, size=given.image_size)
     report = check_compatibility(
         dataset, given.arch, size=given.image_size, width=given.width, keep=given.keep

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from salun_core.__main__ import main
 from salun_core.data import load_dataset
+from salun_core.data.on_disk import VARIABLE
 from salun_core.errors import UserError
 from salun_core.experiments import EXPERIMENTS
 from salun_core.experiments.classification.method_comparison import ClassificationParams
@@ -248,6 +249,22 @@ def test_folders_of_pictures_are_counted(tmp_path):
     shape, names = plan.folder_shape(tmp_path)
     assert (shape.classes, shape.channels, shape.size, shape.train, shape.test) == (2, 3, 30, 6, 4)
     assert names == ("a", "b")
+
+
+def test_images_that_lie_on_disk_take_disk_and_no_memory(tmp_path, monkeypatch):
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new("RGB", (64, 64)).save(tmp_path / part / name / "0.png")
+    params = ClassificationParams.load(
+        {"dataset": "imagefolder", "data_dir": tmp_path, "arch": "resnet6", "width": 4, "batch_size": 2}
+    )
+    inside = plan.needs(params)
+    assert inside.host == 4 * 3 * 64**2 and not inside.disk["decoded images"]
+    monkeypatch.setenv(VARIABLE, "0.01")
+    outside = plan.needs(params)
+    assert outside.host == 10_000 and outside.disk["decoded images"] == inside.host
+    assert inside.device - outside.device == inside.host
 
 
 def test_a_pipeline_is_measured_by_its_configuration(tmp_path):

@@ -1,6 +1,7 @@
 """Whether a data set and a model of your own fit: a whole small unlearning run, looked at closely."""
 
 import copy
+import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from salun_core.data import ImageData, from_datasets
 from salun_core.data.batches import Batches, Loader
 from salun_core.data.images import resized
+from salun_core.data.on_disk import chunks
 from salun_core.data.splits import split_data
 from salun_core.errors import UserError
 from salun_core.experiments.runs.params import Params, parameter
@@ -191,8 +193,7 @@ def _pixels(data: ImageData) -> Check:
 def _repeated(data: ImageData) -> Iterator[Check]:
     known: set[bytes] = set()
     again = 0
-    for image in data.images[: data.n_train]:
-        key = image.numpy().tobytes()
+    for key in _digests(data.images[: data.n_train]):
         again += key in known
         known.add(key)
     said = f"{again:,} of {data.n_train:,} repeat an earlier one ({100 * again / data.n_train:.1f}%)"
@@ -200,11 +201,18 @@ def _repeated(data: ImageData) -> Iterator[Check]:
         said += ": give every image once, or its copy stays in the retain set when it is forgotten"
     yield Check("training images differ from each other", again <= REPEATED * data.n_train, said)
     test = data.images[data.n_train :]
-    seen = sum(image.numpy().tobytes() in known for image in test)
+    seen = sum(key in known for key in _digests(test))
     said = f"{seen:,} of {len(test):,} test images ({100 * seen / len(test):.1f}%) are also training images"
     if seen > REPEATED * len(test):
         said += ": give other images as test set, or TA and MIA mean nothing"
     yield Check("training and test images differ", seen <= REPEATED * len(test), said)
+
+
+def _digests(images: Tensor) -> Iterator[bytes]:
+    """What tells images apart, a few bytes each: a large set is not held in memory."""
+    for part in chunks(images):
+        for image in part:
+            yield hashlib.sha256(image.contiguous().numpy().data).digest()
 
 
 def _network(model: nn.Module | str, data: ImageData, width: int | None) -> nn.Module:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from salun_core.data.image_files import GREY
+from salun_core.data.on_disk import in_memory
 from salun_core.data.sources.image_folder import pictures
 from salun_core.errors import UserError
 from salun_core.experiments import EXPERIMENTS
@@ -52,6 +53,7 @@ HELD = {"erasediff": 2.0, "iu": 3.0, "ssd": 3.0}
 SETS = {"ga": ("forget",), "be": ("forget",), "bs": ("forget",), "ft": ("retain",), "l1_sparse": ("retain",)}
 """The sets that methods with epochs pass over, where it is not both."""
 SHIPPED = {"digits": Shape(10, 1, 8, 898, 899), "noisy_digits": Shape(10, 1, 8, 1_297, 500)}
+FILES = ("imagefolder", "tiny_imagenet")  # decoded into a file where they are too large for memory
 CLIP_WEIGHTS = 428_000_000  # of CLIP ViT-L/14
 
 
@@ -199,6 +201,7 @@ LESS = {
     "outputs": "keep fewer of them (kept_outputs)",
     "trained models": "give fewer seeds",
     "probes": "give fewer prompts (probe_samples)",
+    "decoded images": "set a smaller image_size, or take images away from the folder",
 }
 """What takes less disk, by what takes most."""
 
@@ -301,6 +304,14 @@ def cells_of(params: Params, names: tuple[str, ...]) -> list[Cell]:
     return cells
 
 
+def _image_bytes(values: Mapping[str, Any], shape: Shape) -> tuple[float, float]:
+    """Bytes of the images that are held in memory, and of those that lie in a file: see `data.on_disk`."""
+    size = float((shape.train + shape.test) * shape.channels * shape.size**2)
+    if values["dataset"] in FILES and size > in_memory():
+        return float(in_memory()), size
+    return size, 0.0
+
+
 def _parts(scenario: Scenario, shape: Shape) -> dict[str, float]:
     """Images of the forget and of the retain set."""
     share = {
@@ -336,6 +347,7 @@ def _classification(params: Any, shape: Shape, cells: Sequence[Cell], accelerato
     rows = min(images, 5 * kept) if kept else images
     half = values["precision"] in ("bf16", "auto")
     moving = net.activations * values["batch_size"] * (0.5 if half else 1.0)
+    held_images, mapped = _image_bytes(values, shape)
     # Original, copy, gradient, momentum, mask.
     held = (
         net.weights * (4 * FLOAT + 1)
@@ -344,11 +356,12 @@ def _classification(params: Any, shape: Shape, cells: Sequence[Cell], accelerato
     return Needs(
         len(cells),
         flops,
-        held + moving + images * shape.channels * shape.size**2,
-        images * shape.channels * shape.size**2,
+        held + moving + (0.0 if mapped else held_images),
+        held_images,
         {
             "outputs": float(len(cells) * rows * row),
             "trained models": float(len(seeds) * net.weights * FLOAT),
+            "decoded images": mapped,
         },
     )
 
@@ -376,14 +389,16 @@ def _diffusion(params: Any, shape: Shape, cells: Sequence[Cell], accelerator: bo
     half = values["precision"] in ("bf16", "auto")
     moving = net.activations * 2 * values["batch_size"] * (0.5 if half else 1.0)
     copies = net.weights * (3 * FLOAT + ADAM + 1)
+    held_images, mapped = _image_bytes(values, shape)
     return Needs(
         len(cells),
         flops,
         copies + _further(cells) * net.weights * FLOAT + moving,
-        float(2 * (shape.train + shape.test) * shape.channels * shape.size**2 + 2 * images),
+        2 * held_images + 2 * images,
         {
             "samples": float(len(cells) * images),
             "changed weights": float((len(cells) + 1) * net.weights * FLOAT),
+            "decoded images": mapped,
         },
     )
 

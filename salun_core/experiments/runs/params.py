@@ -343,5 +343,6 @@ def _first_sentence(error: ValidationError, groups: set[str]) -> str:
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if not where or message.startswith(str(loc[0])):
         return message + more
-    given = f", got {shown(first['input'])}" if first["type"] not in ("value_error", "missing") else ""
-    return f"{where}: {message[0].lower()}{message[1:]}{given}{more}"
+    if first["type"] not in ("value_error", "missing"):  # pydantic's own words, not a name such as "FT"
+        message = f"{message[0].lower()}{message[1:]}, got {shown(first['input'])}"
+    return f"{where}: {message}{more}"

@@ -2,7 +2,9 @@
 
 import copy
 import re
+import tracemalloc
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from salun_core.__main__ import main
+from salun_core.data import ImageData
+from salun_core.experiments.classification import compatibility
 from salun_core.experiments.classification.compatibility import check_compatibility
 from salun_core.pages.tables.runs import compatibility_table
 
@@ -50,6 +54,19 @@ class Around(nn.Module):
 
 def wrong(report):
     return " ".join(str(check) for check in report.checks if check.ok is False)
+
+
+def test_repeated_images_are_counted_without_holding_all():
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (4_000, 1, 64, 64), dtype=np.uint8))
+    images[1], images[-1] = images[0], images[2]
+    data = ImageData("many", images, torch.arange(4_000) % 2, 3_000, ("a", "b"))
+    tracemalloc.start()
+    found = [str(check) for check in compatibility._repeated(data)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "1 of 3,000 repeat" in found[0] and "1 of 1,000 test images" in found[1]
+    assert peak < images.numel() / 8
 
 
 def test_a_fitting_pair_passes_and_stays_as_it_was():
@@ -176,6 +193,19 @@ def test_the_command_tells_by_its_status(capsys):
     assert "also training images" in capsys.readouterr().out
     assert main(["check", "--dataset", "digit", "--arch", "resnet18"]) == 2
     assert "did you mean 'digits'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--image-size", "100000000"], "image_size: .* 1024, got 100000000"),
+        (["--width", "-3"], "width: .* greater than or equal to 1, got -3"),
+        (["--keep", "nan"], "keep"),
+    ],
+)
+def test_the_command_refuses_what_a_run_would_refuse(words, said, capsys):
+    assert main(["check", "--dataset", "digits", "--arch", "resnet18", *words]) == 2
+    assert re.fullmatch(f"salun_core: .*{said}.*\n", capsys.readouterr().err)
 
 
 def leaking():
