@@ -30,12 +30,12 @@ class Beyond(Group):
 
     styles: tuple[str, ...] = parameter(
         (),
-        "draw every class in each of these styles as well, as UnlearnCanvas does: columns IRA and CRA, by clip",
+        "draw every class in these styles too, as UnlearnCanvas: columns IRA and CRA, by clip",
     )
-    style_prompt: str = parameter(CANVAS, "the prompt of a class in a style: {object} and {style}, each once")
+    style_prompt: str = parameter(CANVAS, "the prompt of a class in a style: {object} and {style}")
     style_samples: int = parameter(10, "images of every class in every style", ge=1)
     captions: Path | None = parameter(
-        None, "COCO's captions_val2014.json or one of its like: columns caption CLIP and caption FD, by clip"
+        None, "COCO's captions_val2014.json or the like: columns caption CLIP and caption FD"
     )
     caption_images: Path | None = parameter(
         None,
