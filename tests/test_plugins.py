@@ -62,6 +62,14 @@ def missed(evaluation):
     return wilson(int((logits.argmin(dim=1) == labels).sum()), n=len(labels))
 
 
+def odd(evaluation):
+    return {"missed": 1.0}
+
+
+def lost(evaluation):
+    return 1 / (evaluation.size("forget") - evaluation.size("forget"))
+
+
 def net(num_classes, channels):
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * 36, num_classes))
 
@@ -131,6 +139,10 @@ def test_an_experiment_runs_on_names_of_another_package_and_knows_when_its_code_
     assert mine["theirs:missed"] == pytest.approx(1 - mine["UA"], abs=1) and mine["theirs:missed"] is not None
     assert main(["results", "classification", *out, "--metric", "theirs:missed"]) == 0
     assert "theirs:missed" in capsys.readouterr().out
+    for name in ("theirs:odd", "theirs:lost"):
+        assert main(["results", "classification", *out, "--metric", name]) == 2
+        said = capsys.readouterr().err
+        assert f"metric {name!r} cannot be computed (" in said and "returns a Share or a number" in said
 
     cell = tmp_path / "runs" / "cells" / f"{mine['cell']}.json"
     before = json.loads(cell.read_text())

@@ -157,7 +157,9 @@ class Measured:
         known = self._known[path]
         found = known.get(outputs.name)
         if found is None or found[:2] != [outputs.digest, _check(found, outputs.digest, path)]:
-            value = _plain(metric(outputs.value))
+            value = (
+                _theirs(name, metric, outputs.value) if name in self.more else _plain(metric(outputs.value))
+            )
             found = known[outputs.name] = [outputs.digest, _check([value], outputs.digest, path), value]
             self._new.setdefault(path, {})[outputs.name] = found
         return found[-1]
@@ -171,6 +173,18 @@ class Measured:
             text = json.dumps(_read_measured(path) | values, sort_keys=True, separators=(",", ":"))
             write_whole(path, text.encode())
         self._new = {}
+
+
+def _theirs(name: str, metric: Callable[[Any], Any], outputs: Any) -> Any:
+    """A metric of another package; what goes wrong inside is told in one sentence."""
+    try:
+        return _plain(metric(outputs))
+    except Exception as error:  # code of others may raise anything
+        why = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"metric {name!r} cannot be computed ({type(error).__name__}: {why}): it is given an Evaluation and returns "
+            "a Share or a number"
+        ) from error
 
 
 class _Outputs:

@@ -17,6 +17,7 @@ def as_latex(cells: pd.DataFrame) -> str:
     reported = cells[cells["reported"]]
     main = reported[reported["study"] == reported["study"].iloc[0]] if "study" in reported else reported
     if main["kind"].iloc[0] != "classification":
-        return generation_table(main).to_latex()
-    tables = [main_table(main, scenario) for scenario in dict.fromkeys(main["scenario"])]
+        tables = [generation_table(main)]
+    else:
+        tables = [main_table(main, scenario) for scenario in dict.fromkeys(main["scenario"])]
     return "\n".join(["% needs \\usepackage{booktabs}", *(table.to_latex() for table in tables)])

@@ -5,6 +5,7 @@ import pytest
 import torch
 from problems import same
 
+from salun_core.__main__ import main
 from salun_core.errors import UserError
 from salun_core.experiments.diffusion import lab as diffusion_lab
 from salun_core.experiments.diffusion.class_forgetting import DiffusionParams, run
@@ -55,6 +56,12 @@ def test_every_cell_is_there_and_a_second_run_computes_nothing(results):
     pd.testing.assert_frame_equal(again.cells, results.cells)
     table = read_table(results.lab.store.folder.parent, "diffusion")
     assert len(table) == len(results.cells) + len(results.masks)
+
+
+def test_the_table_for_a_paper_says_what_it_needs(results, capsys):
+    assert main(["results", "diffusion", "--out", str(results.lab.folder), "--format", "latex"]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert "booktabs" in first and lines[0].startswith("\\begin{table}")
 
 
 def test_a_model_is_exported_as_a_diffusers_folder_with_its_mask_and_a_card(results, tmp_path):
