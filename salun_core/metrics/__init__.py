@@ -66,7 +66,7 @@ TEXT_TO_IMAGE: dict[str, Callable[[generated.GeneratedOutputs], Any]] = {
     **GENERATION,
     "CLIP": partial(generated.mean_of, name="clip_score"),
     "CLIP accuracy": partial(generated.mean_of, name="clip_right"),
-    "UA in styles": partial(canvas.crossed_share, name="unlearned"),
+    "styles UA": partial(canvas.crossed_share, name="unlearned"),
     "IRA": partial(canvas.crossed_share, name="in_domain"),
     "CRA": partial(canvas.crossed_share, name="cross_domain"),
     "caption CLIP": partial(generated.mean_of, name="caption_clip"),

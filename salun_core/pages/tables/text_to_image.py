@@ -118,7 +118,7 @@ def clip_table(cells: pd.DataFrame) -> Table | Text:
 
 
 BEYOND = {
-    "UA in styles": ("UA in styles", 100),
+    "styles UA": ("UA in styles", 100),
     "IRA": ("IRA", 100),
     "CRA": ("CRA", 100),
     "caption CLIP": ("CLIP score, captions", 1),

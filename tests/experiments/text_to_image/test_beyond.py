@@ -15,6 +15,7 @@ from salun_core.experiments.text_to_image.class_forgetting import TextToImagePar
 from salun_core.metrics.generation.clip import clip_scores, nearest_text
 from salun_core.metrics.generation.frechet import Moments, frechet_distance
 from salun_core.metrics.generation.recognition import recognised
+from salun_core.pages.findings.text_to_image import kinds_of
 from salun_core.pages.tables.text_to_image import beyond_table
 
 STYLES = ["ink", "chalk"]
@@ -87,7 +88,7 @@ def test_retention_is_what_judge_and_clip_see_in_the_images(results):
     gone = [int(shown[i]) != 7 for i in range(28, 32)]
     assert float(row["IRA"]) == pytest.approx(sum(right) / 36)
     assert float(row["CRA"]) == pytest.approx(sum(seen_as) / 36)
-    assert float(row["UA in styles"]) == pytest.approx(sum(gone) / 4)
+    assert float(row["styles UA"]) == pytest.approx(sum(gone) / 4)
 
 
 def test_utility_is_measured_on_images_drawn_for_the_captions(results, coco):
@@ -117,7 +118,7 @@ def test_the_table_shows_what_was_measured_and_says_what_was_not(results):
     assert table.frame["Method"].tolist() == ["Original", "UCE"]
     assert {"IRA", "CRA", "CLIP score, captions"} <= set(table.frame.columns)
     plain = found.cells.drop(
-        columns=[c for c in found.cells if c in ("UA in styles", "IRA", "CRA") or "caption" in c]
+        columns=[c for c in found.cells if c in ("styles UA", "IRA", "CRA") or "caption" in c]
     )
     assert "Not run here" in str(beyond_table(plain))
 
@@ -157,3 +158,8 @@ def test_a_missing_picture_is_named_before_anything_is_unlearned(coco, tmp_path)
                 "out_dir": tmp_path,
             }
         ).lab()
+
+
+def test_the_tables_by_kind_of_prompt_do_not_take_styles_for_a_kind(results):
+    found, _ = results
+    assert kinds_of(found.cells) == list(found.lab.kinds)
