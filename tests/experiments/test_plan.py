@@ -22,7 +22,7 @@ from salun_core.experiments.classification.method_comparison import run as run_c
 from salun_core.experiments.rehearsal import plan
 from salun_core.experiments.rehearsal.networks import SD_UNET, text_unet_cost
 from salun_core.experiments.runs.cells import NO_MASK, Cell, MaskSpec, Scenario
-from salun_core.experiments.runs.params import preset_names
+from salun_core.experiments.runs.params import preset_names, read_preset
 from salun_core.experiments.text_to_image.class_forgetting import TextToImageParams
 from salun_core.experiments.text_to_image.class_forgetting import run as run_text
 from salun_core.methods import METHODS
@@ -238,6 +238,30 @@ def test_a_run_that_cannot_fit_ends_before_it_reads_anything(tmp_path, capsys, m
     assert main(["run", "classification", "-p", "preset", "quick", "--out", str(out)]) == 2
     said = capsys.readouterr().err
     assert "GB into" in said and "kept_outputs" in said and not out.exists()
+
+
+def test_a_grid_far_too_large_is_refused_before_its_cells_are_listed(monkeypatch):
+    given = {
+        "seeds": [*range(3000)],
+        "unlearning_seeds": [*range(3000)],
+        "methods": ["ft", "ga"],
+        "noise_floor": 0,
+    }
+    monkeypatch.setattr(plan, "cells_of", lambda *_: pytest.fail("cells are listed"))
+    with pytest.raises(UserError, match="at least 36,000,004 cells, more than 5,000: add --yes"):
+        plan.check_run(ClassificationParams.load({**given, "tuning_seed": [5000, 5001]}))
+
+
+@pytest.mark.parametrize(
+    ("experiment", "preset"), [(name, preset) for name in EXPERIMENTS for preset in preset_names(name)]
+)
+def test_a_grid_has_as_many_cells_as_its_lists_say_at_least(experiment, preset):
+    given = {"preset": preset, "data_dir": "."}
+    if read_preset(experiment, preset).get("dataset") != "imagefolder":
+        del given["data_dir"]
+    params = EXPERIMENTS[experiment].params.load(given)
+    stand_in = plan.assumed({**read_preset(experiment, preset)})
+    assert 0 < plan.cells_at_least(params) <= plan.needs(params, stand_in).cells
 
 
 def test_folders_of_pictures_are_counted(tmp_path):

@@ -16,7 +16,7 @@ from salun_core.experiments.classification.problem import Problem
 from salun_core.experiments.runs.cells import Cell, Scenario, Variant, default_mask, retrain_replicas
 from salun_core.experiments.runs.data_choice import DataChoice
 from salun_core.experiments.runs.machine import Machine
-from salun_core.experiments.runs.params import Group, Params, parameter
+from salun_core.experiments.runs.params import REPEATED, Group, Params, parameter
 from salun_core.experiments.runs.trained import TRAIN, Trained
 from salun_core.experiments.runs.tuning import FREE, Tuning
 from salun_core.methods import fitting
@@ -120,7 +120,7 @@ class Repetition(Group):
 
     seeds: tuple[int, ...] = parameter((0, 1, 2), "seeds of the split and of training from scratch")
     unlearning_seeds: tuple[int, ...] = parameter((0,), "seeds of unlearning, for each trained model")
-    noise_floor: int = parameter(1, "further retrained models for each seed", ge=0)
+    noise_floor: int = parameter(1, "further retrained models for each seed", ge=0, le=REPEATED)
 
     @field_validator("seeds", "unlearning_seeds")
     @classmethod

@@ -17,7 +17,7 @@ from salun_core.experiments.classification.method_comparison import Results
 from salun_core.experiments.classification.params import ClassifierParams, check_splits, tunable
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario, Variant
 from salun_core.experiments.runs.grid import Chosen, Grid
-from salun_core.experiments.runs.params import parameter
+from salun_core.experiments.runs.params import REPEATED, parameter
 from salun_core.experiments.runs.table import Run
 from salun_core.experiments.runs.tuning import with_distance
 
@@ -32,7 +32,7 @@ class StabilityParams(ClassifierParams):
         ("ft", "rl", "ga", "iu", "l1_sparse", "salun"), "keys of METHODS; Retrain always runs"
     )
     fractions: tuple[float, ...] = parameter((0.1, 0.5), "shares to forget, between 0 and 1")
-    spread_candidates: int = parameter(6, "settings of each method whose spread is shown", ge=2)
+    spread_candidates: int = parameter(6, "settings of each method whose spread is shown", ge=2, le=REPEATED)
     surface_lrs: tuple[PositiveFloat, ...] = parameter(
         (), "learning rates of the surface of SalUn's settings"
     )

@@ -12,11 +12,13 @@ from salun_core.errors import UserError
 from salun_core.experiments.diffusion.lab import DiffusionLab
 from salun_core.experiments.diffusion.problem import Problem
 from salun_core.experiments.generation.params import Forgetting, GenerationParams, Sampling, Steps
-from salun_core.experiments.runs.params import Group, parameter
+from salun_core.experiments.runs.params import REPEATED, Group, parameter
 from salun_core.experiments.runs.trained import DIGEST, Trained
 from salun_core.models.diffusion.unet import SCHEDULES
 from salun_core.tasks.diffusion import RELABEL
 from salun_core.tasks.diffusion_training import DECLINES, DiffusionRecipe
+
+MOST_LAYERS = 100  # of each resolution
 
 
 class Unet(Group):
@@ -25,7 +27,7 @@ class Unet(Group):
     widths: tuple[int, ...] = parameter(
         (128, 256, 256, 256), "channels of the network at each resolution", repeats=True
     )
-    layers: int = parameter(2, "residual blocks at each resolution", ge=1)
+    layers: int = parameter(2, "residual blocks at each resolution", ge=1, le=MOST_LAYERS)
     attention: tuple[int, ...] = parameter((16,), "resolutions with self-attention")
     head: int | None = parameter(None, "channels of an attention head", ge=1)
     dropout: float = parameter(0.0, "inside the residual blocks", ge=0, lt=1)
@@ -40,6 +42,15 @@ class Unet(Group):
         if not value:
             raise UserError("widths is empty: give at least one")
         return value
+
+    def check_head(self, size: int) -> None:
+        """Refuse attention heads of more channels than there are where the network attends to images of ``size`` pixels."""
+        attends = [width for level, width in enumerate(self.widths) if size // 2**level in self.attention]
+        most = min([*attends, self.widths[-1]])  # the middle of the network attends always
+        if self.head is not None and self.head > most:
+            raise UserError(
+                f"head {self.head} is more than the {most} channels it is a part of: give at most {most}"
+            )
 
 
 class DiffusionTraining(Trained):
@@ -126,7 +137,7 @@ class DiffusionParams(GenerationParams):
     sampling: DiffusionSampling = DiffusionSampling()
     unet: Unet = Unet()
     training: DiffusionTraining = DiffusionTraining()
-    noise_floor: int = parameter(0, "further retrained models of each seed", ge=0)
+    noise_floor: int = parameter(0, "further retrained models of each seed", ge=0, le=REPEATED)
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -164,6 +175,8 @@ class DiffusionParams(GenerationParams):
             device=device,
             **brought,
         )
+        if not brought:
+            self.unet.check_head(problem.data.images.shape[-1])
         deadline = time.monotonic() + 60 * training.minutes if training.minutes is not None else None
         return DiffusionLab(
             problem.data, store, self.judging, self.sampling, device, problem=problem, deadline=deadline

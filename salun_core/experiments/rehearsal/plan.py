@@ -184,15 +184,41 @@ def check_run(params: Params, *, meant: bool = False) -> None:
 
     What cannot be known before it is read is left to the run.
     """
+    _check_count(cells_at_least(params), meant, "at least ")
     try:
         need = needs(params)
     except UserError:
         return
-    if need.cells > MANY and not meant:
-        raise UserError(
-            f"this is a grid of {need.cells:,} cells, more than {MANY:,}: add --yes if that is meant"
-        )
+    _check_count(need.cells, meant)
     check(need, machine(params.machine.folder, params.machine.device))
+
+
+def _check_count(count: int, meant: bool, how: str = "") -> None:
+    if count > MANY and not meant:
+        raise UserError(
+            f"this is a grid of {how}{count:,} cells, more than {MANY:,}: add --yes if that is meant"
+        )
+
+
+def cells_at_least(params: Params) -> int:
+    """Cells that a grid has at least, from the lengths of its lists: one far too large would take long to list."""
+    values = params.shown()
+
+    def count(name: str) -> int:
+        return max(1, len(values.get(name, ())))
+
+    places = ("scenario", "classes", "fractions") if "scenario" in values else ("forget_class",)
+    forgotten = math.prod(map(count, places))
+    methods = len(set(values["methods"]) - {"original", "retrain"})
+    varied = methods * count("strengths") + 3 * len(values.get("densities", ()))
+    replicas = values.get("noise_floor", 0) if not values.get("pretrained") else 0
+    tuned = methods * count("tuning_seed") if values.get("tune") else 0
+    surface = [len(values.get(f"surface_{name}", ())) for name in ("lrs", "epochs", "keeps")]
+    return (
+        forgotten * count("seeds") * (varied * count("unlearning_seeds") + replicas)
+        + tuned
+        + math.prod(surface)
+    )
 
 
 LESS = {

@@ -39,6 +39,7 @@ def parameter(
 
 
 LARGE = 10**9  # no number of steps, images or channels is larger
+REPEATED = 1000  # nothing is repeated more often: each time is a cell, and cells are listed before they run
 
 
 class Group(BaseModel):
@@ -78,9 +79,11 @@ class Group(BaseModel):
         if isinstance(value, int) and abs(value) > LARGE:
             raise UserError(f"{info.field_name} must be at most {LARGE:,}, got {value:,}")
         if isinstance(value, tuple) and not _extra(known, "repeats"):
-            for i, entry in enumerate(value):
-                if entry in value[:i]:
-                    raise UserError(f"{info.field_name} {list(value)} repeats {entry}: give each once")
+            seen = set()
+            for entry in value:
+                if entry in seen:
+                    raise UserError(f"{info.field_name} {shown(list(value))} repeats {entry}: give each once")
+                seen.add(entry)
         return value
 
     @field_validator("*")

@@ -11,7 +11,7 @@ from pydantic import field_validator, model_validator
 from salun_core.errors import UserError, one_of
 from salun_core.experiments.runs.cells import Cell, Scenario, Variant
 from salun_core.experiments.runs.given import numeric
-from salun_core.experiments.runs.params import Group, parameter
+from salun_core.experiments.runs.params import REPEATED, Group, parameter
 from salun_core.experiments.runs.table import Run, check_ran
 from salun_core.methods import METHODS
 from salun_core.methods.engine import check_search, check_settings
@@ -46,7 +46,7 @@ class Tuning(Group):
     )
     tune: bool = parameter(True, "choose the other settings on the tuning seeds")
     tuning_seed: tuple[int, ...] = parameter((1000, 1001), "seeds that settings are chosen on; not reported")
-    tuning_budget: int = parameter(8, "settings tried for each method", ge=1)
+    tuning_budget: int = parameter(8, "settings tried for each method", ge=1, le=REPEATED)
     search: dict[str, dict[str, Range]] = parameter({}, "bounds of the settings by method")
 
     choices: ClassVar[dict[str, tuple[Any, str]]] = {}

@@ -243,6 +243,7 @@ def test_the_time_of_an_interrupted_training_counts(tmp_path, monkeypatch):
         ({"pretrained": "data/models/tiny-sd"}, "UNet2DConditionModel"),
         ({"settings": {"rl": {"rate": 1}}}, "setting of RL"),
         ({"dataset": "imagefolder"}, "needs data_dir"),
+        ({"head": 1000}, "head 1000 is more than the .* channels"),
     ],
 )
 def test_bad_input_is_one_sentence_before_anything_is_trained(tmp_path, wrong, said):
