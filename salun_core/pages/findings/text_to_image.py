@@ -9,8 +9,9 @@ from salun_core.methods import name_of
 
 
 def kinds_of(cells: pd.DataFrame) -> list[str]:
-    """Kinds of prompts in a table of the text-to-image experiment, in its order."""
-    return [name.removeprefix("UA ") for name in cells.columns if str(name).startswith("UA ")]
+    """Kinds of prompts that were drawn for in a table of the text-to-image experiment, in its order."""
+    columns = [str(name) for name in cells.columns if str(name).startswith("UA ")]
+    return [name.removeprefix("UA ") for name in columns if cells[name].notna().any()]
 
 
 def means_by_kind(cells: pd.DataFrame, kinds: Sequence[str]) -> pd.DataFrame:
