@@ -71,8 +71,9 @@ class GeneratedOutputs:
     reference : Reference
         What they are compared with.
     extra : mapping of str to Tensor
-        Further values: of each image of the other classes, first kind, "clip_score" and "clip_right"; of
-        classes in styles "crossed_asked" and "crossed_seen", (2, m) each; of ordinary captions "caption_…".
+        Further values: of each image of the other classes, first kind, ``clip_score`` and ``clip_right``; of
+        classes in styles ``crossed_asked`` and ``crossed_seen``, (2, m) each; of images for ordinary captions
+        ``caption_clip``, its error, ``caption_distance`` and ``caption_n``.
     """
 
     logits: Tensor = field(repr=False)
