@@ -66,6 +66,16 @@ def test_importing_the_package_is_cheap_and_loads_no_torch(tmp_path):
     assert version.strip() == salun_core.__version__
 
 
+def test_an_experiment_of_classifiers_loads_nothing_of_generation(tmp_path):
+    code = """
+        import sys
+        import salun_core.experiments
+        import salun_core.pages.figures.classification, salun_core.pages.tables.runs
+        print(sorted({"torchvision", "diffusers", "transformers", "peft"} & set(sys.modules)))
+    """
+    assert python(code, cwd=tmp_path).strip() == "[]"
+
+
 @pytest.mark.parametrize("name", salun_core.__all__)
 def test_every_public_name_is_listed_documented_and_found(name):
     assert name in dir(salun_core)

@@ -5,16 +5,19 @@ import functools
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import ResNet, ResNet50_Weights, resnet50
 
 from salun_core.data.downloads import DOWNLOADS, how_to_get
 from salun_core.data.images import covering_size, middle
 from salun_core.data.prompts import IMAGENETTE
 from salun_core.errors import UserError
+
+if TYPE_CHECKING:
+    from torchvision.models import ResNet
 
 OTHER = "another class"
 RESIZE, CROP = 232, 224
@@ -35,7 +38,7 @@ class ImagenetJudge(nn.Module):
         Numbers in ImageNet of the K classes; see `imagenet_numbers`.
     """
 
-    def __init__(self, network: ResNet, numbers: Sequence[int]) -> None:
+    def __init__(self, network: "ResNet", numbers: Sequence[int]) -> None:
         super().__init__()
         self.network = network
         self.classes = (*(imagenet_names()[number] for number in numbers), OTHER)
@@ -110,6 +113,8 @@ def imagenet_ids() -> tuple[str, ...]:
 
 def imagenet_names() -> list[str]:
     """Names of ImageNet's 1,000 classes as torchvision lists them, in their order."""
+    from torchvision.models import ResNet50_Weights
+
     return list(ResNet50_Weights.IMAGENET1K_V2.meta["categories"])
 
 
@@ -148,6 +153,8 @@ def imagenet_judge(
     UserError
         If the file is missing or does not hold a ResNet-50 of 1,000 classes.
     """
+    from torchvision.models import resnet50  # slow to import: an experiment of classifiers needs none of it
+
     path = DOWNLOADS["resnet50"].paths[0] if weights is None else Path(weights).expanduser()
     if not path.is_file():
         raise UserError(f"judge imagenet needs {path}, which is missing: {how_to_get('resnet50')}")
