@@ -24,6 +24,8 @@ const show = (origin) => {
   current = origin;
   if (origin.title) {
     origin.dataset.origin = origin.title;
+    // A mark has no other name for a screen reader; a number of a table is its own.
+    if (origin.matches("[role=img]")) origin.setAttribute("aria-label", origin.title);
     origin.removeAttribute("title");
   }
   tip.textContent = origin.dataset.origin;

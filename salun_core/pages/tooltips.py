@@ -17,7 +17,7 @@ PADDING = 0.1  # inches that matplotlib leaves around a figure that is saved wit
 
 PLACES = html_template(
     """{% for place in places %}<span class="origin" role="img" tabindex="-1" title="{{ place.text }}" \
-aria-label="{{ place.text }}" style="position:absolute;{{ place.style }}"></span>{% endfor %}"""
+style="position:absolute;{{ place.style }}"></span>{% endfor %}"""
 )
 
 
@@ -45,7 +45,7 @@ def overlay(figure: Figure, tooltips: Sequence[Tooltip]) -> str:
     """HTML of tooltips over an image of the figure, placed in percent so that they scale with it.
 
     Without any script a browser shows the texts as titles; the book's script shows them at once, on
-    touch, and by keyboard.
+    touch, and by keyboard, and then names the place by the same text. A page holds each text once.
     """
     figure.draw_without_rendering()
     box = figure.get_tightbbox().padded(PADDING)
@@ -64,7 +64,7 @@ def overlay(figure: Figure, tooltips: Sequence[Tooltip]) -> str:
         (left, top), (right, bottom) = shares[0], shares[-1]
         where = f"left:{100 * left:.2f}%;top:{100 * top:.2f}%"
         size = (
-            ";width:14px;height:14px;transform:translate(-50%,-50%)"
+            ";padding:7px;margin:-7px"  # a square around the point
             if len(place) == 1
             else f";width:{100 * (right - left):.2f}%;height:{100 * (bottom - top):.2f}%"
         )

@@ -2,6 +2,8 @@
 
 import base64
 import re
+from urllib.parse import unquote
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
@@ -110,9 +112,10 @@ def test_a_figure_shows_any_text(nasty):
     unharmed(html, nasty)
     page = parsed(html)
     assert page.img["alt"] == nasty
-    assert page.select_one(".origin")["title"] == page.select_one(".origin")["aria-label"] == nasty
+    assert page.select_one(".origin")["title"] == nasty
     assert len(page.find_all("img")) == 1
-    svg = base64.b64decode(page.img["src"].partition(",")[2]).decode()
+    svg = unquote(page.img["src"].partition(",")[2])
+    ElementTree.fromstring(svg)
     assert "<script" not in svg and not re.search(r"<[^!>]*onerror", svg)
 
 

@@ -71,7 +71,12 @@ def test_what_was_not_drawn_has_no_tooltip():
 def test_texts_are_texts():
     fig, axis = charts.panels(height=2)
     (tip,) = tooltips_in(overlay(fig, [Tooltip(axis, "a < b\n\"c\" & 'd'", 0.5, 0.5)]))
-    assert tip["title"] == tip["aria-label"] == "a < b\n\"c\" & 'd'"
+    assert tip["title"] == "a < b\n\"c\" & 'd'"
+
+
+def test_a_page_holds_the_text_of_a_mark_once():
+    fig, axis = charts.panels(height=2)
+    assert overlay(fig, [Tooltip(axis, "cell-0123", 0.5, 0.5)]).count("cell-0123") == 1
 
 
 def test_a_result_names_its_run_code_and_cell():

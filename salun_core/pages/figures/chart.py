@@ -3,11 +3,13 @@
 import base64
 import io
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -113,13 +115,13 @@ class Chart:
                         label.set_parse_math(True)
 
     def svg(self) -> bytes:
-        """The figure as SVG; the same figure gives the same bytes."""
+        """The figure as SVG, coordinates to a hundredth of a point; the same figure gives the same bytes."""
         buffer = io.BytesIO()
         with mpl.rc_context({"svg.hashsalt": "salun", "svg.fonttype": "path"}):
             self.figure.savefig(
                 buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None}
             )
-        return buffer.getvalue()
+        return lean(buffer.getvalue().decode()).encode()
 
     def png(self) -> bytes:
         """The figure as PNG, twice the size of the page."""
@@ -133,10 +135,14 @@ class Chart:
 
     def image(self) -> str:
         """The figure as an HTML image that holds its own data."""
-        kind, content = ("png", self.png()) if self.photo else ("svg+xml", self.svg())
-        source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+        if self.photo:
+            source = f"data:image/png;base64,{base64.b64encode(self.png()).decode()}"
+        else:
+            source = f"data:image/svg+xml,{svg_address(self.svg().decode())}"
         width = "" if self.figure.get_figwidth() > NARROW else " narrow"
-        return IMAGE.render(kind=f"{'photo' if self.photo else 'chart'}{width}", alt=self.alt, source=source)
+        return IMAGE.render(
+            kind=f"{'photo' if self.photo else 'chart'}{width}", alt=self.alt, source=safe_html(source)
+        )
 
     def __repr__(self) -> str:
         return self.alt
@@ -147,6 +153,23 @@ class Chart:
             tooltips=safe_html(overlay(self.figure, self.tooltips)) if self.tooltips else "",
             caption=self.caption[:1].upper() + self.caption[1:],
         )
+
+
+UNSEEN = re.compile(r"<metadata>.*?</metadata>|<!--.*?-->", re.DOTALL)
+DECIMALS = re.compile(r"(?<![\w.])-?[1-9]\d*\.\d{3,}")  # scales of letters are below 1, and stay
+PATH = re.compile(r'\bd="[^"]*"')
+
+
+def lean(svg: str) -> str:
+    """Matplotlib's SVG without what nobody sees: comments, indentation, and decimals beyond the second."""
+    svg = DECIMALS.sub(lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), UNSEEN.sub("", svg))
+    svg = PATH.sub(lambda path: re.sub(r"\s*([A-Za-z])\s+", r"\1", " ".join(path[0].split())), svg)
+    return re.sub(r">\s+<", "><", svg)
+
+
+def svg_address(svg: str) -> str:
+    """SVG as the text of a data address within an attribute: a quarter shorter than base64."""
+    return quote(svg.replace('"', "'").replace("\n", " "), safe=" '/:;=,()?!*+@$|[]{}")
 
 
 class Card(Chart):

@@ -1,5 +1,8 @@
 """Figures of classifiers: complete, repeatable, and possible with whatever was run."""
 
+import io
+import re
+
 import matplotlib as mpl
 import pytest
 import result_frames
@@ -80,6 +83,25 @@ def test_a_method_has_one_look_everywhere_and_no_other_method_has_it():
 
 def test_a_figure_is_the_same_every_time():
     assert figures.trade_off(CELLS, SCENARIO).svg() == figures.trade_off(CELLS, SCENARIO).svg()
+
+
+def test_a_figure_is_stored_without_what_nobody_sees():
+    chart = figures.trade_off(CELLS, SCENARIO)
+    whole = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "salun"}):
+        chart.figure.savefig(whole, format="svg", bbox_inches="tight", transparent=True)
+    svg = chart.svg().decode()
+    assert "<!--" not in svg and "<metadata>" not in svg
+    assert not re.search(r"[1-9]\d*\.\d{3}", svg)
+    assert len(chart.image().encode()) < len(whole.getvalue())  # in base64 it would be a third longer
+    before, after = (numbers_drawn(text) for text in (whole.getvalue().decode(), svg))
+    assert after == pytest.approx(before, abs=0.006)  # letters and their scale among them
+
+
+def numbers_drawn(svg):
+    """All numbers of paths, places and transformations."""
+    values = re.findall(r'\s(?:d|x|y|transform)="([^"]*)"', svg)
+    return [float(number) for value in values for number in re.findall(r"-?\d+(?:\.\d+)?", value)]
 
 
 def test_the_cost_of_tuning_is_drawn_where_it_is_known():
