@@ -221,21 +221,28 @@ def show_modules(app: Sphinx, docname: str, source: list[str]) -> None:
             package = name if name == found[1] else ".".join(folder.relative_to(top).parts)
             automodule = f".. automodule:: {name}\n   :members:\n   :ignore-module-all:\n   :no-value:"
             title = ": ".join(filter(None, (name.removeprefix(package).strip("."), purpose(top, name))))
-            # Folded, or the page of a large room would be as long as a corridor. Titles hold backticks, which a
-            # fence of backticks may not have.
-            folded = f"~~~~{{dropdown}} {title}\n```{{eval-rst}}\n{automodule}\n```\n~~~~\n"
-            sections.setdefault(package, [f"## `{package}`\n"]).append(folded)
+            shown = f"```{{eval-rst}}\n{automodule}\n```\n"
+            if source_of(top, name):
+                # Folded, or the page of a large room would be as long as a corridor. Titles hold backticks, which a
+                # fence of backticks may not have.
+                shown = f"~~~~{{dropdown}} {title}\n{shown}~~~~\n"
+            sections.setdefault(package, [f"## `{package}`\n"]).append(shown)
         return "\n".join(part for section in sections.values() for part in section)
 
     source[0] = MODULES.sub(reference, source[0])
 
 
-def purpose(top: Path, name: str) -> str:
-    """First line of a module's docstring, or its name where it has none."""
+def source_of(top: Path, name: str) -> str:
+    """The source of a module; that of a package is often empty."""
     base = top.joinpath(*name.split("."))
     file = next(f for f in (base.with_suffix(".py"), base / "__init__.py") if f.is_file())
-    said = ast.get_docstring(ast.parse(file.read_text("utf8"))) or name.rpartition(".")[2]
-    return said.partition("\n\n")[0].replace("\n", " ").replace("``", "`").rstrip(".")
+    return file.read_text("utf8").strip()
+
+
+def purpose(top: Path, name: str) -> str:
+    """First line of a module's docstring, or its name where it has none."""
+    words = ast.get_docstring(ast.parse(source_of(top, name))) or name.rpartition(".")[2]
+    return words.partition("\n\n")[0].replace("\n", " ").replace("``", "`").rstrip(".")
 
 
 def keep_bars(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

@@ -8,10 +8,6 @@ from pathlib import Path
 
 import execution
 
-# What a reader of the book unfolds, such as answers; the reference would be as long as all the rest.
-UNFOLD = """<script>
-for (const fold of document.querySelectorAll("details.sd-dropdown")) fold.open = !fold.querySelector("dl.py");
-</script>"""
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -45,9 +41,7 @@ def single_page(profile: str) -> Path:
     if done.returncode:
         raise SystemExit(f"the single page was not built:\n{done.stdout}{done.stderr}")
     # The root page lies in a folder, and its relative links start from the top.
-    page = (built / "book" / "index.html").read_text("utf8")
-    (built / "all.html").write_text(page.replace("</body>", f"{UNFOLD}</body>"), "utf8")
-    return built / "all.html"
+    return Path(shutil.copyfile(built / "book" / "index.html", built / "all.html"))
 
 
 def print_pdf(page: Path, target: Path) -> Path:

@@ -74,3 +74,19 @@ const unfold = () => {
 };
 addEventListener("hashchange", unfold);
 addEventListener("load", unfold);
+
+// On paper nothing can be unfolded. Answers and outputs are open there; code that draws is left out, and of the
+// reference one line for each module stays, as the rest would be as long as the book. Paper is light.
+let folded = [], theme;
+
+addEventListener("beforeprint", () => {
+  folded = [...document.querySelectorAll("details:is(.sd-dropdown, .hide):not([open])")]
+    .filter((fold) => !fold.querySelector("dl.py") && !fold.closest(".tag_hide-input"));
+  for (const fold of folded) fold.open = true;
+  theme = document.documentElement.dataset.theme;
+  document.documentElement.dataset.theme = "light";
+});
+addEventListener("afterprint", () => {
+  for (const fold of folded) fold.open = false;
+  document.documentElement.dataset.theme = theme;
+});

@@ -319,12 +319,15 @@ def test_docstrings_become_a_reference(book):
         '"""A module with ``f``."""\n\ndef f(x: int) -> int:\n    """Give |x|, not ``|y|``."""\n',
     )
     book.write("demo_pkg/_private.py", "")
+    book.write("demo_pkg/room/__init__.py", "")  # nothing to unfold
+    book.write("demo_pkg/room/inside.py", '"""A module in a package that says nothing."""\n')
     book.write("index.md", "# Home\n\n<!-- modules: demo_pkg -->\n\n```{toctree}\nnotebooks/demo\n```\n")
     assert book.build() == ""
     page = BeautifulSoup(book.page("index"), "html.parser")
-    assert [h.get_text().strip("#¶") for h in page.select("section > h2")] == ["demo_pkg"]
+    assert [h.get_text().strip("#¶") for h in page.select("section > h2")] == ["demo_pkg", "demo_pkg.room"]
     folds = [s.get_text().strip() for s in page.select("details > summary")]
-    assert folds == ["A package", "part: A module with f"]
+    assert folds == ["A package", "part: A module with f", "inside: A module in a package that says nothing"]
+    assert page.find(id="module-demo_pkg.room")  # what a link to the package leads to
     assert "Give |x|, not |y|." in page.get_text()
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 from salun_core.experiments.classification.compatibility import CompatibilityReport
 from salun_core.experiments.runs.store import read_results
 from salun_core.methods import name_of
+from salun_core.pages.markup import Text
 from salun_core.pages.tables.table import Table, compact, short
 
 
@@ -21,8 +22,10 @@ def settings_table(params: Mapping[str, Any]) -> Table:
     return Table(frame, "Parameters of this run", numbered=False)
 
 
-def tuning_table(tuning: pd.DataFrame) -> Table:
+def tuning_table(tuning: pd.DataFrame) -> Table | Text:
     """The chosen settings of each method, with the bounds tried, the distance reached, and what is wrong with them.
+
+    Where nothing was tuned, a sentence that says so.
 
     Parameters
     ----------
@@ -31,9 +34,7 @@ def tuning_table(tuning: pd.DataFrame) -> Table:
         distance, chosen, at_edge, tuned``.
     """
     if tuning.empty:
-        return Table(
-            pd.DataFrame({"Method": []}), "Tuning is off: every method uses the settings it was given."
-        )
+        return Text("Tuning is off: every method uses the settings it was given.")
     rows = []
     for (scenario, method, mask), part in tuning.groupby(["scenario", "method", "mask"], sort=False):
         best, tried = part[part["chosen"]].iloc[0], varied(part["settings"])

@@ -133,8 +133,8 @@ def agreement(found: Agreement) -> str:
     if math.isnan(found.correlation):
         return f"The paper and this run share {counted(len(found.methods), 'method')}, too few to compare their order."
     return (
-        f"The order of the methods agrees with the paper's with a rank correlation of {found.correlation:.2f} over "
-        f"{len(found.methods)} methods."
+        f"Over {len(found.methods)} methods, the rank correlation of our order with the paper's is "
+        f"{found.correlation:.2f}, where 1 is the same order and 0 an unrelated one."
     )
 
 

@@ -161,3 +161,8 @@ def test_names_of_classes_and_data_sets_are_texts_on_every_way_into_a_page():
         found = BeautifulSoup(page, "html.parser")
         assert not found.find_all(onerror=True)
         assert "onerror" in page  # it is there, as text
+
+
+def test_a_low_rank_correlation_is_not_called_agreement():
+    said = classification.agreement(findings.Agreement(0.15, ("SalUn", "RL", "FT")))
+    assert "0.15" in said and "agrees" not in said
