@@ -21,6 +21,7 @@ from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
+import icons
 import yaml
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -485,7 +486,10 @@ def draw_pictures(app: Sphinx) -> None:
 
 
 def finish(app: Sphinx, error: Exception | None) -> None:
-    """Put in place what Sphinx does not copy: MathJax, executed notebooks, pictures (event build-finished)."""
+    """Put in place what Sphinx does not copy: MathJax, executed notebooks, pictures (event build-finished).
+
+    Of the theme's icons those that are shown stay.
+    """
     if error is not None or app.builder.format != "html":
         return
     spec = find_spec("sphinx-mathjax-offline")
@@ -496,6 +500,7 @@ def finish(app: Sphinx, error: Exception | None) -> None:
         Path(app.outdir, "_static", app.config.mathjax_path),
     )
     draw_pictures(app)
+    icons.keep_shown(Path(app.outdir))
     for doc in app.env.found_docs:
         if (path := executed(app, doc)) and path.exists():
             copy(path, Path(app.outdir, "_sources", f"{doc}.ipynb"))

@@ -1,5 +1,10 @@
-// Tables that scroll can be reached with the keyboard, also those that a script draws later.
+// What scrolls can be reached with the keyboard: printed text, and tables, also those that a script draws later.
 const reachable = () => {
+  for (const printed of document.querySelectorAll("div.cell_output pre:not([tabindex])")) {
+    printed.tabIndex = 0;
+    printed.setAttribute("role", "group");
+    printed.setAttribute("aria-label", "Printed text");
+  }
   for (const body of document.querySelectorAll(".dt-scroll-body:not([tabindex])")) {
     body.tabIndex = 0;
     body.setAttribute("role", "region");

@@ -4,6 +4,7 @@ The pages are served from this machine and shown by a headless Chromium that can
 """
 
 import functools
+import gzip
 import html
 import re
 from pathlib import Path
@@ -58,6 +59,12 @@ def test_links_and_anchors_inside_the_book_lead_somewhere(book, page):
 
 
 @functools.cache
+def packed(file: Path) -> int:
+    """Size of a file as servers send it; pictures and fonts hardly shrink."""
+    return len(gzip.compress(file.read_bytes()))
+
+
+@functools.cache
 def anchors(file: Path) -> frozenset[str]:
     return frozenset(re.findall(r'\s(?:id|name)="([^"]+)"', file.read_text("utf8")))
 
@@ -92,7 +99,7 @@ def test_the_book_is_light(book):
 
 
 def test_a_page_is_light(book, page):
-    """What a reader fetches for one page beside what all pages share."""
+    """The page alone; with all that it fetches it is weighed in the browser."""
     assert (book / page).stat().st_size < 1e6
 
 
@@ -136,7 +143,7 @@ LOOKS = [  # contrast is a matter of the theme, and all else one of the size
 ]
 
 
-def test_a_page_loads_fits_and_can_be_read_by_all(browser, address, page):
+def test_a_page_loads_fits_and_can_be_read_by_all(browser, address, book, page):
     """Loaded once, then looked at in four ways, so that the whole book takes minutes."""
     shown, wrong = visit(browser, address + page, size=WIDE, scheme="light")
     found: dict[str, list[str]] = {}
@@ -146,7 +153,11 @@ def test_a_page_loads_fits_and_can_be_read_by_all(browser, address, page):
         formulas = shown.locator("article .math").count()
         assert shown.locator("article .math mjx-container").count() >= formulas
         assert shown.locator("[data-mml-node=merror]").count() == 0
+        assert shown.locator("svg.svg-inline--fa animate").count() == 0  # what stands for a missing icon
         assert shown.evaluate("document.documentElement.scrollHeight") < 10_000
+        fetched = shown.evaluate("performance.getEntriesByType('resource').map(e => e.name)")
+        files = {unquote(urlparse(name).path).lstrip("/") for name in fetched if name.startswith(address)}
+        assert packed(book / page) + sum(packed(book / file) for file in files) < 1e6
         for size, scheme, _ in LOOKS:
             look_at(shown, size, scheme)
             found[f"{size['width']}, {scheme}"] = shown.evaluate(OVERFLOW) + shown.evaluate(CUT_CODE)
@@ -176,9 +187,10 @@ OVERFLOW = """() => {
     .map(e => e.tagName + "." + e.className).slice(0, 8).concat(["page is " + document.documentElement.scrollWidth]);
 }"""
 
-# Lines of code that go on beyond their frame.
-CUT_CODE = """() => [...document.querySelectorAll("article :is(.highlight, .cell_input) pre")]
-  .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 60))"""
+# Lines of code that go on beyond their frame; and printed text that is wrapped, so that its columns are lost.
+CUT_CODE = """() => [...document.querySelectorAll("article :is(.highlight, .cell_input, .cell_output) pre")]
+  .filter(e => e.closest(".cell_output") ? getComputedStyle(e).whiteSpace !== "pre" : e.scrollWidth > e.clientWidth + 1)
+  .map(e => e.textContent.slice(0, 60))"""
 
 
 def barriers(shown, rules: dict[str, object]) -> list[str]:
