@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from salun_core.errors import UserError, one_of
+from salun_core.errors import UserError, lacks_memory, one_of
 
 CONTINUED = "finished cells are kept, the same command goes on"
 
@@ -52,7 +52,7 @@ def expected(error: Exception) -> str:
     """What a person can do about an error that a library or the system raises; empty for any other."""
     if isinstance(error, ModuleNotFoundError) and (extra := _extra_of(error.name or "")):
         return f"this needs {error.name}, which is not installed: pip install 'salun-companion[{extra}]'"
-    if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error)):
+    if lacks_memory(error):
         return (
             "there is not enough memory: take smaller images, batches or networks (finished cells are kept)"
         )

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 
 
@@ -33,6 +34,27 @@ class Diverged(UserError):
     """A run whose loss, weights or outputs stopped being finite: a result of its settings, not a crash."""
 
 
+class Unknown(UserError, KeyError):
+    """A name that is not in a table; a `KeyError` too, as any dict would raise."""
+
+    def __str__(self) -> str:  # a KeyError would show its message in quotes
+        return str(self.args[0])
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error of Python, torch or the system says that there is not enough memory."""
+    return isinstance(error, MemoryError) or bool(
+        re.search("out of memory|can't allocate memory", str(error))
+    )
+
+
+def nearest(name: object, known: Iterable[str]) -> str | None:
+    """The known name that is written most like ``name``, whatever their capitals; None if none is."""
+    by_small = {text.lower(): text for text in known}
+    near = difflib.get_close_matches(str(name).lower(), by_small, n=1)
+    return by_small[near[0]] if near else None
+
+
 def one_of(name: str, known: Iterable[str], what: str) -> str:
     """Return ``name`` if it is known, else refuse it with the nearest known name.
 
@@ -51,6 +73,6 @@ def one_of(name: str, known: Iterable[str], what: str) -> str:
     known = [*known, *getattr(known, "installed", ())]
     if name in known:
         return name
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "choose one of " + ", ".join(known)
+    near = nearest(name, known)
+    hint = f"did you mean {near!r}?" if near else "choose one of " + ", ".join(known)
     raise UserError(f"unknown {what} {name!r}: {hint}")

@@ -1,12 +1,13 @@
 """What is asked of any network, whatever it computes: where it is, in which mode, and that it is whole."""
 
+import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from salun_core.errors import UserError
+from salun_core.errors import UserError, lacks_memory
 
 WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
 
@@ -36,6 +37,93 @@ def check_whole(model: object) -> None:
             )
         if weight.is_meta:
             raise UserError(f"the weights of the model are not loaded ({name} is on the meta device)")
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Refuse, besides what `check_whole` refuses, a network in whose copy no weight could be trained.
+
+    Raises
+    ------
+    UserError
+        If it, or a part of it, is a program of ``torch.jit``, or was made in inference mode.
+    """
+    check_whole(model)
+    if any(isinstance(part, torch.jit.ScriptModule) for part in model.modules()):
+        raise UserError("the model is traced or scripted by torch.jit: give the nn.Module it was made of")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):  # the first batch makes it
+            continue
+        if tensor.is_complex() and tensor.requires_grad:
+            raise UserError(
+                f"the model has complex weights ({name}): only real ones are ranked and unlearned"
+            )
+        if tensor.is_inference():
+            raise UserError(
+                f"the model was made under torch.inference_mode ({name} can have no gradient): give copy.deepcopy(model), "
+                "made outside of it"
+            )
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of a network, with what it has computed from its weights and keeps.
+
+    Raises
+    ------
+    UserError
+        If it cannot be copied.
+    """
+    # The older forms of weight_norm, spectral_norm and pruning keep the weight of the last pass, computed from
+    # parameters; deepcopy refuses that, and the next pass replaces it.
+    computed = [
+        value
+        for part in model.modules()
+        for value in vars(part).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    try:
+        return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
+    except Exception as error:  # a user's network may hold anything
+        if lacks_memory(error):
+            raise
+        raise UserError(
+            f"the model cannot be copied ({error}): methods train a copy, so keep in it only what copy.deepcopy copies"
+        ) from error
+
+
+@contextmanager
+def gradients() -> Iterator[None]:
+    """Gradients are recorded, also where the caller has switched them off."""
+    switched = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+    with switched, torch.enable_grad():
+        yield
+
+
+@contextmanager
+def reading(model: nn.Module, images: Tensor, of: str = "") -> Iterator[None]:
+    """What a network raises while it reads ``images`` becomes one sentence, except that memory is lacking.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Named "model" in the sentence.
+    images : Tensor
+        (N, …); their shape is told.
+    of : str
+        Whose images they are, "of …".
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # a user's network may raise anything
+        if lacks_memory(error):
+            raise
+        shape = " x ".join(map(str, images.shape))
+        said = f"the model cannot read the images{' ' if of else ''}{of} ({shape}): {str(error)[:400]}"
+        normalises = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())
+        if model.training and len(images) == 1 and normalises:
+            said += "; BatchNorm learns nothing from one image: give larger batches, or bn_stats='freeze'"
+        raise UserError(said) from error
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -14,7 +14,7 @@ from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
-from salun_core.errors import UserError
+from salun_core.errors import Unknown, UserError, nearest
 
 T = TypeVar("T")
 
@@ -57,7 +57,10 @@ class Table(dict[str, T]):
     def __missing__(self, name: str) -> T:
         if name not in self._loaded:
             if ":" not in str(name) and name not in self.installed:
-                raise KeyError(name)
+                known = [*self, *self.installed]
+                near = nearest(name, known)
+                hint = f"did you mean {near!r}? " if near else ""
+                raise Unknown(f"unknown {self.what} {name!r}: {hint}there are {', '.join(known)}")
             found = imported(self._place(name), self.what)
             self._loaded[name] = found if self.adapt is None else self.adapt(found, name)
         return self._loaded[name]
@@ -65,7 +68,7 @@ class Table(dict[str, T]):
     def __contains__(self, name: object) -> bool:
         try:
             self[str(name)]
-        except (KeyError, UserError):
+        except UserError:
             return False
         return True
 

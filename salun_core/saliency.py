@@ -4,7 +4,6 @@ A mask is a dict from weight name to a boolean tensor of the weight's shape; ``T
 that may change. The paper's threshold appears here as ``keep``, the share of weights marked.
 """
 
-import copy
 import io
 import json
 import pickle
@@ -21,9 +20,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from salun_core.data.batches import Batch, as_loader
-from salun_core.errors import Diverged, UserError, one_of
+from salun_core.errors import Diverged, UserError, lacks_memory, one_of
 from salun_core.files import write_whole
-from salun_core.networks import check_whole, device_of, evaluating
+from salun_core.networks import check_trainable, copied, device_of, evaluating, gradients
 from salun_core.plugins import Table, called
 from salun_core.rng import isolated
 
@@ -125,8 +124,14 @@ def saliency_scores(
     Fan et al., SalUn, ICLR 2024, equation of the mask (section 4).
     """
     rule = SCORES[one_of(score, SCORES, "saliency score")]
-    check_whole(model)
-    data = as_loader(forget, device=device_of(model), what="the forget set")
+    check_trainable(model)
+    if not callable(loss):
+        raise UserError(
+            f"the loss is a {type(loss).__name__}: give a function loss(model, batch), such as task.loss"
+        )
+    # A task knows its classes, and a mask is usually made with the loss of one.
+    classes = getattr(getattr(loss, "__self__", None), "classes", None)
+    data = as_loader(forget, device=device_of(model), what="the forget set", classes=classes)
     if not isinstance(rule, Rule):
         return _own_scores(model, data, loss, rule, score)
     net = model
@@ -134,8 +139,8 @@ def saliency_scores(
         dtype = torch.float32
     other = dtype is not None and any(w.dtype != dtype for w in model.parameters())
     if other or rule.train_mode or rule.ascent:
-        net = copy.deepcopy(model).to(dtype=dtype)
-    with evaluating(net), isolated(0, "saliency"):  # dropout draws in training mode
+        net = copied(model).to(dtype=dtype)
+    with gradients(), evaluating(net), isolated(0, "saliency"):  # dropout draws in training mode
         net.train(rule.train_mode)
         weights = {name: w for name, w in net.named_parameters() if w.requires_grad}
         if not weights:
@@ -153,7 +158,7 @@ def saliency_scores(
 
 
 def _own_scores(model: nn.Module, forget: Iterable[Batch], loss: Loss, rule: OwnScore, score: str) -> Scores:
-    with evaluating(model), isolated(0, "saliency"):
+    with gradients(), evaluating(model), isolated(0, "saliency"):
         found = rule(model, forget, loss)
     wanted = {name: w.shape for name, w in model.named_parameters() if w.requires_grad}
     if {name: values.shape for name, values in found.items()} != wanted:
@@ -175,7 +180,7 @@ def _summed_gradients(
     total: list[Tensor] = []
     for images, condition in forget:
         images = images.to(dtype) if images.is_floating_point() else images
-        value = loss(net, (images, condition)) * (1 if rule.batch_means else len(images))
+        value = _mean_loss(loss, net, (images, condition)) * (1 if rule.batch_means else len(images))
         grads = torch.autograd.grad(value, list(weights.values()), allow_unused=True, materialize_grads=True)
         if rule.clip:
             grads = _limited(grads, rule.clip)
@@ -197,6 +202,29 @@ def _summed_gradients(
     if not total:
         raise UserError("the forget set holds no images: choose a larger forget_fraction or another class")
     return dict(zip(weights, total, strict=True))
+
+
+def _mean_loss(loss: Loss, net: nn.Module, batch: Batch) -> Tensor:
+    """The loss of a batch; what goes wrong in a user's own is told in one sentence."""
+    try:
+        value = loss(net, batch)
+    except UserError:
+        raise
+    except Exception as error:
+        if lacks_memory(error):
+            raise
+        shape = " x ".join(map(str, batch[0].shape))
+        raise UserError(
+            f"loss(model, batch) cannot be computed on images of the forget set ({shape}): {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise UserError(f"the loss gives a {found}: return one number, the mean over the batch, as a tensor")
+    if not value.requires_grad:
+        raise UserError(
+            "no gradient comes back from the loss: leave out torch.no_grad and detach in it and the model"
+        )
+    return value
 
 
 def _limited(grads: Sequence[Tensor], most: float) -> tuple[Tensor, ...]:
@@ -307,16 +335,22 @@ def check_mask(mask: Mask, model: nn.Module) -> None:
     Raises
     ------
     UserError
-        If a weight has no mask, or a mask no weight of its shape. A frozen weight needs none.
+        If a weight has no mask, or a mask no weight of its shape (a frozen weight needs none), or it is not boolean.
     """
+    for name, marked in mask.items():
+        if not isinstance(marked, Tensor) or marked.dtype != torch.bool:
+            kind = marked.dtype if isinstance(marked, Tensor) else type(marked).__name__
+            raise UserError(
+                f"the mask of {name} is {kind}, not boolean: give one from saliency_mask or load_mask"
+            )
     shapes = {name: tuple(w.shape) for name, w in model.named_parameters()}
-    marked = {name: tuple(m.shape) for name, m in mask.items()}
-    needed = {name for name, w in model.named_parameters() if w.requires_grad} | marked.keys()
-    if wrong := sorted(name for name in needed if shapes.get(name) != marked.get(name)):
+    masked = {name: tuple(m.shape) for name, m in mask.items()}
+    needed = {name for name, w in model.named_parameters() if w.requires_grad} | masked.keys()
+    if wrong := sorted(name for name in needed if shapes.get(name) != masked.get(name)):
         name = wrong[0]
         raise UserError(
             f"the mask does not fit the model: {name} has shape {shapes.get(name, 'none')} in the model and "
-            f"{marked.get(name, 'none')} in the mask; compute the mask on this model"
+            f"{masked.get(name, 'none')} in the mask; compute the mask on this model"
         )
 
 
@@ -425,7 +459,7 @@ def _official_mask(path: Path | str) -> Mask:
 
 def check_keep(keep: float) -> None:
     """Refuse a share outside (0, 1]."""
-    if not 0 < keep <= 1:
+    if not isinstance(keep, int | float) or not 0 < keep <= 1:
         raise UserError(f"keep must lie in (0, 1], got {keep}: it is the share of weights that may change")
 
 

@@ -1,5 +1,6 @@
 """Batches of images: in memory, or read anew from a loader for each pass."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
@@ -130,12 +131,23 @@ class Stream:
         Name in messages.
     size : int, optional
         Images in a batch; by default as they come.
+    classes : int, optional
+        K: another label than 0 to K - 1 is refused, in whichever batch it is.
+    unit : bool
+        Refuse images outside [0, 1].
+
+    Raises
+    ------
+    UserError
+        While it is read: if it gives no batches (see `batch_of`), or others than these.
     """
 
     source: Iterable[Any] = field(repr=False)
     device: torch.device
     what: str = "the loader"
     size: int | None = None
+    classes: int | None = None
+    unit: bool = False
     counted: dict[str, int] = field(default_factory=dict, repr=False)  # images and batches of a whole pass
 
     @property
@@ -231,6 +243,10 @@ class Stream:
             if item is _END:
                 return
             images, labels = batch_of(item, self.what)
+            if self.classes is not None:  # here, since an accelerator would die of a wrong label
+                check_labels(labels, self.what, self.classes)
+            if self.unit and images.is_floating_point():
+                _check_unit(images, self.what)
             images, labels = images.to(self.device), labels.to(self.device)
             yield (images.float().div_(255) if images.dtype == torch.uint8 else images), labels
 
@@ -239,15 +255,31 @@ Loader = Batches | Stream
 """Data of a task: in memory, or read anew for each pass."""
 
 
-def as_loader(source: Any, *, device: torch.device, what: str = "the loader") -> Loader:
-    """``source`` as data of a task: `Batches` and `Stream` as they are, any other iterable as a `Stream`.
+def as_loader(
+    source: Any,
+    *,
+    device: torch.device,
+    what: str = "the loader",
+    classes: int | None = None,
+    unit: bool = False,
+) -> Loader:
+    """``source`` as data of a task: `Batches` as they are, a `Stream` with these settings, any other iterable as one.
+
+    The parameters are those of `Stream`.
 
     Raises
     ------
     UserError
-        If ``source`` cannot be iterated, or only once.
+        If ``source`` cannot be iterated, or only once; or if it is in memory and does not hold to the settings.
     """
-    if isinstance(source, Batches | Stream):
+    if isinstance(source, Stream):
+        return replace(
+            source, classes=source.classes if classes is None else classes, unit=source.unit or unit
+        )
+    if isinstance(source, Batches):
+        check_labels(source.labels, what, classes)
+        for images, _ in itertools.islice(source, 1 if unit else 0):
+            _check_unit(images, what)
         return source
     if not (hasattr(source, "__iter__") or hasattr(source, "__getitem__")):
         raise UserError(f"{what} is a {type(source).__name__}: give a DataLoader or another iterable; {FORM}")
@@ -255,7 +287,7 @@ def as_loader(source: Any, *, device: torch.device, what: str = "the loader") ->
         raise UserError(
             f"{what} is a {type(source).__name__}, which can be read once only: give a DataLoader or a list of batches"
         )
-    return Stream(source, device, what)
+    return Stream(source, device, what, classes=classes, unit=unit)
 
 
 def batch_of(item: Any, what: str = "the loader") -> Batch:
@@ -264,7 +296,7 @@ def batch_of(item: Any, what: str = "the loader") -> Batch:
     Raises
     ------
     UserError
-        If it is no batch.
+        If it is no batch, has no images, labels that are no class numbers, or images that are not finite.
     """
     if isinstance(item, Mapping):
         images, labels = (next((item[k] for k in keys if k in item), None) for keys in (IMAGES, LABELS))
@@ -284,7 +316,45 @@ def batch_of(item: Any, what: str = "the loader") -> Batch:
         raise UserError(f"{what} gives single images: put the data set into a torch.utils.data.DataLoader")
     if len(images) != len(labels):
         raise UserError(f"{what} gives {len(images)} images with {len(labels)} labels: give one label each")
-    return images, labels if labels.is_floating_point() else labels.long()
+    if not images.numel():
+        raise UserError(f"{what} gives a batch without images: leave it out")
+    check_labels(labels, what)
+    if images.is_floating_point() and not all(value.isfinite() for value in images.aminmax()):
+        raise UserError(
+            f"{what} gives images with NaN or infinite pixels: leave them out, or read them again"
+        )
+    if images.is_inference() or labels.is_inference():  # made under torch.inference_mode: no gradient passes
+        images, labels = images.clone(), labels.clone()
+    return images, labels.long()
+
+
+def check_labels(labels: Tensor, what: str, classes: int | None = None) -> None:
+    """Refuse labels that are not one class number for each image, from 0 to ``classes`` - 1.
+
+    Raises
+    ------
+    UserError
+        With the label and the classes there are.
+    """
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+        raise UserError(
+            f"{what} gives labels {labels.dtype} {tuple(labels.shape)}: give one class number per image"
+        )
+    if classes is None or not labels.numel():
+        return
+    low, high = (int(value) for value in labels.aminmax())
+    if low < 0 or high >= classes:
+        wrong = low if low < 0 else high
+        raise UserError(f"{what} gives label {wrong}, but the model has classes 0 to {classes - 1}")
+
+
+def _check_unit(images: Tensor, what: str) -> None:
+    low, high = (float(value) for value in images.aminmax())
+    if low < 0 or high > 1:
+        raise UserError(
+            f"{what} gives images from {low:.2g} to {high:.2g} instead of 0 to 1: leave out normalisation, the task "
+            "does it"
+        )
 
 
 def _are_texts(found: Any) -> TypeGuard[Sequence[str]]:

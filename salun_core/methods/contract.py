@@ -20,6 +20,7 @@ from salun_core.methods.engine import Method, Unlearned, check_settings
 from salun_core.models.diffusion.unet import build_unet
 from salun_core.models.text_to_image.pipelines import check_pipeline
 from salun_core.models.text_to_image.tiny_pipeline import build_tiny_sd
+from salun_core.networks import copied
 from salun_core.rng import generator, isolated
 from salun_core.saliency import Mask, random_mask
 from salun_core.tasks.base import Task
@@ -111,7 +112,7 @@ def check_pure(method: Method, task: Task, *, mode: str = "mixed", **settings: A
         Of the model before: "training", "evaluation", or "mixed", in which every second part is in training mode,
         a weight is frozen, and the weights carry gradients of something else.
     """
-    model = copy.deepcopy(task.model).train(mode == "training")
+    model = copied(task.model).train(mode == "training")
     if mode == "mixed":
         for place, part in enumerate(model.modules()):
             part.training = place % 2 == 0

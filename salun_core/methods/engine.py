@@ -1,6 +1,5 @@
 """What the methods share: rounds of batches, descent under a mask, and the record of a method."""
 
-import copy
 import inspect
 import itertools
 import math
@@ -18,6 +17,7 @@ from salun_core.errors import Diverged, UserError, one_of
 from salun_core.methods.lora import Lora
 from salun_core.methods.search import Range
 from salun_core.methods.settings import BatchNormStats, Order, check_value
+from salun_core.networks import copied, gradients
 from salun_core.rng import isolated
 from salun_core.saliency import Mask, check_mask, restore_unmarked_
 from salun_core.tasks.base import Task
@@ -120,13 +120,28 @@ class Method:
         return self.run.__module__
 
     def __call__(self, task: Task, **settings: Any) -> Unlearned:
-        """Run the method; refuse a task of another kind, and settings that `check_settings` refuses."""
+        """Run the method; refuse a task of another kind, and settings that `check_settings` refuses.
+
+        Gradients are recorded, also inside ``torch.no_grad``.
+        """
+        if not isinstance(getattr(task, "kind", None), str):
+            raise UserError(
+                f"{self.label} is given a {type(task).__name__} to unlearn: give a task, from classification_task, "
+                "diffusion_task or text_to_image_task"
+            )
         if self.tasks and task.kind not in self.tasks:
             raise UserError(f"{self.label} works on {', '.join(self.tasks)} only, not on {task.kind}")
         check_settings(
             self, {name: value for name, value in settings.items() if name not in ("mask", "seed")}
         )
-        return self.run(task, **settings)
+        mask = settings.get("mask")
+        if not (mask is None or isinstance(mask, Mapping | Lora)):
+            raise UserError(
+                f"{self.label}: mask is a {type(mask).__name__}: give one from saliency_mask or load_mask"
+            )
+        check_value(f"{self.label}: seed", settings.get("seed", 0), int)
+        with gradients():
+            return self.run(task, **settings)
 
 
 def check_settings(method: Method, settings: Mapping[str, Any]) -> None:
@@ -250,7 +265,12 @@ def _epoch(
         forget, retain = task.forget.shuffled(rng), task.retain.shuffled(rng)
         from_forget = torch.randperm(len(task.forget) + len(task.retain), generator=rng) < len(task.forget)
         for first in from_forget.tolist():
-            yield (next(forget), None) if first else (None, next(retain))
+            drawn = next(forget if first else retain, None)
+            if drawn is None:
+                raise UserError(
+                    f"{'forget' if first else 'retain'} gives fewer batches than its len() says: mend its __len__"
+                )
+            yield (drawn, None) if first else (None, drawn)
     else:
         if order != "retain":
             for batch in task.forget.shuffled(rng):
@@ -341,6 +361,12 @@ def descend(
     samples = 0
     with isolated(seed, "descend"):
         for value, images in losses(model):
+            if not value.requires_grad:
+                raise UserError(
+                    "the mask marks no weight: choose a larger keep"
+                    if mask is not None and not any(marked.any() for marked in mask.values())
+                    else "no gradient comes back from the model: leave out torch.no_grad and detach inside it"
+                )
             scaler.scale(value).backward()
             if mask is not None and decay_unmarked:
                 mask_gradients_(model, mask)
@@ -373,7 +399,7 @@ def trainable_copy(model: nn.Module) -> nn.Module:
 
     Frozen weights stay frozen, unless all are.
     """
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     if not any(weight.requires_grad for weight in twin.parameters()):
         twin.requires_grad_(True)
     return twin.float() if any(w.itemsize < 4 for w in twin.parameters()) else twin

@@ -1,11 +1,13 @@
 """What a method may ask of a task, whatever the task is."""
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from salun_core.data.batches import Batch, Loader
+from salun_core.errors import UserError
 
 
 @runtime_checkable
@@ -51,3 +53,33 @@ class Task(Protocol):
     def train(self, batches: Loader, *, seed: int) -> tuple[nn.Module, list[float]]:
         """Train a new model from scratch on ``batches``; returns it with the loss of each step."""
         ...
+
+
+def check_training(build: Any, recipe: Any, kind: type) -> None:
+    """Refuse what a task is given for training from scratch, where it is neither None nor what is needed.
+
+    Raises
+    ------
+    UserError
+        If ``build`` cannot be called, or ``recipe`` is none of type ``kind``.
+    """
+    if build is not None and not callable(build):
+        raise UserError(
+            f"build is a {type(build).__name__}: give a function of a seed that returns a network"
+        )
+    if recipe is not None and not isinstance(recipe, kind):
+        raise UserError(f"recipe is a {type(recipe).__name__}: give a {kind.__name__}")
+
+
+def fresh(build: Callable[[int], Any], seed: int) -> nn.Module:
+    """What ``build(seed)`` returns, which must be a network.
+
+    Raises
+    ------
+    UserError
+        If it is none.
+    """
+    net = build(seed)
+    if not isinstance(net, nn.Module):
+        raise UserError(f"build returned a {type(net).__name__}: return a torch.nn.Module")
+    return net

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from salun_core.data.batches import Batch, Loader, as_loader
+from salun_core.data.batches import Batch, Loader
 from salun_core.errors import UserError, one_of
-from salun_core.models.classification.scores import check_classifier, class_scores
-from salun_core.networks import check_whole, device_of
+from salun_core.models.classification.scores import class_scores, data_for
+from salun_core.networks import check_trainable
 from salun_core.tasks import RECIPES
+from salun_core.tasks.base import check_training, fresh
 from salun_core.tasks.classification_training import Recipe, sgd, train_network
 
 RELABEL = ("wrong", "all")
@@ -39,6 +40,8 @@ class ClassificationTask:
         Train under bfloat16 autocast. Gradients for masks and all measurements stay in full precision.
     compile : bool
         Train through ``torch.compile``.
+    classes : int, optional
+        K, where it is known: a mask made with the task's loss holds the labels of its loader to it.
     """
 
     model: nn.Module
@@ -49,6 +52,7 @@ class ClassificationTask:
     bf16: bool = False
     compile: bool = False
     kind: str = "classification"
+    classes: int | None = None
 
     def __post_init__(self) -> None:
         one_of(self.relabel, RELABEL, "choice of random labels")
@@ -97,7 +101,7 @@ class ClassificationTask:
                 "training from scratch needs a new network and a recipe: give the task build= (a function of a seed "
                 f"that returns a network) and recipe= (a Recipe, or one of {', '.join(RECIPES)})"
             )
-        net = self.build(seed).to(batches.device).to(memory_format=torch.channels_last)
+        net = fresh(self.build, seed).to(batches.device).to(memory_format=torch.channels_last)
         step = cast(nn.Module, torch.compile(net)) if self.compile else net
         _, losses = train_network(step, batches, self.loss, recipe=self.recipe, seed=seed)
         return net.eval(), losses
@@ -140,16 +144,15 @@ def classification_task(
     UserError
         If model and loaders do not fit together, or the model is wrapped for several devices.
     """
-    check_whole(model)
+    check_trainable(model)
     given = {"forget": forget, "retain": retain} | ({"test": test} if test is not None else {})
-    parts = {role: as_loader(source, device=device_of(model), what=role) for role, source in given.items()}
-    for role, part in parts.items():
-        first = next(iter(part), None)
-        if first is not None:
-            check_classifier(model, *first, what=role)
     if isinstance(recipe, str):
         recipe = RECIPES[one_of(recipe, RECIPES, "recipe")]
-    return ClassificationTask(model, parts, build, recipe, relabel=relabel, bf16=bf16, compile=compile)
+    check_training(build, recipe, Recipe)
+    parts, classes = data_for(model, given)
+    return ClassificationTask(
+        model, parts, build, recipe, relabel=relabel, bf16=bf16, compile=compile, classes=classes
+    )
 
 
 def random_labels(labels: Tensor, classes: int, rng: torch.Generator, *, wrong: bool = True) -> Tensor:

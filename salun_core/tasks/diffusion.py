@@ -1,6 +1,5 @@
 """Class-conditional diffusion: the noise-prediction loss, wrong classes, and the data of one problem."""
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,9 +10,10 @@ from torch import Tensor, nn
 
 from salun_core.data.batches import Batches, Loader, as_loader
 from salun_core.errors import UserError, one_of
-from salun_core.models.diffusion.objectives import objective_of
+from salun_core.models.diffusion.objectives import check_scheduler
 from salun_core.models.diffusion.unet import class_count, like, predict_noise
-from salun_core.networks import check_whole, device_of, evaluating
+from salun_core.networks import check_trainable, device_of, evaluating, reading
+from salun_core.tasks.base import check_training, fresh
 from salun_core.tasks.classification import random_labels
 from salun_core.tasks.diffusion_training import DiffusionRecipe, adam, train_diffusion
 from salun_core.tasks.noise_prediction import NoisePrediction
@@ -117,7 +117,7 @@ class DiffusionTask(NoisePrediction):
                 "training from scratch needs a new network and a recipe: give the task build= (a function of a seed "
                 "that returns a network) and recipe= (a DiffusionRecipe)"
             )
-        net = self.build(seed).to(batches.device)
+        net = fresh(self.build, seed).to(batches.device)
         if self.compile:
             net.compile()
         return train_diffusion(
@@ -166,27 +166,18 @@ def diffusion_task(
     UserError
         If network, scheduler and loaders do not fit together, or the network is wrapped for several devices.
     """
-    check_whole(unet)
-    objective_of(scheduler)  # refuses one that says nothing of the training
+    check_trainable(unet)
+    check_training(build, recipe, DiffusionRecipe)
+    check_scheduler(scheduler)
     classes = class_count(unet)
     parts = {
-        role: as_loader(source, device=device_of(unet), what=role)
+        role: as_loader(source, device=device_of(unet), what=role, classes=classes, unit=True)
         for role, source in (("forget", forget), ("retain", retain))
     }
     for role, part in parts.items():
-        for images, labels in itertools.islice(part, 1):
-            low, high = (float(value) for value in images.aminmax())
-            if low < 0 or high > 1:
-                raise UserError(
-                    f"{role} gives images from {low:.2g} to {high:.2g} instead of 0 to 1: leave out normalisation, the "
-                    "task does it"
-                )
-            if int(labels.max()) >= classes or int(labels.min()) < 0:
-                raise UserError(
-                    f"{role} gives label {int(labels.max())}, but the network has classes 0 to {classes - 1} "
-                    f"and number {classes} for no class"
-                )
-            _check_denoiser(unet, images, labels, role)
+        first = next(iter(part), None)
+        if first is not None:
+            _check_denoiser(unet, *first, role)
     if build is None and hasattr(unet, "config"):
 
         def build(seed: int) -> nn.Module:
@@ -202,12 +193,8 @@ def diffusion_task(
 def _check_denoiser(unet: nn.Module, images: Tensor, labels: Tensor, what: str) -> None:
     weight = next(unet.parameters())
     noisy, times = images.to(weight), torch.zeros(len(images), dtype=torch.int64, device=weight.device)
-    with torch.no_grad(), evaluating(unet):
-        try:
-            found = predict_noise(unet, noisy, times, labels)
-        except Exception as error:  # a user's network may raise anything
-            shape = " x ".join(map(str, images.shape))
-            raise UserError(f"the network cannot read the images of {what} ({shape}): {error}") from error
+    with torch.no_grad(), evaluating(unet), reading(unet, images, f"of {what}"):
+        found = predict_noise(unet, noisy, times, labels)
     if found.shape != images.shape:
         raise UserError(
             f"the network gives {tuple(found.shape)} for images {tuple(images.shape)}: give one that predicts the noise only"

@@ -14,6 +14,7 @@ from salun_core.errors import UserError, one_of
 from salun_core.models.diffusion.conditions import Condition
 from salun_core.models.diffusion.objectives import Objective, objective_of
 from salun_core.models.diffusion.unet import guided_noise, predict_noise
+from salun_core.networks import reading
 from salun_core.rng import derive
 
 Target = Literal["original", "current"]
@@ -64,7 +65,7 @@ class NoisePrediction(_Fields):
 
     def __post_init__(self) -> None:
         one_of(self.target, TARGETS, "target of the forgetting loss")
-        if self.mask_draws < 1:
+        if not isinstance(self.mask_draws, int) or self.mask_draws < 1:
             raise UserError(f"mask_draws must be at least 1, got {self.mask_draws}")
 
     @property
@@ -190,7 +191,10 @@ class NoisePrediction(_Fields):
         own = next(model.parameters()).dtype
         seen = seen.to(noisy.device, own) if seen.is_floating_point() else seen
         reduced = self.autocast if fast and own == torch.float32 else None
-        with torch.autocast(noisy.device.type, reduced, enabled=reduced is not None):
+        with (
+            reading(model, noisy),
+            torch.autocast(noisy.device.type, reduced, enabled=reduced is not None),
+        ):
             found = predict_noise(model, noisy.to(own), times, seen)
         return found if found.dtype == torch.float64 else found.float()
 

@@ -19,7 +19,7 @@ from salun_core.models.text_to_image.pipelines import (
     encode_prompts,
     too_long,
 )
-from salun_core.networks import check_whole
+from salun_core.networks import check_trainable
 from salun_core.tasks.diffusion_training import limited
 from salun_core.tasks.noise_prediction import NoisePrediction
 
@@ -218,7 +218,7 @@ def text_to_image_task(
         encoder takes (the part that is cut off would be neither forgotten nor kept), or the network is wrapped for
         several devices.
     """
-    check_whole(network_of(pipe))  # before its configuration is read, which a wrapper hides
+    check_trainable(network_of(pipe))  # before its configuration is read, which a wrapper hides
     check_pipeline(pipe)
     given = ("model", "parts", "prompts", "replacement", "schedule", "kind")
     known = [f.name for f in fields(TextToImageTask) if f.init and f.name not in given]

@@ -1,6 +1,5 @@
 """SalUn-soft: no fixed mask, but a penalty that keeps most weights where they were."""
 
-import copy
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from salun_core.methods.engine import Method, Unlearned, descend, round_count
 from salun_core.methods.search import between
 from salun_core.methods.settings import BatchNormStats, Order
 from salun_core.methods.step_size import Size, StepSizes, soft_threshold_
+from salun_core.networks import copied
 from salun_core.saliency import Mask, kth_largest
 from salun_core.tasks.base import Task
 
@@ -99,7 +99,7 @@ def salun_soft(
                     soft_threshold_(weight, anchors[name], thresholds[weight])
             done += 1
             if anchor == "epoch" and done % an_epoch == 0:
-                reference = copy.deepcopy(model)
+                reference = copied(model)
 
         optimizer.register_step_post_hook(shrink_changes)
 

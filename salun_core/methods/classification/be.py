@@ -1,6 +1,5 @@
 """Boundary expanding: give forget images a class of their own, then take that class away."""
 
-import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
@@ -15,7 +14,7 @@ from salun_core.methods.engine import Method, Unlearned, descend, rounds
 from salun_core.methods.search import between
 from salun_core.methods.settings import BatchNormStats
 from salun_core.models.classification.scores import class_scores
-from salun_core.networks import evaluating
+from salun_core.networks import copied, evaluating
 from salun_core.rng import generator
 from salun_core.saliency import Mask, check_mask
 from salun_core.tasks.base import Task
@@ -58,7 +57,7 @@ def be(
             key: torch.ones_like(mask[key][:1]) for key in (f"{name}.weight", f"{name}.bias") if key in mask
         }
         mask = {key: torch.cat([m, marked[key]]) if key in marked else m for key, m in mask.items()}
-    expanded = copy.deepcopy(task.model)
+    expanded = copied(task.model)
     _replace_head(expanded, name, _widened(head, rng))
     extra = head.out_features
 
@@ -96,7 +95,13 @@ def classifier_head(task: Task) -> tuple[str, nn.Linear]:
         raise UserError(
             f"boundary expanding needs a linear last layer with {classes} outputs; this model has none"
         )
-    return heads[-1]
+    name, head = heads[-1]
+    if not isinstance(head.weight, nn.Parameter):
+        raise UserError(
+            f"boundary expanding needs a plain linear last layer, but the weight of {name} is computed from others: "
+            "remove its weight_norm, spectral_norm or pruning first"
+        )
+    return name, head
 
 
 def _replace_head(model: nn.Module, name: str, head: nn.Module) -> None:

@@ -1,6 +1,5 @@
 """EraseDiff: keep the training loss of the rest low while the forgetting loss is made to fall at every step."""
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -12,6 +11,7 @@ from salun_core.data.batches import Batch
 from salun_core.methods.engine import Method, Unlearned, descend, rounds
 from salun_core.methods.lora import Lora
 from salun_core.methods.search import between
+from salun_core.networks import copied
 from salun_core.rng import generator
 from salun_core.saliency import Mask
 from salun_core.tasks.base import Task
@@ -154,7 +154,7 @@ def look_ahead(
 
     Both values are taken with the same random draws, which leave ``rng`` as it was.
     """
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     weights = [(name, w) for name, w in twin.named_parameters() if w.requires_grad]
     state = rng.get_state()
 

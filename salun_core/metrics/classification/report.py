@@ -7,15 +7,14 @@ from typing import Any
 
 from torch import nn
 
-from salun_core.data.batches import as_loader
 from salun_core.errors import UserError
 from salun_core.metrics.classification import accuracy
 from salun_core.metrics.classification import outputs as stored
 from salun_core.metrics.classification.mia import mia
 from salun_core.metrics.gaps import AVERAGE
 from salun_core.metrics.share import Share
-from salun_core.models.classification.scores import check_classifier
-from salun_core.networks import check_whole, device_of
+from salun_core.models.classification.scores import data_for
+from salun_core.networks import check_whole
 
 REPORTED = {
     "UA": accuracy.unlearning_accuracy,
@@ -124,6 +123,8 @@ def evaluate(
     Fan et al., SalUn, ICLR 2024 (metrics). Wilson, JASA 22 (1927) 209-212 (intervals).
     """
     given = {"forget": forget, "retain": retain} | ({"test": test} if test is not None else {})
+    if not (reference is None or isinstance(reference, nn.Module | Report)):
+        raise UserError(f"reference is a {type(reference).__name__}: give a retrained model, or its report")
     evaluation = _outputs(model, given)
     shares = {name: metric(evaluation) for name, metric in REPORTED.items()}
     if isinstance(reference, nn.Module):
@@ -133,17 +134,11 @@ def evaluate(
 
 def _outputs(model: nn.Module, given: Mapping[str, Any]) -> stored.Evaluation:
     check_whole(model)
-    parts = {role: as_loader(source, device=device_of(model), what=role) for role, source in given.items()}
+    parts, _ = data_for(model, given)
     for role, part in parts.items():
-        first = next(iter(part), None)
-        if first is None:
+        if part.empty:
             raise UserError(f"the {role} set holds no images: give a loader with at least one batch")
-        check_classifier(model, *first, what=role)
-    found = stored.evaluate(model, parts)
-    classes = found.logits.size(1)
-    for label in found.labels[(found.labels < 0) | (found.labels >= classes)].tolist():  # in a later batch
-        raise UserError(f"a loader gives label {label}, but the model has classes 0 to {classes - 1}")
-    return found
+    return stored.evaluate(model, parts)
 
 
 def _percent(value: float) -> str:

@@ -140,6 +140,21 @@ def is_flow(schedule: Any) -> bool:
     return type(schedule).__name__.startswith("FlowMatch")
 
 
+def check_scheduler(schedule: Any) -> None:
+    """Refuse what is no scheduler of diffusers, or says nothing of how its network was trained.
+
+    Raises
+    ------
+    UserError
+        See `objective_of`.
+    """
+    if not hasattr(schedule, "config"):
+        raise UserError(
+            f"the scheduler is a {type(schedule).__name__}: give one of diffusers, such as DDPMScheduler"
+        )
+    objective_of(schedule)
+
+
 @lru_cache(maxsize=16)
 def objective_of(schedule: Any, times: str = "logit_normal") -> Objective:
     """The objective that networks with a scheduler of diffusers were trained with.
