@@ -1,8 +1,9 @@
 """What is asked of any network, whatever it computes: where it is, in which mode, and that it is whole."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +89,36 @@ def copied(model: nn.Module) -> nn.Module:
         raise UserError(
             f"the model cannot be copied ({error}): methods train a copy, so keep in it only what copy.deepcopy copies"
         ) from error
+
+
+def check_loaded(info: Mapping[str, Any], source: object) -> None:
+    """Refuse a network some of whose weights were not in its file: transformers and diffusers draw those anew.
+
+    Parameters
+    ----------
+    info : mapping
+        What ``from_pretrained(..., output_loading_info=True)`` says.
+    source : object
+        Folder, for the message.
+
+    Raises
+    ------
+    UserError
+        With the first names that are missing, have another shape, or are left over.
+    """
+    missing = [f"{name} is missing" for name in sorted(info["missing_keys"])]
+    other = [
+        f"{name} has shape {tuple(there)} there and {tuple(here)} here"
+        for name, there, here in info["mismatched_keys"]
+    ]
+    # Classifiers are saved with the pooling layer of the model they were made of, and do without it.
+    left = [f"{name} is left over" for name in sorted(info["unexpected_keys"]) if ".pooler." not in name]
+    if wrong := [*sorted(other), *missing, *left]:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(
+            f"the weights in {source} do not match its configuration: {', '.join(wrong[:3])}{more}; copy both from where "
+            "they were trained"
+        )
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from problems import digit_batches, same
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from salun_core.data import load_dataset
@@ -368,6 +369,11 @@ def test_folders_that_are_no_such_model_are_refused(tmp_path):
         load_diffusion(folder)
     weights.unlink()
     with pytest.raises(UserError, match="damaged"):
+        load_diffusion(folder)
+    weights.write_bytes(content)
+    tensors = load_file(weights)
+    save_file({n: w for n, w in tensors.items() if "conv_out" not in n}, weights, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="match its configuration: conv_out.bias is missing"):
         load_diffusion(folder)
     weights.write_bytes(content)
     config = json.loads((folder / "unet/config.json").read_text())

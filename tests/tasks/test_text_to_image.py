@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from problems import same
+from safetensors.torch import load_file, save_file
 from text_problems import FIVE, SEVEN, THREE, images, pipeline, pipeline_with_clip_tokenizer, text_task
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -412,7 +413,6 @@ def test_half_precision_is_read_as_such(folder):
 
 
 def test_a_delta_restores_the_weights_to_the_last_bit(tmp_path):
-    from safetensors.torch import save_file
 
     task = text_task()
     mask = random_mask(dict(task.model.named_parameters()), keep=0.5, rng=torch.Generator().manual_seed(0))
@@ -454,12 +454,21 @@ def test_deltas_keep_signed_zeros(tmp_path):
     assert torch.signbit(found.weight).tolist() == [[True, False]]
 
 
+def headless(file):
+    kept = {name: w for name, w in load_file(file).items() if "conv_out" not in name}
+    save_file(kept, file, metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
         (lambda f: (f / "model_index.json").unlink(), "model_index.json is missing"),
         (lambda f: (f / "unet/config.json").unlink(), "unet/config.json is missing"),
         (lambda f: (f / "unet/config.json").write_text("{"), "unet/config.json is damaged"),
+        (
+            lambda f: headless(f / "unet/diffusion_pytorch_model.safetensors"),
+            "UNet2DConditionModel .*conv_out",
+        ),
         (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").unlink(), "vae/diffusion_pytorch_model"),
         (lambda f: cut(f / "unet/diffusion_pytorch_model.safetensors"), "truncated"),
         (lambda f: shutil.rmtree(f / "tokenizer"), "tokenizer/vocab.json is missing"),

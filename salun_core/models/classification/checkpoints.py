@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from salun_core.errors import UserError
 from salun_core.files import sha256
 from salun_core.models.classification.normalised import Normalised
+from salun_core.networks import check_loaded
 from salun_core.rng import isolated
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
@@ -114,11 +115,14 @@ class Checkpoint:
             from transformers import AutoModelForImageClassification
 
             try:
-                net = AutoModelForImageClassification.from_pretrained(self.path, local_files_only=True)
+                net, info = AutoModelForImageClassification.from_pretrained(
+                    self.path, local_files_only=True, ignore_mismatched_sizes=True, output_loading_info=True
+                )
             except (OSError, ValueError, SafetensorError, RuntimeError) as error:
                 raise UserError(
                     f"the model in {self.path} is incomplete or damaged: copy it again"
                 ) from error
+            check_loaded(info, self.path)
             return self._normalised(net).eval()
         weights = fitting(self._weights(), network, self.source)
         network.load_state_dict(weights)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from salun_core.errors import UserError, one_of
 from salun_core.models.diffusion.conditions import Condition, Embedded, with_null
+from salun_core.networks import check_loaded
 from salun_core.rng import isolated
 
 if TYPE_CHECKING:
@@ -213,14 +214,19 @@ def load_diffusion(
         raise UserError(f"{pickles[0]} is a pickle, which can run code: convert it to safetensors")
     try:
         with quiet():
-            model = UNet2DModel.from_pretrained(
-                folder / "unet", local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
+            model, info = UNet2DModel.from_pretrained(
+                folder / "unet",
+                local_files_only=True,
+                use_safetensors=True,
+                low_cpu_mem_usage=False,
+                output_loading_info=True,
             )
             schedule = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     except (OSError, SafetensorError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise UserError(
             f"the diffusion model in {folder} is incomplete or damaged: copy or train it again"
         ) from error
+    check_loaded(info, folder / "unet")
     if schedule.config.prediction_type != "epsilon":
         raise UserError(
             f"the network in {folder} predicts {schedule.config.prediction_type!r}: "

@@ -89,6 +89,13 @@ def load_pipeline(
             f"model_index.json of {source} is neither in the cache nor could it be fetched: run "
             f"'hf download {source}' with a network, or give a local folder"
         ) from error
+    for part in pipe.components.values():
+        for name, weight in part.named_parameters() if isinstance(part, torch.nn.Module) else ():
+            if weight.is_meta:
+                raise UserError(
+                    f"the weights of {type(part).__name__} in {source} do not match its configuration: {name} is missing; "
+                    "copy both from where they were trained"
+                )
     with quiet():
         check_pipeline(pipe, source).to(device, dtype)
         # This autoencoder overflows in half precision.

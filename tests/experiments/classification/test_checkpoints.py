@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from problems import same
+from safetensors.torch import load_file, save_file
 
 from salun_core.errors import UserError
 from salun_core.experiments.classification.method_comparison import ClassificationParams, run
@@ -207,6 +208,33 @@ def test_a_folder_of_transformers_that_is_incomplete_is_refused(tmp_path, file, 
     with pytest.raises(UserError, match=message) as refusal:
         ClassificationParams.load(SMALL | given).lab()
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 3}, r"vit\.layers\.\S+ is missing.* more; copy both"),
+        ({"num_hidden_layers": 0}, r"vit\.layers\.0\.\S+ is left over"),
+        (
+            {"id2label": {str(i): str(i) for i in range(4)}},
+            r"classifier\.bias has shape \(10,\) there and \(4,\)",
+        ),
+    ],
+)
+def test_weights_that_do_not_match_their_configuration_are_not_drawn_anew(tmp_path, change, message):
+    vision_transformer(tmp_path / "vit")
+    file = tmp_path / "vit" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf8")) | change))
+    with pytest.raises(UserError, match=message):
+        Checkpoint(str(tmp_path / "vit")).load(torch.nn.Identity())
+
+
+def test_a_pooling_layer_that_a_classifier_does_not_use_may_be_left_over(tmp_path):
+    vit = vision_transformer(tmp_path / "vit")
+    file = tmp_path / "vit" / "model.safetensors"
+    save_file({**load_file(file), "vit.pooler.dense.bias": torch.zeros(8)}, file, metadata={"format": "pt"})
+    found = Checkpoint(str(tmp_path / "vit")).load(torch.nn.Identity())
+    assert same(found.net, vit)
 
 
 def test_a_model_of_transformers_is_exported_as_one(tmp_path):
