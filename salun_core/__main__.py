@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from salun_core.errors import UserError, lacks_memory, one_of
+from salun_core.plugins import Failed, blaming
 
 CONTINUED = "finished cells are kept, the same command goes on"
 
@@ -36,6 +37,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return _ended(130, f"interrupted; {given.kept}")
+    except Failed as error:
+        return _ended(2, f"{error} (traceback in {traced(error)})")
     except UserError as error:
         return _ended(2, str(error))
     except Exception as error:
@@ -61,8 +64,8 @@ def expected(error: Exception) -> str:
     return ""
 
 
-def reported(error: Exception) -> str:
-    """Write the traceback of an error that nobody expected to a file, and say what to do with it."""
+def traced(error: Exception) -> Path:
+    """Write the traceback of an error to a file, with what it takes to look for its cause."""
     import tempfile
     import traceback
 
@@ -75,9 +78,14 @@ def reported(error: Exception) -> str:
     name = f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     content = text.encode(errors="backslashreplace")
     try:
-        log = write_whole(output_folder(None) / "errors" / name, content)
+        return write_whole(output_folder(None) / "errors" / name, content)
     except UserError:  # a read-only or full disk may be what went wrong
-        log = write_whole(Path(tempfile.gettempdir()) / name, content)
+        return write_whole(Path(tempfile.gettempdir()) / name, content)
+
+
+def reported(error: Exception) -> str:
+    """Write the traceback of an error that nobody expected to a file, and say what to do with it."""
+    log = traced(error)
     what = " ".join(f"{type(error).__name__}: {error}".split())
     return (
         f"this should not happen: {what[:200]} (traceback in {log}; please report it with that file among the issues "
@@ -483,8 +491,16 @@ def _check_method(given: argparse.Namespace) -> int:
     for kind in given.kind or method.tasks or KINDS:
         fitting(given.method, one_of(kind, KINDS, "kind of task"))
         try:
-            check_method(method, small_task(kind), maskable=not given.without_mask, **settings)
-        except AssertionError as error:
+            with blaming("method", given.method):
+                check_method(method, small_task(kind), maskable=not given.without_mask, **settings)
+        except Failed as error:
+            broken = error.__cause__
+            promise = isinstance(broken, AssertionError) and str(
+                broken
+            )  # of the contract, which says what it was
+            failed += 1
+            print(f"NO  {kind}: {promise or f'{error} (traceback in {traced(error)})'}")
+        except UserError as error:
             failed += 1
             print(f"NO  {kind}: {error}")
         else:

@@ -9,12 +9,13 @@ package that is installed can also give its own a plain name, by an entry point:
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
-from salun_core.errors import Unknown, UserError, nearest
+from salun_core.errors import Unknown, UserError, lacks_memory, nearest
 
 T = TypeVar("T")
 
@@ -78,6 +79,39 @@ class Table(dict[str, T]):
 
     def _place(self, name: str) -> str:
         return self.installed[name].value if name in self.installed else name
+
+
+class Failed(UserError):
+    """An error inside the code of another package; the command line writes its traceback to a file."""
+
+
+@contextmanager
+def blaming(what: str, name: str, form: str = "") -> Iterator[None]:
+    """What an entry of another package raises becomes one sentence that names it.
+
+    Parameters
+    ----------
+    what, name : str
+        What it is, and its name.
+    form : str
+        What it is given and what it returns, as a reminder.
+
+    Raises
+    ------
+    Failed
+        For any error but `UserError`, which is a sentence already, and lack of memory.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # code of others may raise anything
+        if lacks_memory(error):
+            raise
+        why = " ".join(str(error).split())[:200]
+        raise Failed(
+            f"{what} {name!r} failed with {type(error).__name__}: {why}{': ' if form else ''}{form}"
+        ) from error
 
 
 def imported(place: str, what: str) -> Any:

@@ -23,7 +23,7 @@ from salun_core.data.batches import Batch, as_loader
 from salun_core.errors import Diverged, UserError, lacks_memory, one_of
 from salun_core.files import write_whole
 from salun_core.networks import check_trainable, copied, device_of, evaluating, gradients
-from salun_core.plugins import Table, called
+from salun_core.plugins import Failed, Table, called
 from salun_core.rng import isolated
 
 Mask = dict[str, Tensor]
@@ -161,13 +161,12 @@ def _own_scores(model: nn.Module, forget: Iterable[Batch], loss: Loss, rule: Own
     with gradients(), evaluating(model), isolated(0, "saliency"):
         found = rule(model, forget, loss)
     wanted = {name: w.shape for name, w in model.named_parameters() if w.requires_grad}
-    if {name: values.shape for name, values in found.items()} != wanted:
-        raise UserError(
-            f"saliency score {score!r} must give one value for each trainable weight of the model"
-        )
-    scores = {name: found[name].detach().float() for name in wanted}
+    given = found if isinstance(found, Mapping) else {}
+    if {name: getattr(values, "shape", None) for name, values in given.items()} != wanted:
+        raise Failed(f"saliency score {score!r} must give one value for each trainable weight of the model")
+    scores = {name: torch.as_tensor(found[name]).detach().float() for name in wanted}
     if not all(bool((values >= 0).all()) for values in scores.values()):
-        raise UserError(f"saliency score {score!r} must give values of at least 0, and no NaN")
+        raise Failed(f"saliency score {score!r} must give values of at least 0, and no NaN")
     return scores
 
 

@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -88,6 +90,22 @@ def squares():
     return Squares()
 
 
+def raising(task, *, mask=None, seed: int = 0):
+    return {}["no such key"]
+
+
+def silent(task, *, mask=None, seed: int = 0):
+    task.model.eval()
+
+
+def clumsy(model, forget, loss):
+    return 1 / 0
+
+
+def unlike(model, forget, loss):
+    return [1.0]
+
+
 def broken():
     raise RuntimeError("no such disk")
 """
@@ -100,12 +118,18 @@ def theirs(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "theirs.py").write_text(THEIRS)
     monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr("salun_core.paths.output_folder", lambda given: given or tmp_path / "runs")
     yield folder / "theirs.py"
     sys.modules.pop("theirs", None)
     for table in (METHODS, METRICS, DATASETS, MODELS, SCORES):
         table._loaded.clear()
         vars(table).pop("installed", None)
     code_digest.forget_files()
+
+
+def log_in(said):
+    """The traceback in the file that a message names."""
+    return Path(re.search(r"traceback in (\S+\.log)", said)[1]).read_text()
 
 
 GIVEN = {
@@ -142,7 +166,8 @@ def test_an_experiment_runs_on_names_of_another_package_and_knows_when_its_code_
     for name in ("theirs:odd", "theirs:lost"):
         assert main(["results", "classification", *out, "--metric", name]) == 2
         said = capsys.readouterr().err
-        assert f"metric {name!r} cannot be computed (" in said and "returns a Share or a number" in said
+        assert f"metric {name!r} failed with " in said and "returns a Share or a number" in said
+        assert "Traceback" not in said and "Traceback" in log_in(said)
 
     cell = tmp_path / "runs" / "cells" / f"{mine['cell']}.json"
     before = json.loads(cell.read_text())
@@ -153,6 +178,34 @@ def test_an_experiment_runs_on_names_of_another_package_and_knows_when_its_code_
     assert main(["run", "classification", *out, *words]) == 0
     after = json.loads(cell.read_text())
     assert after["key"] == before["key"] and after["code"] != before["code"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"methods": "[theirs:raising, ft]"}, "method 'theirs:raising' failed with KeyError: 'no such key'"),
+        (
+            {"methods": "[ft, salun]", "score": "theirs:clumsy"},
+            "score 'theirs:clumsy' failed with ZeroDivisionError",
+        ),
+        ({"methods": "[theirs:silent, ft]"}, "silent returned a NoneType"),
+        (
+            {"methods": "[salun, ft]", "score": "theirs:unlike"},
+            "must give one value for each trainable weight",
+        ),
+    ],
+)
+def test_an_error_in_code_of_another_package_is_one_sentence_and_costs_no_other_cell(
+    theirs, tmp_path, capsys, change, said
+):
+    words = [str(word) for name, value in (GIVEN | change).items() for word in ("-p", name, value)]
+    assert main(["run", "classification", "--out", str(tmp_path / "runs"), *words]) == 2
+    shown = capsys.readouterr().err
+    last = shown.splitlines()[-1]
+    assert said in last and "Traceback" not in shown
+    assert "(1 of " in last and "Traceback" in log_in(last)
+    kept = [json.loads(f.read_text())["key"].get("method") for f in (tmp_path / "runs/cells").glob("*.json")]
+    assert {"ft", "retrain"} <= set(kept)
 
 
 def test_each_table_takes_a_name_of_another_package(theirs):
@@ -267,11 +320,15 @@ def test_code_of_an_installed_package_counts_where_its_version_is_not_written_do
         (["theirs:METHOD", "--kind", "diffusion"], 2, "works on classification only, not on diffusion"),
         (["theirs:METHOD", "-s", "lr", "-1"], 2, "lr must be positive"),
         (["salunn"], 2, "did you mean 'salun'"),
+        (
+            ["theirs:raising", "--kind", "diffusion"],
+            1,
+            r"NO  diffusion: method 'theirs:raising' failed with KeyError.*log",
+        ),
+        (["theirs:silent", "--kind", "classification"], 1, "NO  classification: silent returned a NoneType"),
     ],
 )
 def test_the_contract_is_offered_on_the_command_line(theirs, capsys, words, status, said):
-    import re
-
     assert main(["check-method", *words]) == status
     shown = capsys.readouterr()
     assert re.search(said, shown.out + shown.err)

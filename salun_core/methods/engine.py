@@ -18,6 +18,7 @@ from salun_core.methods.lora import Lora
 from salun_core.methods.search import Range
 from salun_core.methods.settings import BatchNormStats, Order, check_value
 from salun_core.networks import copied, gradients
+from salun_core.plugins import Failed
 from salun_core.rng import isolated
 from salun_core.saliency import Mask, check_mask, restore_unmarked_
 from salun_core.tasks.base import Task
@@ -141,7 +142,12 @@ class Method:
             )
         check_value(f"{self.label}: seed", settings.get("seed", 0), int)
         with gradients():
-            return self.run(task, **settings)
+            found = self.run(task, **settings)
+        if not isinstance(found, Unlearned):
+            raise Failed(
+                f"{self.label} returned a {type(found).__name__}: a method returns an Unlearned, as descend does"
+            )
+        return found
 
 
 def check_settings(method: Method, settings: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from salun_core.experiments.runs.params import Params
 from salun_core.experiments.runs.store import FileName, Result, digest, is_whole, read_result
 from salun_core.files import read_json, readable, write_whole
 from salun_core.metrics import KINDS, METRICS
+from salun_core.plugins import Failed, blaming
 
 if TYPE_CHECKING:
     from salun_core.experiments.runs.lab import Lab
@@ -177,14 +178,8 @@ class Measured:
 
 def _theirs(name: str, metric: Callable[[Any], Any], outputs: Any) -> Any:
     """A metric of another package; what goes wrong inside is told in one sentence."""
-    try:
+    with blaming("metric", name, "it is given an Evaluation and returns a Share or a number"):
         return _plain(metric(outputs))
-    except Exception as error:  # code of others may raise anything
-        why = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"metric {name!r} cannot be computed ({type(error).__name__}: {why}): it is given an Evaluation and returns "
-            "a Share or a number"
-        ) from error
 
 
 class _Outputs:
@@ -234,8 +229,13 @@ class Run:
         """Run cells, or find them in the store, and return their table, one row each and in this order.
 
         Cells that another process is computing come last: two runs that share cells share the work.
+
+        Raises
+        ------
+        Failed
+            If code of another package failed in a cell; after all other cells.
         """
-        cells, names = list(cells), dict[int, str]()
+        cells, names, failed = list(cells), dict[int, str](), list[Failed]()
         # Plain text on stderr, for terminals and logs: the cell being run, and the time left.
         name = f"{self.params.experiment} {title}".strip()
         with tqdm(
@@ -243,8 +243,15 @@ class Run:
         ) as bar:
             for place, cell in self.lab.free_first(cells):
                 bar.set_postfix_str(cell.label)
-                names[place] = self.lab.run(cell).key.name
+                try:
+                    names[place] = self.lab.run(cell).key.name
+                except Failed as error:  # no reason to lose the night for the cells of others
+                    failed.append(error)
                 bar.update()
+        if failed:
+            raise Failed(
+                f"{failed[0]} ({len(failed)} of {len(cells)} cells; the others are kept)"
+            ) from failed[0]
         entries = [self.entry(cell, names[place]) for place, cell in enumerate(cells)]
         self.entries += entries
         return self.table.rows(entries)
