@@ -328,6 +328,24 @@ def restore_unmarked_(model: nn.Module, original: nn.Module, mask: Mask) -> None
                 torch.where(mask[name].to(weight.device), weight, before[name], out=weight)
 
 
+def check_boolean(mask: object) -> None:
+    """Refuse what is no dict of boolean tensors.
+
+    Raises
+    ------
+    UserError
+        With the name of the first tensor that is not boolean.
+    """
+    if not isinstance(mask, Mapping):
+        raise UserError(f"the mask is a {type(mask).__name__}: give one from saliency_mask or load_mask")
+    for name, marked in mask.items():
+        if not isinstance(marked, Tensor) or marked.dtype != torch.bool:
+            kind = marked.dtype if isinstance(marked, Tensor) else type(marked).__name__
+            raise UserError(
+                f"the mask of {name} is {kind}, not boolean: give one from saliency_mask or load_mask"
+            )
+
+
 def check_mask(mask: Mask, model: nn.Module) -> None:
     """Refuse a mask that was made for another network.
 
@@ -336,12 +354,7 @@ def check_mask(mask: Mask, model: nn.Module) -> None:
     UserError
         If a weight has no mask, or a mask no weight of its shape (a frozen weight needs none), or it is not boolean.
     """
-    for name, marked in mask.items():
-        if not isinstance(marked, Tensor) or marked.dtype != torch.bool:
-            kind = marked.dtype if isinstance(marked, Tensor) else type(marked).__name__
-            raise UserError(
-                f"the mask of {name} is {kind}, not boolean: give one from saliency_mask or load_mask"
-            )
+    check_boolean(mask)
     shapes = {name: tuple(w.shape) for name, w in model.named_parameters()}
     masked = {name: tuple(m.shape) for name, m in mask.items()}
     needed = {name for name, w in model.named_parameters() if w.requires_grad} | masked.keys()
@@ -395,6 +408,7 @@ def save_mask(
         as the authors' code writes and reads them (64 times as large).
     """
     one_of(format, FORMATS, "format of a mask")
+    check_boolean(mask)
     if format == "official":
         if note:
             raise UserError("the official format of masks holds no note: leave it out, or write safetensors")
@@ -449,6 +463,7 @@ def _official_mask(path: Path | str) -> Mask:
         raise UserError(f"the mask file {path} is damaged: copy it again") from error
     if not isinstance(found, dict) or not found or not all(isinstance(m, Tensor) for m in found.values()):
         raise UserError(f"{path} is not a saliency mask: give a dict of tensors by weight name")
+    found = {name: values.to_dense() for name, values in found.items()}  # some are stored sparse
     for name, values in found.items():
         if not ((values == 0) | (values == 1)).all():
             raise UserError(f"{path} is not a saliency mask: {name} holds other values than 0 and 1")

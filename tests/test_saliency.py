@@ -270,6 +270,17 @@ def test_a_mask_in_the_official_format_is_what_the_authors_code_multiplies_gradi
         save_mask(mask, path, format="oficial")
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+def test_a_sparse_mask_is_read_and_what_is_no_mask_is_not_written(tmp_path):
+    mask = {"w": torch.tensor([[True, False], [False, False]])}
+    torch.save({"w": mask["w"].float().to_sparse()}, tmp_path / "mask.pt")
+    assert torch.equal(load_mask(tmp_path / "mask.pt")["w"], mask["w"])
+    for wrong in (None, {"w": mask["w"].float()}):
+        with pytest.raises(UserError, match="saliency_mask or load_mask"):
+            save_mask(wrong, tmp_path / "wrong.safetensors")
+    assert not (tmp_path / "wrong.safetensors").exists()
+
+
 class Runs:
     """A pickle that would run code."""
 

@@ -4,6 +4,7 @@ import csv
 import difflib
 import io
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ from salun_core.pages.tables.table import Table, spread
 from salun_core.paths import project_root
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-LINE = Annotated[str, Field(min_length=1, max_length=400, pattern=r"^[^\r\n]*$")]
+LINE = Annotated[str, Field(min_length=1, max_length=400, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class Contribution(BaseModel):
@@ -91,6 +92,8 @@ def checked(path: Path) -> pd.DataFrame:
         if name not in COLUMNS:
             near = difflib.get_close_matches(name, COLUMNS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"the columns are {', '.join(COLUMNS)}"
+            if len(names) == 1 and re.search("[;\t|]", name):
+                hint = "separate the columns by commas, and write decimal points"
             raise UserError(f"{path.name}: unknown column {name!r}: {hint}")
     rows = [_row(path, line, row) for line, row in given]
     if not rows:
