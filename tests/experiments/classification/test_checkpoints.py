@@ -1,6 +1,7 @@
 """Classification that starts from a model that others have trained."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_costs_of_a_retrained_model_that_is_given_are_not_known(found):
     assert "not known" in str(tables.cost_table(found.cells, "class 3"))
 
 
-def test_without_retrain_tables_and_figures_say_so(files, tmp_path):
+def test_without_retrain_tables_figures_and_the_chapters_exercise_say_so(files, tmp_path, capsys):
     given = {"pretrained": str(files / "before.safetensors"), "out_dir": str(tmp_path)}
     results = run(ClassificationParams.load(SMALL | given | {"noise_floor": 2}))
     assert results.cells["method"].tolist() == ["original", "salun"]
@@ -101,6 +102,14 @@ def test_without_retrain_tables_and_figures_say_so(files, tmp_path):
     ):
         assert "No model was retrained" in str(shown)
     assert len(tables.attacks_table(results, "class 3").frame) == 2
+    notebook = json.loads(
+        (Path(__file__).parents[3] / "notebooks" / "classification.ipynb").read_text("utf8")
+    )
+    (solution,) = (c for c in notebook["cells"] if "solution" in c["metadata"].get("tags", []))
+    exec("".join(solution["source"]), {"results": results})
+    assert (
+        capsys.readouterr().out == "no method can be compared: give retrained, or train without pretrained\n"
+    )
 
 
 def test_the_digest_of_a_checkpoint_is_in_the_key_and_nothing_else_has_changed(files, tmp_path):
