@@ -55,6 +55,7 @@ SETS = {"ga": ("forget",), "be": ("forget",), "bs": ("forget",), "ft": ("retain"
 SHIPPED = {"digits": Shape(10, 1, 8, 898, 899), "noisy_digits": Shape(10, 1, 8, 1_297, 500)}
 FILES = ("imagefolder", "tiny_imagenet")  # decoded into a file where they are too large for memory
 CLIP_WEIGHTS = 428_000_000  # of CLIP ViT-L/14
+RELEARNED = 4  # images in a step of relearning
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def check(need: Needs, have: Machine) -> None:
         )
 
 
-LIGHTER = "gradient_checkpointing, precision bf16, optimizer adafactor or half"
+LIGHTER = "gradient_checkpointing, precision bf16, optimizer adafactor, half or relearn_steps 0"
 """What makes networks and their training take less memory."""
 
 MANY = 5000  # cells from which a grid must be asked for twice
@@ -448,11 +449,14 @@ def _text_to_image(params: Any, shape: Shape, cells: Sequence[Cell], accelerator
         "changed weights": (sum(changed) if values["keep_models"] else max(changed)) * net.weights,
     }
     parts = stored * (decoder.weights + TEXT_WEIGHTS * (net.weights >= LARGE))
+    clip = CLIP_WEIGHTS * FLOAT if values["clip"] and net.weights >= LARGE else 0.0
     device = max(training_memory(cell, values, net, accelerator=accelerator) for cell in cells)
+    if not accelerator:  # where what rests meanwhile has no other place to lie
+        device += parts + clip
     # Drawing: original and unlearned network, the other parts, and the activations of a batch with and without prompt.
     drawing = net.weights * 2 * stored + parts + min(PIXELS, values["sample_batch"] * side**2) * 650 * stored
     drawing += 0.1 * net.activations * values["sample_batch"]
-    drawing += CLIP_WEIGHTS * FLOAT if values["clip"] and net.weights >= LARGE else 0.0
+    drawing += clip
     host = (shape.train + shape.test + count) * pixels
     if any(cell.mask.kind in ("salient", "least_salient") for cell in cells) and net.weights >= LARGE:
         # Scores lie beside a large network; on an accelerator their sums in double precision are there at the same time.
@@ -468,7 +472,7 @@ def _text_to_image(params: Any, shape: Shape, cells: Sequence[Cell], accelerator
         )
         flops += len(cells) * ((prompts + shown) * image + 3 * steps * net.flops)
         disk["probes"] = len(cells) * values["pictures"] * pixels
-        device = max(device, net.weights * (stored + 2 * FLOAT + ADAM) + parts + net.activations)
+        device = max(device, parts + probing_memory(values, net, clip, accelerator=accelerator))
     return Needs(len(cells), flops, max(device, drawing), host, disk)
 
 
@@ -487,6 +491,24 @@ def training_memory(cell: Cell, values: Mapping[str, Any], net: Cost, *, acceler
     if accelerator and state:
         step = max(step, share * FLOAT * net.weights)
     return each * net.weights + step
+
+
+def probing_memory(values: Mapping[str, Any], net: Cost, clip: float, *, accelerator: bool) -> float:
+    """Bytes where the networks lie while an unlearned network is attacked, and while a copy of it relearns.
+
+    Attacks hold the original too, and relearning a copy in single precision, with gradients and Adam's state; what
+    a step keeps, it keeps in single precision. On an accelerator the original and CLIP rest while it relearns.
+    """
+    stored = 2 if values["half"] else FLOAT
+    each = net.activations * (CHECKPOINTED if values["gradient_checkpointing"] else 1.0)
+    searched = max(values["attack_batch"], values["prompt_batch"])
+    attacked = 2 * stored * net.weights + clip + each * searched
+    if not values["relearn_steps"]:
+        return attacked
+    step = each * min(RELEARNED, values["relearn_images"])
+    rest = 0.0 if accelerator else stored * net.weights + clip
+    step = max(step, FLOAT * net.weights) if accelerator else step
+    return max(attacked, (stored + 2 * FLOAT + ADAM) * net.weights + rest + step)
 
 
 def trained_share(cell: Cell) -> float:

@@ -43,6 +43,7 @@ from salun_core.metrics.generation.detection import (
 from salun_core.metrics.generation.erasure import nearest_classes, relearning_curve, search_embedding
 from salun_core.metrics.generation.prompt_attacks import PROMPT_ATTACKS
 from salun_core.models.diffusion.conditions import Condition, repeated
+from salun_core.models.text_to_image.pipelines import resting
 from salun_core.models.text_to_image.sampling import sample_prompts
 
 DETECTORS = ("classifier", "nudenet")
@@ -249,6 +250,9 @@ class Prober:
     def _computed(self, cell: Cell, result: Result, key: Key) -> Result:
         lab, how = self.lab, self.how
         forgotten = lab.forgotten(cell.scenario)
+        task = lab.task(
+            cell.seed, cell.scenario
+        )  # first: it switches checkpointing on, which copies then have
         model = lab.model(result).to(lab.device)
         start = time.perf_counter()
         found, covered = self._unnamed(model, forgotten)
@@ -265,7 +269,6 @@ class Prober:
         values["shown"].append([UNNAMED, float(table.loc[ANY, "images"]) / found.n, found.n])
         values["seconds"] = {"drawing": lab.since(start)}
 
-        task = lab.task(cell.seed, cell.scenario)
         own = task.parts["forget"]
         few = task.clean(self.examples(cell).images)
         concept = task.condition(own.labels[:1])[0]
@@ -300,17 +303,19 @@ class Prober:
         texts = lab.prompts.test[FIRST][forgotten]
         asked = [texts[i % len(texts)] for i in range(how.relearn_samples)]
         try:
-            curve = relearning_curve(
-                model,
-                lab.pipe.scheduler,
-                few,
-                concept,
-                lambda net: self.shown(self._drawn(net, asked, forgotten), forgotten),
-                steps=how.relearn_steps,
-                lr=how.relearn_lr,
-                every=how.relearn_every,
-                seed=cell.seed,
-            )
+            # A copy is trained, beside which the original and what judges by text would take too much memory.
+            with resting(lab.network, lab.clip.model if lab.clip else None):
+                curve = relearning_curve(
+                    model,
+                    lab.pipe.scheduler,
+                    few,
+                    concept,
+                    lambda net: self.shown(self._drawn(net, asked, forgotten), forgotten),
+                    steps=how.relearn_steps,
+                    lr=how.relearn_lr,
+                    every=how.relearn_every,
+                    seed=cell.seed,
+                )
         except Diverged as error:
             raise UserError(f"{error} (relearn_lr)") from error
         values["curve"] = curve

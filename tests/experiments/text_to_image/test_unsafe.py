@@ -1,11 +1,15 @@
 import shutil
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 
 from salun_core.errors import UserError
 from salun_core.experiments.generation.lab import result_of
+from salun_core.experiments.runs.cells import Cell, Scenario
 from salun_core.experiments.runs.params import read_preset
+from salun_core.experiments.text_to_image import probes
 from salun_core.experiments.text_to_image.probes import ADVERSARIAL, ATTACKS, RELEARNED, UNNAMED, Prober
 from salun_core.experiments.text_to_image.unsafe import UnsafeParams, run
 from salun_core.metrics.generation.detection import Redacted, detect
@@ -93,6 +97,41 @@ def test_attacks_in_prompt_space_are_reported_with_their_budget(results):
     # With its own prompt the original predicts what it does.
     p4d = found[found["attack"] == "P4D"].set_index("method")["loss_before"]
     assert p4d["original"] == 0 and p4d["uce"] > 0
+
+
+def test_what_relearning_does_not_need_leaves_the_accelerator(results, monkeypatch):
+    lab, there = replace(results.lab), []
+
+    @contextmanager
+    def resting(*networks):
+        there.append(networks)
+        yield
+        there.append("back")
+
+    def curve(model, *_, **__):
+        there.append("relearning")
+        assert (
+            model.conv_in.gradient_checkpointing
+        )  # as the task has it, also where the task is made only now
+        return [(0, 0.0)]
+
+    monkeypatch.setattr(probes, "resting", resting)
+    monkeypatch.setattr(probes, "relearning_curve", curve)
+    made, lab._task = lab.problem.task, None
+
+    def task(*given):
+        lab.network.conv_in.gradient_checkpointing = True
+        return made(*given)
+
+    monkeypatch.setattr(lab.problem, "task", task)
+    prober = Prober(lab, results.prober.how)  # with no attack in prompt space, so its results are others
+    result = result_of(results.lab, results.cells.iloc[1])
+    cell = Cell(0, Scenario("class", target=7), "original")
+    try:
+        prober._computed(cell, result, prober.key(cell, result))
+    finally:
+        del lab.network.conv_in.gradient_checkpointing
+    assert there == [(lab.network, lab.clip.model), "relearning", "back"]
 
 
 def test_the_search_finds_the_original_at_once(results):
