@@ -100,6 +100,7 @@ class RecordedParams(Params):
         "cifar10-10k", "folder of the run whose masks are shown, and changes of settings"
     )
     half_run: str = parameter("cifar10-10k", "folder of the run that forgets half of the images")
+    class_run: str = parameter("cifar10-10k", "folder of the run that forgets one class")
 
 
 class ReadingParams(Params):
