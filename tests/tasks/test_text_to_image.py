@@ -454,8 +454,8 @@ def test_deltas_keep_signed_zeros(tmp_path):
     assert torch.signbit(found.weight).tolist() == [[True, False]]
 
 
-def headless(file):
-    kept = {name: w for name, w in load_file(file).items() if "conv_out" not in name}
+def without(file, part):
+    kept = {name: w for name, w in load_file(file).items() if part not in name}
     save_file(kept, file, metadata={"format": "pt"})
 
 
@@ -466,8 +466,12 @@ def headless(file):
         (lambda f: (f / "unet/config.json").unlink(), "unet/config.json is missing"),
         (lambda f: (f / "unet/config.json").write_text("{"), "unet/config.json is damaged"),
         (
-            lambda f: headless(f / "unet/diffusion_pytorch_model.safetensors"),
+            lambda f: without(f / "unet/diffusion_pytorch_model.safetensors", "conv_out"),
             "UNet2DConditionModel .*conv_out",
+        ),
+        (
+            lambda f: without(f / "text_encoder/model.safetensors", "layers.0.mlp.fc1.bias"),
+            "weights in .*text_encoder do not match .*layers.0.mlp.fc1.bias is missing",
         ),
         (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").unlink(), "vae/diffusion_pytorch_model"),
         (lambda f: cut(f / "unet/diffusion_pytorch_model.safetensors"), "truncated"),

@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from salun_core.models.diffusion.objectives import PREDICTIONS, Denoising, objec
 from salun_core.models.diffusion.unet import quiet
 from salun_core.models.text_to_image.deltas import weights_digest
 from salun_core.models.text_to_image.families import family_of, named_family, network_of
-from salun_core.networks import device_of
+from salun_core.networks import check_loaded, device_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -76,12 +76,15 @@ def load_pipeline(
         extra |= {"safety_checker": None, "requires_safety_checker": False}
     try:
         with silent():
+            extra |= _encoders(folder, held, pickle=pickle) if local else {}
             pipe = DiffusionPipeline.from_pretrained(
                 folder if local else str(source),
                 use_safetensors=None if pickle else True,
                 local_files_only=local or not download,
                 **extra,
             )
+    except UserError:
+        raise
     except (OSError, SafetensorError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         if local:
             raise UserError(f"the pipeline in {folder} is incomplete or damaged: copy it again") from error
@@ -378,6 +381,26 @@ def _check_folder(folder: Path, *, pickle: bool) -> None:
                     content.keys()
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{file} is truncated or damaged: copy it again") from error
+
+
+def _encoders(folder: Path, held: Mapping[str, Any], *, pickle: bool) -> dict[str, Any]:
+    """The text encoders of a folder, read here since diffusers does not tell which of their weights were drawn anew."""
+    import transformers
+
+    found = {}
+    for part in named_family(str(held.get("_class_name")), folder).encoders:
+        library, kind = held.get(part) or ("", "")
+        if library == "transformers" and (encoder := getattr(transformers, kind, None)):
+            found[part], info = encoder.from_pretrained(
+                folder / part,
+                use_safetensors=None if pickle else True,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+            # Files of others hold buffers that newer encoders do without.
+            check_loaded({**info, "unexpected_keys": ()}, folder / part)
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:
