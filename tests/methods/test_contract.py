@@ -58,7 +58,6 @@ FAULTS = {
     "random numbers of torch": lambda *_: torch.rand(1),
     "random numbers of numpy": lambda *_: np.random.rand(),  # noqa: NPY002
     "random numbers of Python": lambda *_: random.random(),
-    "grad mode": lambda *_: torch._C._set_grad_enabled(False),
     "shares memory": lambda task, _: Unlearned(task.model, [], 0),
     "in training mode": lambda _, result: result.model[1].train(),
     "two runs with one seed differ": lambda _, result: first(result).data.mul_(next(COUNT)),
@@ -78,11 +77,14 @@ def test_an_honest_method_passes():
 
 @pytest.mark.parametrize("found", FAULTS)
 def test_each_fault_is_found_and_named(found):
-    try:
-        with pytest.raises(AssertionError, match=found):
-            check_method(Method(breaking(FAULTS[found]), "bad"), own_task())
-    finally:
-        torch.set_grad_enabled(True)
+    with pytest.raises(AssertionError, match=found):
+        check_method(Method(breaking(FAULTS[found]), "bad"), own_task())
+
+
+def test_gradients_that_a_method_switches_off_are_recorded_again_after_it():
+    switching = breaking(lambda *_: torch._C._set_grad_enabled(False))
+    check_method(Method(switching, "switching"), own_task())
+    assert torch.is_grad_enabled()
 
 
 def test_settings_that_take_anything_are_found():
