@@ -10,7 +10,7 @@ package that is installed can also give its own a plain name, by an entry point:
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
@@ -76,6 +76,10 @@ class Table(dict[str, T]):
     def modules(self, name: str) -> tuple[str, ...]:
         """The module that brings an entry of another package; empty for one of this project."""
         return () if dict.__contains__(self, name) else (self._place(name).partition(":")[0],)
+
+    def blaming(self, name: str) -> AbstractContextManager[None]:
+        """What an entry of another package raises becomes one sentence; errors of this project's own stay what they are."""
+        return blaming(self.what, name) if self.modules(name) else nullcontext()
 
     def _place(self, name: str) -> str:
         return self.installed[name].value if name in self.installed else name

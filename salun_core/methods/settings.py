@@ -4,13 +4,12 @@ The type of a parameter says it: ``PositiveFloat``, ``NonNegativeInt``, … of p
 choices. Numbers are finite, a whole number is no other number, and neither is a truth value.
 """
 
-import difflib
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from pydantic import ConfigDict, Field, PositiveFloat, TypeAdapter, ValidationError
 
-from salun_core.errors import UserError
+from salun_core.errors import UserError, nearest
 
 Order = Literal["forget_then_retain", "interleaved", "joint", "forget", "retain"]
 """Which batches the steps take, see `engine.rounds`."""
@@ -79,5 +78,5 @@ def _is_whole(kind: Any) -> bool:
 
 
 def _near(kind: Any, value: Any) -> str:
-    near = difflib.get_close_matches(str(value), [str(choice) for choice in get_args(kind)], n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    near = nearest(value, map(str, get_args(kind)))
+    return f" (did you mean {near!r}?)" if near else ""

@@ -1,13 +1,12 @@
 """Building a classifier by the name of its architecture."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
-from salun_core.errors import UserError
+from salun_core.errors import UserError, nearest
 from salun_core.models.classification.external import built, check_output, find_builder
 from salun_core.models.classification.normalised import Normalised
 from salun_core.plugins import settings_of
@@ -91,9 +90,9 @@ def check_arch(arch: str) -> Callable[..., nn.Module]:
     from salun_core.models import MODELS  # the table names this module's users, and not the other way round
 
     if arch not in MODELS:
-        near = difflib.get_close_matches(arch, [*MODELS, *MODELS.installed], n=1)
+        near = nearest(arch, [*MODELS, *MODELS.installed])
         hint = (
-            f"did you mean {near[0]!r}?"
+            f"did you mean {near!r}?"
             if near
             else f"choose {', '.join(MODELS)}, torchvision:NAME or package.module:function"
         )

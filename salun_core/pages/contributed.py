@@ -1,7 +1,6 @@
 """Results made elsewhere: checked against a schema when they are added, and shown beside ours, never among them."""
 
 import csv
-import difflib
 import io
 import json
 import re
@@ -11,7 +10,7 @@ from typing import Annotated, Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from salun_core.errors import UserError
+from salun_core.errors import UserError, nearest
 from salun_core.escaping import FORMULA
 from salun_core.files import readable, write_whole
 from salun_core.methods import name_of
@@ -90,8 +89,8 @@ def checked(path: Path) -> pd.DataFrame:
         if names.count(name) > 1:
             raise UserError(f"{path.name}: column {name!r} appears twice: leave one out")
         if name not in COLUMNS:
-            near = difflib.get_close_matches(name, COLUMNS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the columns are {', '.join(COLUMNS)}"
+            near = nearest(name, COLUMNS)
+            hint = f"did you mean {near!r}?" if near else f"the columns are {', '.join(COLUMNS)}"
             if len(names) == 1 and re.search("[;\t|]", name):
                 hint = "separate the columns by commas, and write decimal points"
             raise UserError(f"{path.name}: unknown column {name!r}: {hint}")

@@ -3,7 +3,6 @@
 import hashlib
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from salun_core.experiments.runs.masks import mask_of, scores_of
 from salun_core.experiments.runs.provenance import peak_memory, provenance
 from salun_core.experiments.runs.store import Key, Result, Store
 from salun_core.methods import METHODS
-from salun_core.plugins import blaming
 from salun_core.saliency import SCORES, Mask, Scores, density, layer_table, packed_bits, save_mask
 from salun_core.tasks.base import Task
 
@@ -102,7 +100,7 @@ class Lab:
         if self._scores is None or self._scores[0] != wanted:
             task = self.task(seed, scenario)
             start = time.perf_counter()
-            with blaming("saliency score", spec.score) if SCORES.modules(spec.score) else nullcontext():
+            with SCORES.blaming(spec.score):
                 scores = scores_of(task, spec, seed=seed)
             self._scores = (wanted, scores, self.since(start))
         return self._scores[1], self._scores[2]
@@ -143,7 +141,7 @@ class Lab:
         task = self.task(cell.seed, cell.scenario)
         start = time.perf_counter()
         method = METHODS[cell.method]
-        with blaming("method", cell.method) if METHODS.modules(cell.method) else nullcontext():
+        with METHODS.blaming(cell.method):
             unlearned = method(task, mask=mask, seed=cell.method_seed, **cell.settings)
         values |= {"seconds": mask_seconds + self.since(start), "samples": unlearned.samples}
         values |= {"losses": thinned(unlearned.losses), "peak_memory": peak_memory(self.device)}

@@ -1,7 +1,6 @@
 """Parameters of an experiment: declared once, read by notebooks, YAML files, the command line and the book."""
 
 import ast
-import difflib
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -12,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
-from salun_core.errors import UserError, one_of
+from salun_core.errors import UserError, nearest, one_of
 from salun_core.experiments.runs.given import check_plain, parse_yaml, read_yaml, shown
 
 
@@ -275,11 +274,9 @@ def read_preset(experiment: str, preset: str) -> dict[str, Any]:
         return read_yaml(Path(preset))
     known = preset_names(experiment)
     if preset not in known:
-        near = difflib.get_close_matches(preset, known, n=1)
+        near = nearest(preset, known)
         hint = (
-            f"did you mean {near[0]!r}?"
-            if near
-            else f"choose one of {', '.join(known)}, or give a .yaml file"
+            f"did you mean {near!r}?" if near else f"choose one of {', '.join(known)}, or give a .yaml file"
         )
         raise UserError(f"unknown preset {preset!r}: {hint}")
     values = parse_yaml((folder / f"{preset}.yaml").read_text("utf8")) or {}
@@ -332,8 +329,8 @@ def _notebook_type(annotation: Any) -> str:
 
 
 def _unknown(name: Any, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"the parameters are {', '.join(known)}"
+    near = nearest(name, known)
+    hint = f"did you mean {near!r}?" if near else f"the parameters are {', '.join(known)}"
     return f"unknown parameter {shown(name)}: {hint}"
 
 

@@ -1,6 +1,5 @@
 """A judge for classes of ImageNet: ResNet-50, asked whether a class comes first of all 1,000."""
 
-import difflib
 import functools
 from collections.abc import Sequence
 from importlib import resources
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from salun_core.data.downloads import DOWNLOADS, how_to_get
 from salun_core.data.images import covering_size, middle
 from salun_core.data.prompts import IMAGENETTE
-from salun_core.errors import UserError
+from salun_core.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from torchvision.models import ResNet
@@ -81,8 +80,8 @@ def imagenet_numbers(classes: Sequence[str], names: Sequence[str] = ()) -> tuple
             )
         number = first if first is not None else second
         if number is None:
-            near = difflib.get_close_matches(other.lower(), map(str.lower, imagenet_names()), n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            near = nearest(other, map(str.lower, imagenet_names()))
+            hint = f"did you mean {near!r}? " if near else ""
             raise UserError(
                 f"judge imagenet does not know class {other!r}: {hint}Name it by its WordNet id (n03028079) or "
                 "its name in ImageNet (church), or choose a judge that is trained on the data, such as resnet34"
