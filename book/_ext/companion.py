@@ -512,6 +512,18 @@ def copy(source: Path, target: Path) -> None:
     copyfile(source, target)
 
 
+def share_out(app: Sphinx, config: Any) -> None:
+    """Read and write pages in as many processes as asked for, for which Jupyter Book has no option (config-inited).
+
+    Sphinx reads in one process where an extension does not say that it may be several. Two of Jupyter Book's do not
+    say: one acts on LaTeX only, the other numbers chapters after they have been read.
+    """
+    for name in ("sphinx_jupyterbook_latex", "sphinx_multitoc_numbering"):
+        if (extension := app.extensions.get(name)) and extension.parallel_read_safe is None:
+            extension.parallel_read_safe = True
+    app.parallel = int(os.environ.get("COMPANION_JOBS", app.parallel))
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register everything with Sphinx."""
     app.setup_extension("sphinx.ext.autodoc")
@@ -523,6 +535,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("computed", Computed)
     for node, what in ((ResultFigure, "figure"), (ResultTable, "table")):
         app.add_enumerable_node(node, what, title_of, html=(write_result, passed))
+    app.connect("config-inited", share_out)
     app.connect("doctree-read", number_results)
     app.connect("source-read", show_executed)
     app.connect("source-read", show_modules)

@@ -353,6 +353,7 @@ def render(profile: str) -> None:
         env={
             **os.environ,
             "COMPANION_RUNS": str(PROFILES[profile]),
+            "COMPANION_JOBS": str(os.cpu_count()),
             "PYTHONWARNINGS": "ignore",
             "NO_COLOR": "1",
         },

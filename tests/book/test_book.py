@@ -16,6 +16,7 @@ from companion import MODULES, modules, spell_duration
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
+from sphinx.util.parallel import ParallelTasks, parallel_available
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,6 +97,38 @@ def book(tmp_path: Path) -> Book:
 def test_a_clean_checkout_builds_and_says_what_is_missing(book):
     assert book.build() == ""
     assert "Not executed here" in book.page("notebooks/demo")
+
+
+@pytest.mark.skipif(not parallel_available, reason="Sphinx forks on Linux only")
+def test_pages_of_several_processes_are_those_of_one(book, tmp_path, monkeypatch):
+    names = [f"part{i}" for i in range(7)]  # few pages are read in one process
+    book.write("index.md", "# Home\n\n```{toctree}\n" + "\n".join(["notebooks/demo", *names]) + "\n```\n")
+    for place, name in enumerate(names):
+        other = names[place - 1]
+        book.write(
+            f"{name}.md",
+            f"({name})=\n# Part {place}\n\n```{{math}}\n:label: eq-{name}\nx\n```\n\n{{ref}}`{other}` {{eq}}`eq-{other}`\n",
+        )
+    extensions = ["myst_nb", "sphinx_multitoc_numbering", "companion"]
+    forked = []
+    monkeypatch.setattr(ParallelTasks, "add_task", spied(ParallelTasks.add_task, forked))
+    assert book.build(extensions=extensions) == "" and not forked
+    alone = {name: book.page(name) for name in ("index", "notebooks/demo", *names)}
+    shutil.rmtree(tmp_path / "_build")
+    monkeypatch.setenv("COMPANION_JOBS", "2")
+    assert book.build(extensions=extensions) == ""
+    assert {"read_process", "write_process"} <= {task.__name__ for task in forked}
+    assert {name: book.page(name) for name in alone} == alone
+
+
+def spied(method, seen):
+    """``method``, which notes the first argument of every call."""
+
+    def noting(self, what, *rest):
+        seen.append(what)
+        return method(self, what, *rest)
+
+    return noting
 
 
 def test_the_executed_copy_is_shown_and_downloaded(book):
