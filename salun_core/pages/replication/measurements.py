@@ -186,27 +186,41 @@ def stable_over_settings(run: Run) -> list[Measurement]:
 
 
 def salient_beats(run: Run, control: str) -> list[Measurement]:
-    """Average gap of random labelling under a control minus that under the salient mask."""
+    """Average gap of random labelling under a control minus that under the salient mask.
+
+    Each at its own best settings; and, where these differ, also both at those of the salient mask, which the study of
+    densities has.
+    """
     rows = run.rows("saliency", "masks")
     if rows.empty:
         return []
-    part = gaps(rows)
-    mine, other = variant(part, "rl", "salient"), variant(part, "rl", control)
+    mine, other = variant(rows, "rl", "salient"), variant(rows, "rl", control)
     if mine.empty or other.empty:
         return []
-    found = differences(values_of(mine, AVERAGE), [values_of(other, AVERAGE)])
-    if not len(found):
-        return []
-    how = "each tuned by itself" if _tuned_apart(mine, other) else "at equal settings"
-    return [
-        Measurement(
-            f"average gap of random labelling with the {control.replace('_', ' ')} mask minus with the salient one, {how}",
-            PairedDifferences(found, resolution_of(rows, AVERAGE)),
-            0.0,
-            control_in_gaps(run, rows, AVERAGE),
-            str(rows["scenario"].iloc[0]),
-        )
-    ]
+    compared = {"at equal settings": rows}
+    if _tuned_apart(mine, other):
+        swept = run.rows("saliency", "densities")
+        compared = {"each tuned by itself": rows}
+        if len(swept):
+            swept = swept[swept["keep"] == mine["keep"].iloc[0]]
+            alike = pd.concat([swept, rows[rows["method"] == "retrain"]], ignore_index=True)
+            compared["at the settings of the salient one"] = alike
+    found = []
+    for how, table in compared.items():
+        part = gaps(table)
+        ours, theirs = (values_of(variant(part, "rl", mask), AVERAGE) for mask in ("salient", control))
+        values = differences(ours, [theirs])
+        if len(values):
+            found.append(
+                Measurement(
+                    f"average gap of random labelling with the {control.replace('_', ' ')} mask minus with the salient one, {how}",
+                    PairedDifferences(values, resolution_of(table, AVERAGE)),
+                    0.0,
+                    control_in_gaps(run, rows, AVERAGE),
+                    str(rows["scenario"].iloc[0]),
+                )
+            )
+    return found
 
 
 def _tuned_apart(first: pd.DataFrame, second: pd.DataFrame) -> bool:

@@ -71,6 +71,24 @@ def test_an_advantage_is_a_paired_difference_in_points():
     assert found.control.mean > 3
 
 
+def test_masks_that_were_tuned_apart_are_compared_at_the_same_settings_too():
+    rows = result_frames.saliency()
+    random = (rows["method"] == "rl") & (rows["mask"] == "random")
+    tuned = random & (rows["study"] == "masks")
+    rows["settings"] = [{"lr": 0.2 if other else 0.1} for other in tuned]
+    rows["study"] = rows["study"].replace("density", "densities")
+    half = random & (rows["study"] == "densities") & (rows["keep"] == 0.5)
+    rows.loc[half, "RA"] -= 0.08  # two points of the average gap
+    apart, alike = only("salient beats random", run(saliency=rows))
+    assert apart.what.endswith("each tuned by itself") and alike.what.endswith(
+        "at the settings of the salient one"
+    )
+    assert apart.evidence.mean == pytest.approx(0.75, abs=0.1)
+    assert alike.evidence.mean == pytest.approx(2, abs=0.1) and alike.evidence.n == 4
+    (found,) = only("salient beats random", run(saliency=rows[~half]))
+    assert found.what == apart.what
+
+
 def test_masks_of_a_diffusion_model_are_compared_by_what_they_leave_out_at_all_strengths():
     (found,) = only("salient beats random in generation", run(diffusion=strengths()))
     assert found.evidence.mean == pytest.approx(25)
