@@ -3,7 +3,7 @@
 FROM python:3.12-slim-bookworm
 
 RUN apt-get update \
-    && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium git make \
+    && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium git make rsync \
     && rm -rf /var/lib/apt/lists/*
 
 RUN useradd --create-home reader && mkdir /out && chown reader /out

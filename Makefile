@@ -24,10 +24,10 @@ unexport PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
 export PYTHONNOUSERSITE = 1
 export UV_PYTHON_DOWNLOADS = never
 
-.PHONY: help campaign run test-slurm book pdf test quick install lint lint-workflows check bench rehearse record notebooks lock clean clean-all
+.PHONY: help campaign run test-slurm test-kubernetes book pdf test quick install lint lint-workflows check bench rehearse record notebooks lock clean clean-all
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  make book PROFILE=smoke    the same book from the smallest settings, in data/runs/smoke"
 	@echo "  make book CORES=1          one notebook at a time"
@@ -75,6 +75,9 @@ check: $(READY) ## look at every page of the built book in a headless browser
 
 test-slurm: $(READY) ## compute an experiment on a Slurm started for it, which is killed half way (root; Debian)
 	@$(PY) tests/slurm/check.py
+
+test-kubernetes: $(READY) ## compute an experiment through a stand-in of the API of Kubernetes, with pods killed (root)
+	@$(PY) tests/kubernetes/check.py
 
 bench: $(READY) ## run the benchmarks
 	@$(PY) -m benchmarks

@@ -5,14 +5,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "book/_ext"))
 import execution
+import pods
 
 PROFILE = config.get("profile", "quick")  # quick, or smoke: the smallest settings, in a folder of their own
 RUNS = execution.PROFILES[PROFILE]
 SITE = execution.site(PROFILE)
 PYTHON = sys.executable
-PLANS = execution.plans(config.get("plans", []))  # by folder: runs in shards, see book/_ext/sharding.py
+SHARED = config.get("shared", "")  # where folders of runs lie that are not here: a volume, see profiles/kubernetes
+PLANS = execution.plans(config.get("plans", []), SHARED)  # by folder: runs in shards, see book/_ext/sharding.py
 MEMORY = config.get("memory", float("inf"))  # MB that shards have together on this machine
 NOTEBOOKS = list(execution.notebooks())
+if SHARED and workflow.is_main_process:
+    pods.mend()
 
 
 def given(name):
@@ -43,21 +47,28 @@ def marks(run, names):
     return [f"{run}/{name}.done" for name in names]
 
 
+def there(name):
+    # Marks go through Snakemake's storage where it assumes no shared files. All else is read and written in place.
+    return str(Path(SHARED, name))
+
+
 rule originals:
     input:
         lambda w: marks(w.run, shard(w)["needs"]),
     output:
         touch("{run}/{stage,originals}/{shard}.done"),
     log:
-        "{run}/{stage}/{shard}.log",
+        local(there("{run}/{stage}/{shard}.log")),
+    params:
+        plan=lambda w: there(f"{w.run}/plan.json"),
     threads: lambda w: PLANS[w.run]["threads"] or 1
     resources:
-        gpu=lambda w: shard(w)["gpu"],
+        gpu=lambda w: shard(w)["gpu"] or None,  # a 0 would still let Kubernetes choose a node that has some
         mem_mb=lambda w, attempt: min(shard(w)["mem_mb"] * attempt, MEMORY),
         runtime=lambda w: shard(w)["runtime"],
     retries: 2
     shell:
-        "OMP_NUM_THREADS={threads} {PYTHON:q} -m salun_core shard {wildcards.run}/plan.json"
+        "OMP_NUM_THREADS={threads} {PYTHON:q} -m salun_core shard {params.plan:q}"
         " {wildcards.stage}/{wildcards.shard} > {log:q} 2>&1"
 
 
@@ -77,9 +88,11 @@ rule gather:
     output:
         touch("{run}/gathered.done"),
     log:
-        "{run}/gather.log",
+        local(there("{run}/gather.log")),
+    params:
+        plan=lambda w: there(f"{w.run}/plan.json"),
     shell:
-        "{PYTHON:q} -m salun_core shard {wildcards.run}/plan.json > {log:q} 2>&1"
+        "{PYTHON:q} -m salun_core shard {params.plan:q} > {log:q} 2>&1"
 
 
 # --- the book -----------------------------------------------------------------------------------------

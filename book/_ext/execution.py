@@ -405,9 +405,9 @@ def snakemake(*options: str, **how: Any) -> Iterator["subprocess.Popen[Any]"]:
         yield subprocess.Popen([*command, *shared], cwd=ROOT, pass_fds=[lock.fileno()], **how)
 
 
-def plans(written: list[str]) -> dict[str, dict[str, Any]]:
-    """Plans of runs in shards, by the folder that each lies in; see `salun_core.experiments.runs.shards`."""
-    return {str(Path(file).parent): json.loads(Path(file).read_text("utf8")) for file in written}
+def plans(written: list[str], shared: str = "") -> dict[str, dict[str, Any]]:
+    """Plans of runs in shards, by the folder that each lies in, seen from ``shared``; see `salun_core.experiments.runs.shards`."""
+    return {str(Path(file).parent): json.loads(Path(shared, file).read_text("utf8")) for file in written}
 
 
 def gathered(name: str, planned: dict[str, dict[str, Any]]) -> list[str]:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from execution import (
     NOTEBOOK,
     PROFILES,
@@ -52,6 +53,16 @@ def resources(plan: dict[str, Any], cores: str, profile_dir: str) -> tuple[list[
     return ["--cores", cores, "--resources", f"gpu={max(len(gpus), 1)}", f"mem_mb={memory()}"], (
         {"SALUN_GPUS": ",".join(gpus)} if plan["gpus"] else {}
     )
+
+
+def volume(profile_dir: str) -> Path | None:
+    """Where a profile keeps its files, if its cluster shares no others with this machine."""
+    if not profile_dir:
+        return None
+    file = ROOT / profile_dir / "config.yaml"
+    settings = yaml.safe_load(file.read_text("utf8")) if file.is_file() else {}
+    found = settings.get("default-storage-prefix")
+    return Path(found) if found else None
 
 
 def memory() -> int:
@@ -140,6 +151,12 @@ def _last_line(log: Path) -> str:
 
 def run(given: argparse.Namespace) -> int:
     """Plan, compute, gather and print; 0 only if the table is whole."""
+    shared = volume(given.profile_dir)
+    if shared and not (given.out and given.out.absolute().is_relative_to(shared)):
+        say(
+            f"{given.profile_dir} reaches only what lies on its volume: name a folder there, like OUT={shared}/runs"
+        )
+        return 2
     words = ["-p", "preset", given.preset]
     for pair in given.parameter:
         words += ["-p", *pair]
@@ -150,10 +167,11 @@ def run(given: argparse.Namespace) -> int:
     if file is None:
         return 2
     folder, plan = file.parent, json.loads(file.read_text("utf8"))
-    run_folder = os.path.relpath(folder, ROOT)
+    run_folder = os.path.relpath(folder, shared or ROOT)
     options, extra = resources(plan, given.cores, given.profile_dir)
     settings = [f"plans={json.dumps([f'{run_folder}/plan.json'])}"]
     settings += [] if given.profile_dir else [f"memory={memory()}"]
+    settings += [f"shared={shared}"] if shared else []
     progress = Progress(folder, plan)
     try:
         with (
@@ -190,6 +208,12 @@ def run(given: argparse.Namespace) -> int:
 
 def book(given: argparse.Namespace) -> int:
     """Compute what the notebooks show in shards on a cluster, then execute them and build the book."""
+    if shared := volume(given.profile_dir):
+        say(
+            f"the book lies in this folder and {given.profile_dir} reaches only {shared}: compute the experiments there with "
+            "`make run`, or the book without a profile"
+        )
+        return 2
     files = []
     for name in notebooks():
         if (experiment := experiment_of(ROOT / "notebooks" / f"{name}.ipynb")) is None:
