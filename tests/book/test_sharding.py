@@ -1,13 +1,15 @@
 """What Snakemake makes of a plan, and how all shards are shown as one line."""
 
+import importlib.util
 import json
 import subprocess
 import sys
 import time
 
 import pytest
+import yaml
 from execution import ROOT, experiment_of, gathered, notebooks
-from sharding import Progress, resources
+from sharding import Progress, main, resources
 
 PLAN = {
     "experiment": "classification",
@@ -46,6 +48,38 @@ def test_snakemake_runs_every_shard_after_what_it_needs(folder, profile):
     assert order[0] == "tuning" and order[-1] == "gather"
     assert sorted(order) == ["gather", "shard", "shard", "tuning"]
     assert "gpu=1" in said and "mem_mb=3000" in said and "runtime=20" in said
+
+
+def without_gpus(folder):
+    plan = PLAN | {"shards": {name: shard | {"gpu": 0} for name, shard in PLAN["shards"].items()}}
+    (folder / "plan.json").write_text(json.dumps(plan))
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("snakemake_storage_plugin_fs") is None, reason="the extra cluster is not there"
+)
+def test_marks_lie_on_the_volume_of_a_cluster_that_shares_nothing_else(folder):
+    without_gpus(folder)
+    (folder / "originals/seed-0.done").touch()
+    settings = yaml.safe_load((ROOT / "profiles/kubernetes/config.yaml").read_text("utf8"))
+    assert settings["kubernetes-persistent-volumes"].endswith(f":{settings['default-storage-prefix']}")
+    run, volume = folder.name, str(folder.parent)
+    words = [sys.executable, "-m", "snakemake", "-n", "--nolock", f"{run}/gathered.done"]
+    words += ["--profile", "profiles/kubernetes", "--default-storage-prefix", volume]
+    words += ["--config", f"plans={json.dumps([f'{run}/plan.json'])}", f"shared={volume}"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr
+    assert f"{folder}/cells/random-10-seed-0.done (send to storage)" in said
+    assert f"log: {folder}/cells/random-10-seed-0.log\n" in said
+    assert "rule originals" not in said and "gpu=" not in said and "mem_mb=3000" in said
+
+
+@pytest.mark.parametrize("out", [[], ["--out", "data/runs"], ["--out", "/salun-not/runs"]])
+def test_a_run_in_pods_needs_a_folder_on_their_volume(out, capsys):
+    assert main(["classification", "--profile-dir", "profiles/kubernetes", *out]) == 2
+    assert "OUT=/salun/runs" in capsys.readouterr().err
+    assert main(["--book", "smoke", "--profile-dir", "profiles/kubernetes"]) == 2
 
 
 def test_one_line_says_how_far_all_shards_are(folder, capsys):
