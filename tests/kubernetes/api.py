@@ -254,7 +254,8 @@ class Cluster:
                 aside = Path(scratch, str(number))
                 aside.mkdir()
                 script += [f"mount --bind '{here}' '{aside}'"] if here else []
-            script += [f"mount --bind '{scratch}/{n}' '{place}'" for n, (_, place) in enumerate(mounts)]
+            for number, (_, place) in enumerate(mounts):
+                script += [f"mkdir -p '{place}'", f"mount --bind '{scratch}/{number}' '{place}'"]
             script += [command]
             job.process = subprocess.Popen(
                 [

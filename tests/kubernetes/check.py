@@ -209,7 +209,7 @@ def check(folder: Path) -> list[str]:
     subprocess.run(["mount", "--bind", volume, VOLUME], check=True)
     cluster = Cluster(
         pods,
-        image={PROJECT / ".venv": Path(sys.prefix).resolve(), ROOT: None, checkout: None},
+        image={ROOT: None, checkout: None, PROJECT / ".venv": Path(sys.prefix).resolve()},
         volumes={"salun": volume},
         environment={"PATH": "/usr/bin:/bin", "HOME": "/tmp"} | PACKAGES,
     )
