@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -41,6 +41,7 @@ def site(profile: str) -> Path:
 # --- parameters ---------------------------------------------------------------------------------------
 
 
+@cache
 def notebooks(root: Path = ROOT) -> dict[str, dict[str, dict[str, Any]]]:
     """Names of the notebooks in the book, each with its parameters by profile."""
     return yaml.safe_load((root / "notebooks.yaml").read_text("utf8"))
@@ -96,12 +97,12 @@ def dependencies(notebook: Path, given: dict[str, Any], root: Path = ROOT) -> li
     tree, folders = ast.parse(code(notebook)), (root,)
     own = list(names_imported(tree, "", folders, tables=True, strings=True))
     found = set(imported_files(own, folders, tables=True, strings=True).values())
-    texts = set.union(_texts(tree), *(_texts(ast.parse(file.read_text("utf8"))) for file in found))
+    texts = set.union(_texts(tree), *map(_texts_in, found))
     found |= {file for file in _files(root / "data/published") if any(file.stem in text for text in texts)}
     if any("contributed" in text for text in texts):
         found |= {file for file in _files(root / "data/contributed") if file.suffix == ".csv"}
     for run in _recorded(tree, given, root):
-        found |= {file for file in _files(run) if file.suffix == ".json"}
+        found |= recorded_files(run)
     preset = str(given.get("preset") or _declared(tree).get("preset") or "")
     presets = root / PACKAGE / "experiments" / "presets"
     # Presets lie in a folder named after their experiment, which the parameters that a notebook imports name.
@@ -124,6 +125,17 @@ def _recorded(tree: ast.Module, given: dict[str, Any], root: Path) -> list[Path]
     return [run for run in runs if run.name in named or "ReadingParams" in imported]
 
 
+def recorded_files(run: Path) -> set[Path]:
+    """What stands for a recorded run: its tables and metrics, and the folder of its cells.
+
+    A folder's time changes when a file in it is added, replaced or removed. Snakemake takes minutes over thousands of files.
+    """
+    cells = run / "cells"
+    return {file for file in _files(run) if file.parent != cells} | {
+        folder for folder in (cells,) if folder.is_dir()
+    }
+
+
 def code(notebook: Path) -> str:
     """Python of a notebook's code cells, without IPython's own lines."""
     cells = json.loads(notebook.read_text("utf8"))["cells"]
@@ -136,12 +148,21 @@ def _lines(cell: dict[str, Any]) -> list[str]:
     return (source if isinstance(source, str) else "".join(source)).splitlines()
 
 
-def _experiments(file: Path) -> Iterator[str]:
+@cache
+def _experiments(file: Path) -> frozenset[str]:
     """Names of the experiments whose parameters a module declares."""
+    found = set()
     for node in ast.walk(ast.parse(file.read_text("utf8"))):
         match node:
             case ast.AnnAssign(target=ast.Name(id="experiment"), value=ast.Constant(value=str(name))):
-                yield name
+                found.add(name)
+    return frozenset(found)
+
+
+@cache
+def _texts_in(file: Path) -> set[str]:
+    """Texts of a module, which is read once for all notebooks."""
+    return _texts(ast.parse(file.read_text("utf8")))
 
 
 def _texts(tree: ast.AST) -> set[str]:
@@ -330,8 +351,11 @@ class Bars(io.TextIOBase):
 def pages(root: Path = ROOT) -> list[Path]:
     """Files that the book is made from, beside the executed notebooks."""
     found = {Path("_config.yml"), Path("_toc.yml")}
-    for folder in ("book", PACKAGE, "data/published", "data/recorded", "data/measured"):
+    for folder in ("book", PACKAGE, "data/published", "data/measured"):
         found |= {file.relative_to(root) for file in _files(root / folder)}
+    recorded = root / "data/recorded"
+    for run in recorded.iterdir() if recorded.is_dir() else []:
+        found |= {file.relative_to(root) for file in (recorded_files(run) if run.is_dir() else {run})}
     return sorted(file for file in found if "__pycache__" not in file.parts and file.name[0] != ".")
 
 

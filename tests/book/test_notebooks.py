@@ -4,6 +4,7 @@ import ast
 import importlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,9 +13,19 @@ from pathlib import Path
 
 import pytest
 import yaml
-from execution import PROFILES, code, dependencies, longest, notebooks, parameters, parameters_declared
+from execution import (
+    PROFILES,
+    code,
+    dependencies,
+    longest,
+    notebooks,
+    parameters,
+    parameters_declared,
+    recorded_files,
+)
 
 from salun_core.experiments.runs.params import Params
+from salun_core.files import write_whole
 
 ROOT = Path(__file__).parents[2]
 FOUND = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -210,10 +221,20 @@ def test_the_recorded_run_in_use_counts_and_no_other(project):
         (project / "data/recorded" / name).parent.mkdir(parents=True, exist_ok=True)
         (project / "data/recorded" / name).write_text("{}")
     found = dependencies(notebook(project, 'run_name: str = "mine"'), {}, project)
-    assert {f.name for f in found} == {"demo.json", "cell-1.json"}
-    assert "cell-2.json" in [
-        f.name for f in dependencies(notebook(project, ""), {"run_name": "other"}, project)
-    ]
+    mine, other = (Path(f"data/recorded/{name}/cells") for name in ("mine", "other"))
+    assert set(found) == {Path("data/recorded/mine/results/demo.json"), mine}
+    assert other in dependencies(notebook(project, ""), {"run_name": "other"}, project)
+
+
+def test_cells_of_a_recorded_run_count_by_their_folder_which_a_replaced_one_changes(tmp_path):
+    cell = tmp_path / "cells/cell-1.json"
+    cell.parent.mkdir()
+    cell.write_text("{}")
+    (tmp_path / "results.json").write_text("{}")
+    assert recorded_files(tmp_path) == {cell.parent, tmp_path / "results.json"}
+    os.utime(cell.parent, (0, 0))
+    write_whole(cell, b"{ }")  # as results are written, and as git checks files out
+    assert cell.parent.stat().st_mtime > 0
 
 
 def test_a_recorded_run_that_a_notebook_names_counts_and_all_of_them_where_it_reads_all(project):
