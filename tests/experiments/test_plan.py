@@ -308,7 +308,7 @@ def test_a_grid_far_too_large_is_refused_before_its_cells_are_listed(monkeypatch
         "noise_floor": 0,
     }
     monkeypatch.setattr(plan, "cells_of", lambda *_: pytest.fail("cells are listed"))
-    with pytest.raises(UserError, match="at least 36,000,004 cells, more than 5,000: add --yes"):
+    with pytest.raises(UserError, match="at least 18,000,004 cells, more than 5,000: add --yes"):
         plan.check_run(ClassificationParams.load({**given, "tuning_seed": [5000, 5001]}))
 
 
