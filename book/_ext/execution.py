@@ -6,6 +6,7 @@ starts Snakemake, one at a time for a checkout, and goes on after a run that was
 
 import argparse
 import ast
+import atexit
 import contextlib
 import fcntl
 import importlib
@@ -227,7 +228,9 @@ def declare(root: Path = ROOT) -> None:
 # --- execution ----------------------------------------------------------------------------------------
 
 
+STAMP = "COMPANION_STAMP"  # where a kernel leaves its stamp
 QUIET = ["--log-level=CRITICAL"]  # a kernel calls its own orderly shutdown an error
+STAMPED = ["--IPKernelApp.extensions=['book._ext.execution']"]  # this module, see `load_ipython_extension`
 
 
 def execute(template: Path, output: Path, given: dict[str, Any], *, threads: int = 1) -> None:
@@ -264,6 +267,7 @@ def execute(template: Path, output: Path, given: dict[str, Any], *, threads: int
             "OMP_NUM_THREADS": str(threads),
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
             "PYTHONHASHSEED": "0",
+            STAMP: f"{scratch}/stamp.json",
         }
         try:
             papermill.execute_notebook(
@@ -275,8 +279,12 @@ def execute(template: Path, output: Path, given: dict[str, Any], *, threads: int
                 stderr_file=Bars(sys.stderr),
                 start_timeout=600,
                 config=Config(
-                    KernelManager={"transport": "ipc", "ip": f"{scratch}/kernel"},  # its sockets, no other's
-                    NotebookClient={"extra_arguments": QUIET},
+                    KernelManager={
+                        "transport": "ipc",
+                        "ip": f"{scratch}/kernel",  # its sockets, no other's
+                        "shutdown_wait_time": 60,  # seconds for its stamp, before it is killed
+                    },
+                    NotebookClient={"extra_arguments": [*QUIET, *STAMPED]},
                 ),
             )
         except PapermillExecutionError as error:
@@ -286,22 +294,44 @@ def execute(template: Path, output: Path, given: dict[str, Any], *, threads: int
         except KeyboardInterrupt:
             what = "it was interrupted; the same command goes on"
         else:
-            stamp(running)
+            stamp(running, Path(os.environ[STAMP]))
             running.replace(output)
             return
     running.replace(failed)
     raise SystemExit(f"\n{template} did not finish: {what} (see {failed})")
 
 
-def stamp(notebook: Path) -> None:
-    """Write into a notebook's metadata where and with what it was executed."""
+def stamp(notebook: Path, left: Path) -> None:
+    """Write into a notebook's metadata where and with what it was executed.
+
+    Parameters
+    ----------
+    notebook : Path
+        The executed notebook.
+    left : Path
+        What its kernel left behind. A kernel that was killed while it shut down left nothing; then this process says it.
+    """
+    content = json.loads(notebook.read_text("utf8"))
+    content["metadata"]["companion"] = json.loads(left.read_text("utf8")) if left.is_file() else _here()
+    notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf8")
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Let a kernel leave its stamp when it ends: it has loaded what a process of its own takes seconds to load."""
+
+    def leave() -> None:
+        written = Path(os.environ[STAMP]).with_suffix(".part")
+        written.write_text(json.dumps(_here()), "utf8")
+        written.replace(os.environ[STAMP])
+
+    atexit.register(leave)
+
+
+def _here() -> dict[str, Any]:
     from salun_core.experiments.runs.machine import find_device
     from salun_core.experiments.runs.provenance import provenance
 
-    content = json.loads(notebook.read_text("utf8"))
-    threads = int(os.environ["OMP_NUM_THREADS"])
-    content["metadata"]["companion"] = provenance(find_device("auto")) | {"threads": threads}
-    notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf8")
+    return provenance(find_device("auto")) | {"threads": int(os.environ["OMP_NUM_THREADS"])}
 
 
 class Bars(io.TextIOBase):

@@ -409,7 +409,10 @@ def test_every_module_is_in_the_reference():
 
 @pytest.fixture
 def template(tmp_path: Path) -> Path:
-    cells = [new_code_cell("keep: float = 0.5", metadata={"tags": ["parameters"]}), new_code_cell("1 / keep")]
+    cells = [
+        new_code_cell("keep: float = 0.5", metadata={"tags": ["parameters"]}),
+        new_code_cell("import salun_core.experiments.runs.machine\n1 / keep"),
+    ]
     path = tmp_path / "demo.ipynb"
     path.write_text(json.dumps(new_notebook(cells=cells, metadata=PYTHON)))
     return path
@@ -422,6 +425,15 @@ def test_execution_leaves_a_whole_copy(template, tmp_path):
     made = json.loads(output.read_text())["metadata"]["companion"]
     assert {"device", "threads", "python", "platform", "revision", "libraries"} <= set(made)
     assert made["threads"] == 1
+
+
+def test_a_kernel_leaves_its_stamp_and_one_that_was_killed_is_spoken_for(template, tmp_path, monkeypatch):
+    monkeypatch.setattr(execution, "_here", lambda: {"by": "this process"})
+    output = tmp_path / "runs/notebooks/demo.ipynb"
+    execution.execute(template, output, {"keep": 0.25})
+    assert "revision" in json.loads(output.read_text())["metadata"]["companion"]
+    execution.stamp(output, tmp_path / "nothing.json")
+    assert json.loads(output.read_text())["metadata"]["companion"] == {"by": "this process"}
 
 
 def test_a_notebook_that_fails_is_one_line_and_a_copy_to_look_at(template, tmp_path):

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+import salun_core
 from salun_core import __version__
 from salun_core.code_digest import LIBRARIES
 
@@ -85,7 +86,7 @@ def device_name(device: torch.device) -> str:
 @cache
 def revision() -> str:
     """Git revision of the code, or "unknown" outside a checkout."""
-    here = Path(__file__).parent
+    here = Path(salun_core.__file__).parent  # all of the package, wherever this module lies in it
     try:
         head = _git(here, "rev-parse", "--short=12", "HEAD")
         dirty = _git(here, "status", "--porcelain", "--untracked-files=no", ".")

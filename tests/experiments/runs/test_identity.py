@@ -63,7 +63,7 @@ OTHER = {
     "arch": "vgg16",
     "recipe": "fast",
     "judge_recipe": "fast",
-    "judge": "resnet18",
+    "judge": "vgg16",
     "settings": {"ft": {"epochs": 4}, "salun": {"epochs": 4}, "rl": {"epochs": 4}},
     "search": {m: {"lr": {"low": 0.01, "high": 0.02}} for m in ("ft", "salun", "rl")},
     "attention": [4],
