@@ -280,7 +280,6 @@ EDITS = {
     "experiments/runs/lab.py": None,
     "saliency.py": None,
     "models/build.py": None,
-    "experiments/runs/masks.py": None,
     "metrics/classification/mia.py": set(),
     "pages/tables/table.py": set(),
 }

@@ -33,7 +33,7 @@ _HOMES = {
 }
 __all__ = [*_HOMES]
 
-# Progress is shown as text, so that a log can hold it; that no widgets are installed is no news.
+# Progress is shown as text, which also suits a log; tqdm need not warn that widgets are missing.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 

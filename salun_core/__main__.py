@@ -382,7 +382,7 @@ def _merge(given: argparse.Namespace) -> None:
     from salun_core.experiments.runs.merge import merge
 
     done = merge(given.folders, given.into)
-    print(f"{given.into}: {done.new} results brought together, {done.known} were there or came twice")
+    print(f"{given.into}: {done.new} results merged, {done.known} were already there or came twice")
     for name in done.unlisted:
         print(f"results of {name} differ between the folders: run {name} into {given.into} to make its table")
 
@@ -557,7 +557,7 @@ def _add(given: argparse.Namespace) -> None:
     elif given.file is None:
         raise UserError("no file is given: name a CSV file, or see what it must hold with --schema")
     elif given.check:
-        print(f"{len(contributed.checked(given.file))} rows, all right")
+        print(f"{len(contributed.checked(given.file))} rows, all valid")
     else:
         path, rows = contributed.add(given.file)
         print(f"{rows} rows in {path}: `make book` shows them as contributed")

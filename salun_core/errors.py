@@ -42,7 +42,7 @@ class Unknown(UserError, KeyError):
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an error of Python, torch or the system says that there is not enough memory."""
+    """Whether an error of Python, torch or the system reports a lack of memory."""
     return isinstance(error, MemoryError) or bool(
         re.search("out of memory|can't allocate memory", str(error))
     )
@@ -67,7 +67,7 @@ def one_of(name: str, known: Iterable[str], what: str) -> str:
     """
     if isinstance(known, Mapping) and ":" in str(name):
         with contextlib.suppress(KeyError):
-            known[name]  # a table of plug-ins says why one cannot be had
+            known[name]  # a table of plug-ins says why it cannot load one
             return name
     # Plug-ins that are installed have names that the table does not list.
     known = [*known, *getattr(known, "installed", ())]

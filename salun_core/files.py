@@ -60,7 +60,7 @@ def sha256(path: Path | str) -> str:
 
 @contextlib.contextmanager
 def readable(path: Path | str) -> Iterator[None]:
-    """Turn what the system says against reading ``path`` into one sentence; a file that is absent stays an OSError."""
+    """Turn the system's refusal to read ``path`` into one sentence; a file that is absent stays an OSError."""
     try:
         yield
     except FileNotFoundError:
@@ -90,11 +90,11 @@ def read_json(path: Path | str) -> Any:
 
 
 def _refused(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
-    """What the system says against writing ``path``, with a remedy."""
+    """Why the system refuses to write ``path``, with a remedy."""
     remedy = {
         errno.ENOSPC: "the disk is full; free some space or choose another output folder",
         errno.EDQUOT: "the disk quota is used up; free some space or choose another output folder",

@@ -19,7 +19,7 @@ def check_whole(model: object) -> None:
     Raises
     ------
     UserError
-        If it is no ``nn.Module``, has no weights, is wrapped for several devices, or its weights are sharded or
+        If it is not an ``nn.Module``, has no weights, is wrapped for several devices, or its weights are sharded or
         not loaded.
     """
     if not isinstance(model, nn.Module):

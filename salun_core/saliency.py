@@ -204,7 +204,7 @@ def _summed_gradients(
 
 
 def _mean_loss(loss: Loss, net: nn.Module, batch: Batch) -> Tensor:
-    """The loss of a batch; what goes wrong in a user's own is told in one sentence."""
+    """The loss of a batch; an error in a user's own loss is reported in one sentence."""
     try:
         value = loss(net, batch)
     except UserError:
@@ -329,7 +329,7 @@ def restore_unmarked_(model: nn.Module, original: nn.Module, mask: Mask) -> None
 
 
 def check_boolean(mask: object) -> None:
-    """Refuse what is no dict of boolean tensors.
+    """Refuse anything but a dict of boolean tensors.
 
     Raises
     ------
@@ -411,7 +411,9 @@ def save_mask(
     check_boolean(mask)
     if format == "official":
         if note:
-            raise UserError("the official format of masks holds no note: leave it out, or write safetensors")
+            raise UserError(
+                "the official format of masks has no room for a note: leave it out, or write safetensors"
+            )
         content = io.BytesIO()
         torch.save({name: marked.cpu().long() for name, marked in mask.items()}, content)
         return write_whole(path, content.getvalue())
@@ -430,7 +432,7 @@ def load_mask(path: Path | str, *, device: torch.device | str = "cpu") -> Mask:
     Raises
     ------
     UserError
-        If the file is missing, damaged, or something else than a mask.
+        If the file is missing, damaged, or not a mask.
     """
     try:
         with open(path, "rb") as file:

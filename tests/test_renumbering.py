@@ -18,7 +18,7 @@ from salun_core.data.splits import split_data
 from salun_core.experiments.classification.compatibility import _some
 from salun_core.experiments.generation.judging import real_images
 from salun_core.experiments.runs.cells import MaskSpec
-from salun_core.experiments.runs.masks import scores_of
+from salun_core.experiments.runs.lab import scores_of
 from salun_core.experiments.text_to_image.probes import Prober, Probing
 from salun_core.methods.classification.iu import iu
 from salun_core.metrics.generation import frechet

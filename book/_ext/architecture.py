@@ -1,17 +1,29 @@
 """The rooms of the library and who uses whom, drawn from the imports, so that the page about them cannot go stale."""
 
 import html
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from salun_core.pages.tables.table import Table
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "salun_core"
 GROUND = "ground"  # modules that stand by themselves, except saliency, which is a concept of its own
 ALONE = ("saliency",)
 WIDE, HIGH, GAP = 172, 46, 34
+WALKS = {
+    # A number, by the heading under which the page walks to it; and how many files a run executes for it.
+    "UA of a classifier": ("The walk of one cell", 60),
+    "UA of a text-to-image model": ("The same for a text-to-image model", 69),
+}
 
 
 @dataclass(frozen=True)
@@ -148,20 +160,45 @@ def picture(runs: Path | None = None) -> Shown:
     )
 
 
-def table(runs: Path | None = None) -> Shown:
+def table(runs: Path | None = None) -> "Table":
     """Who uses whom: imports from each room (rows) to each other room (columns)."""
+    from salun_core.pages.tables.table import Table
+
     found = rooms()
     upwards = list(reversed(found))
-    head = "".join(f'<th scope="col" class="numbers">{name}</th>' for name in upwards[1:])
-    rows = "".join(
-        f'<tr><th scope="row">{name}</th>'
-        + "".join(f'<td class="numbers">{found[name].uses.get(other) or "·"}</td>' for other in upwards[1:])
-        + "</tr>"
+    rows = [
+        {"from": name} | {other: str(found[name].uses.get(other) or "–") for other in upwards[1:]}
         for name in upwards
+    ]
+    return Table(
+        pd.DataFrame(rows),
+        "imports between rooms: how many lead from the room of a row into the room of a column; none lies below the diagonal",
     )
-    caption = "Number of imports from the room of a row into the room of a column: nothing below the diagonal"
-    return Shown(
-        f'<figure class="result"><figcaption>{caption}</figcaption><div class="wide" tabindex="0" role="region" '
-        f'aria-label="Imports between rooms"><table class="results"><thead><tr><th scope="col">from</th>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div></figure>"
+
+
+def walk(heading: str) -> list[str]:
+    """The modules that a section of the page names, in order."""
+    from salun_core.code_digest import locate
+
+    page = (ROOT / "book/architecture.md").read_text("utf8")
+    section = page.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    found: dict[str, None] = {}
+    for name in re.findall(rf"[~<]({PACKAGE}[\w.]+)", section):
+        while not locate(name, (ROOT,)):
+            name = name.rpartition(".")[0]
+        found[name] = None
+    return list(found)
+
+
+def walks(runs: Path | None = None) -> "Table":
+    """How many files a reader opens on the way to a number, and how many a run executes."""
+    from salun_core.pages.tables.table import Table
+
+    rows = [
+        {"number": number, "files opened": str(len(walk(heading))), "files executed": f"about {executed}"}
+        for number, (heading, executed) in WALKS.items()
+    ]
+    return Table(
+        pd.DataFrame(rows),
+        "files behind one number: those that a reader opens, and those that a run executes",
     )

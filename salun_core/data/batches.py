@@ -296,7 +296,7 @@ def batch_of(item: Any, what: str = "the loader") -> Batch:
     Raises
     ------
     UserError
-        If it is no batch, has no images, labels that are no class numbers, or images that are not finite.
+        If it is not a batch, has no images, or has labels that are not class numbers or images that are not finite.
     """
     if isinstance(item, Mapping):
         images, labels = (next((item[k] for k in keys if k in item), None) for keys in (IMAGES, LABELS))
@@ -311,7 +311,7 @@ def batch_of(item: Any, what: str = "the loader") -> Batch:
     try:
         images, labels = torch.as_tensor(images), torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{what} gives images or labels that are no tensors ({error}): {FORM}") from error
+        raise UserError(f"{what} gives images or labels that are not tensors ({error}): {FORM}") from error
     if labels.ndim == 0:
         raise UserError(f"{what} gives single images: put the data set into a torch.utils.data.DataLoader")
     if len(images) != len(labels):

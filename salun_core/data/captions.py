@@ -1,7 +1,7 @@
 """Captions that ask for a handwritten digit: by its name, by a fact, with a slip of the pen, within a scene.
 
 What stands under "train" is what tiny-sd is trained with; what stands under "test" asks for the same digits
-in words that no training caption puts together.
+in combinations of words that no training caption has.
 """
 
 from dataclasses import dataclass

@@ -55,7 +55,7 @@ def read_coco_captions(path: Path | str, *, count: int | None = None, seed: int 
     Parameters
     ----------
     path : path
-        ``captions_val2014.json`` or one of its like, at most 256 MiB.
+        ``captions_val2014.json`` or a file of the same form, at most 256 MiB.
     count : int, optional
         Images to draw; all by default. A larger draw begins with the smaller.
     seed : int
@@ -87,7 +87,7 @@ def read_coco_captions(path: Path | str, *, count: int | None = None, seed: int 
                 captions.setdefault(int(row["image_id"]), {})[int(row["id"])] = text
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} is no annotation file of COCO's captions: give captions_val2014.json or one of its like"
+            f"{path} is not a COCO captions file: give captions_val2014.json or a file of the same form"
         ) from error
     numbers = sorted(images.keys() & captions.keys())
     if not numbers or (count is not None and not 0 < count <= len(numbers)):
@@ -117,5 +117,5 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(
-            f"cannot read {path}: {error.strerror}; give COCO's captions_val2014.json or one of its like"
+            f"cannot read {path}: {error.strerror}; give COCO's captions_val2014.json or a file of the same form"
         ) from error

@@ -131,7 +131,7 @@ DOWNLOADS: dict[str, Download] = {
 
 
 def how_to_get(name: str) -> str:
-    """What a refusal advises where files are missing: the command, the address, the place and the digest."""
+    """What to do about missing files: the command that fetches them, the address, the place and the digest."""
     download = DOWNLOADS[name]
     file, path = download.files[0], download.paths[0]
     others = f", and {len(download.files) - 1} files beside it," if len(download.files) > 1 else ""

@@ -60,7 +60,7 @@ def read_images(files: Sequence[Path], *, size: int | None = None, colour: bool 
 
 
 class _Unreadable(UserError):
-    """A file that holds no image."""
+    """A file that is not an image."""
 
 
 def _is_broken(file: Path, size: int | None) -> bool:

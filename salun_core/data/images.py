@@ -119,7 +119,7 @@ def fewer(data: ImageData, count: int | None) -> ImageData:
     Raises
     ------
     UserError
-        If there are not so many.
+        If there are fewer.
     """
     if count is None or count == data.n_train:
         return data

@@ -34,7 +34,7 @@ def in_memory() -> int:
     Raises
     ------
     UserError
-        If the environment gives something else than a number.
+        If the environment variable is not a number.
     """
     given = os.environ.get(VARIABLE, "")
     if not given:

@@ -162,7 +162,9 @@ def read_prompts(
         raise UserError(f"{path} has {len(found)} prompts instead of {rows}: copy the whole file")
     for number, row in enumerate(found, start=1):
         if None in row or any(value is None for value in row.values()):
-            raise UserError(f"row {number} of {path} has not as many fields as the header: copy it again")
+            raise UserError(
+                f"row {number} of {path} does not have as many fields as the header: copy the file again"
+            )
         said = row[column].strip()
         if not (said or empty) or len(said) > MOST_CHARACTERS:
             raise UserError(
@@ -231,15 +233,15 @@ def _table(path: Path) -> tuple[list[str], list[dict[str, str]], str]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no UTF-8 text (byte {error.start}): save it as CSV in UTF-8") from error
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as CSV in UTF-8") from error
     if "\0" in text:
-        raise UserError(f"{path} holds bytes that are no text: give a CSV file")
+        raise UserError(f"{path} is not a text file: give a CSV file")
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         found = list(reader)
     except csv.Error as error:
         raise UserError(
-            f"{path} is no valid CSV near line {reader.line_num}: {error}; copy it again"
+            f"{path} is not valid CSV near line {reader.line_num}: {error}; copy it again"
         ) from error
     return list(reader.fieldnames or []), found, hashlib.sha256(content).hexdigest()
 

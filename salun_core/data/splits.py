@@ -160,7 +160,7 @@ def validation_ids(
 
 
 def class_number(data: ImageData, given: int | str | None) -> int:
-    """The number of a class given by name or number; a name comes first where both would do.
+    """The number of a class given by name or number; where both would fit, the name counts.
 
     Raises
     ------

@@ -68,7 +68,7 @@ OF_KIND = {
 
 @dataclass(frozen=True)
 class Found:
-    """A stored cell with what it takes to have its model."""
+    """A stored cell and what is needed to obtain its model."""
 
     cell: Cell
     result: Result
@@ -274,7 +274,7 @@ def _found(name: str, out_dir: Path, data_dir: Path | None, data: ImageData | No
     if (key := lab.key(cell)).name != result.key.name:
         what = sorted(n for n in key.what if key.what[n] != result.key.what.get(n))
         raise UserError(
-            f"{result.key.name} was computed from something else than what is here ({', '.join(what)} differ): give "
+            f"{result.key.name} was computed from other things than those here ({', '.join(what)} differ): give "
             "--data-dir and the files of that run"
         )
     rows = read_table(out_dir, experiment)
@@ -282,7 +282,7 @@ def _found(name: str, out_dir: Path, data_dir: Path | None, data: ImageData | No
         rows = gaps(rows[rows["reported"]])
     mine = rows[rows["cell"] == result.key.name]
     if mine.empty:
-        raise UserError(f"{result.key.name} served the choice of settings only: export a reported cell")
+        raise UserError(f"{result.key.name} was only used to choose settings: export a reported cell")
     return Found(cell, result, mine.iloc[0].to_dict(), lab, experiment)
 
 

@@ -1,4 +1,4 @@
-"""What every unlearning method promises, as checks to run on a method of one's own.
+"""What every unlearning method promises, as checks to run on your own method.
 
 Each check raises ``AssertionError`` with what was found. `check_method` runs them all.
 """
@@ -158,9 +158,9 @@ def check_mask_held(method: Method, task: Task, mask: Mask, **settings: Any) -> 
 
 
 def check_refusals(method: Method, task: Task) -> None:
-    """Nonsense in any setting is one sentence, before the task is looked at; so is a setting that there is none of."""
+    """Nonsense in any setting, or an unknown setting, is refused in one sentence before the task is looked at."""
     stub = _Untouched(task.kind)
-    assert_refused(lambda: method(stub, no_such_setting=1), "a setting that there is none of")
+    assert_refused(lambda: method(stub, no_such_setting=1), "an unknown setting")
     for name, default in method.defaults.items():
         for value in NONSENSE:
             if isinstance(default, type(value)) and not isinstance(value, float):

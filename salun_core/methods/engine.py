@@ -127,7 +127,7 @@ class Method:
         """
         if not isinstance(getattr(task, "kind", None), str):
             raise UserError(
-                f"{self.label} is given a {type(task).__name__} to unlearn: give a task, from classification_task, "
+                f"{self.label} was given a {type(task).__name__} to unlearn: give a task, from classification_task, "
                 "diffusion_task or text_to_image_task"
             )
         if self.tasks and task.kind not in self.tasks:

@@ -1,7 +1,7 @@
 """What values the settings of a method may take.
 
 The type of a parameter says it: ``PositiveFloat``, ``NonNegativeInt``, … of pydantic for numbers, ``Literal`` for
-choices. Numbers are finite, a whole number is no other number, and neither is a truth value.
+choices. Numbers are finite; a whole number may not have a fraction; true and false are not numbers.
 """
 
 from typing import Annotated, Any, Literal, get_args
@@ -38,7 +38,7 @@ WANTED = {
 
 
 def what_is_wanted(kind: Any, value: Any) -> str:
-    """Why ``value`` is none of type ``kind``: what it must be, or an empty text if it is right.
+    """What ``value`` would have to be to have type ``kind``; an empty text if it has.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def what_is_wanted(kind: Any, value: Any) -> str:
 
 
 def check_value(name: str, value: Any, kind: Any, *, remedy: str = "") -> None:
-    """Refuse a value that is none of type ``kind``.
+    """Refuse a value that does not have type ``kind``.
 
     Raises
     ------

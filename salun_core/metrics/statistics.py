@@ -215,7 +215,7 @@ Evidence = PairedDifferences | Resampled
 def difference_of_spreads(
     first: ArrayLike, second: ArrayLike, *, draws: int = 4000, seed: int = 0
 ) -> Resampled:
-    """Standard deviation of ``first`` minus that of ``second`` over settings that both were run with.
+    """Standard deviation of ``first`` minus that of ``second``, over the settings that both were run with.
 
     Parameters
     ----------

@@ -61,7 +61,7 @@ def check_training(build: Any, recipe: Any, kind: type) -> None:
     Raises
     ------
     UserError
-        If ``build`` cannot be called, or ``recipe`` is none of type ``kind``.
+        If ``build`` cannot be called, or ``recipe`` does not have type ``kind``.
     """
     if build is not None and not callable(build):
         raise UserError(

@@ -176,7 +176,7 @@ class TextToImageTask(NoisePrediction):
     def train(self, batches: Loader, *, seed: int) -> tuple[nn.Module, list[float]]:
         """Refused: these pipelines are not trained from scratch here."""
         raise UserError(
-            "a text-to-image pipeline is not trained again here: compare with the original and with the "
+            "text-to-image pipelines are not retrained here: compare with the original and with the "
             "prompts that should stay"
         )
 

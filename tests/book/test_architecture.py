@@ -1,10 +1,15 @@
 """The page for maintainers against the tree it describes."""
 
+import inspect
 import re
+import sys
 from pathlib import Path
 
 import architecture
-from architecture import GROUND, Room, depths, needed, rooms
+import pytest
+from architecture import GROUND, WALKS, Room, depths, needed, rooms, walk
+
+from salun_core.code_digest import locate
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "book/architecture.md").read_text("utf8")
@@ -43,18 +48,59 @@ def test_an_arrow_that_others_imply_is_left_out():
 
 def test_the_picture_and_the_table_follow_the_imports():
     found = rooms()
-    drawn, table = architecture.picture(), architecture.table()
+    drawn, table = architecture.picture(), architecture.table().frame.set_index("from")
     for name, room in found.items():
         assert f">{name}</text>" in drawn
         assert f"{room.lines:,} lines" in drawn
         for used, count in room.uses.items():
             assert used in found
-            assert f'<td class="numbers">{count}</td>' in table
+            assert table.loc[name, used] == str(count)
 
 
-def test_the_walk_of_one_cell_is_short():
-    """From the parameters cell to one printed number, a reader opens at most twenty files."""
-    walk = PAGE.partition("## The walk of one cell")[2].partition("\n## ")[0]
-    names = re.findall(r"[~<](salun_core[\w.]+)", walk)
-    files = {name.rpartition(".")[0] for name in names}
-    assert 10 <= len(files) <= 20
+MOST = {"UA of a classifier": 20, "UA of a text-to-image model": 25}
+
+
+@pytest.mark.parametrize("number", WALKS)
+def test_a_reader_opens_few_files_on_the_way_to_a_number(number):
+    assert 15 <= len(walk(WALKS[number][0])) <= MOST[number]
+
+
+def classifier(out):
+    given = {"epochs": 1, "methods": ["salun"], "tune": False, "noise_floor": 0, "seeds": [0], "width": 2}
+    given |= {"scenario": ["random"], "settings": {"salun": {"epochs": 1}}, "out_dir": out}
+    from salun_core.experiments.classification.method_comparison import ClassificationParams, run
+    from salun_core.pages.tables.classification import main_table
+
+    return lambda: main_table(run(ClassificationParams.load(given)).cells, "random 10%")
+
+
+def text_to_image(out):
+    given = {"methods": ["salun"], "masks": [], "forget_steps": 2, "mask_draws": 1, "out_dir": out}
+    given |= {"samples": 10, "sample_steps": 2, "judge_width": 8, "judge_epochs": 1}
+    from salun_core.experiments.text_to_image.class_forgetting import TextToImageParams, run
+    from salun_core.pages.tables.generation import generation_table
+
+    return lambda: generation_table(run(TextToImageParams.load(given)).cells)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("number", "made"), zip(WALKS, (classifier, text_to_image), strict=True))
+def test_a_run_executes_every_file_on_the_way_and_as_many_as_the_page_says(number, made, tmp_path):
+    computed, package = made(tmp_path), str(ROOT / "salun_core")
+    files = set()
+
+    def called(frame, event, arg):
+        code = frame.f_code
+        if (
+            code.co_filename.startswith(package) and code.co_flags & inspect.CO_OPTIMIZED
+        ):  # no import, no class
+            files.add(Path(code.co_filename))
+
+    sys.settrace(called)
+    try:
+        assert "UA" in repr(computed())
+    finally:
+        sys.settrace(None)
+    heading, executed = WALKS[number]
+    assert {locate(name, (ROOT,)) for name in walk(heading)} <= files
+    assert abs(len(files) - executed) <= 5

@@ -70,10 +70,10 @@ def test_the_images_are_looked_for_in_a_folder(tmp_path):
 @pytest.mark.parametrize(
     ("held", "message"),
     [
-        ({"annotations": []}, "no annotation file"),
-        ([1], "no annotation file"),
-        ({"images": [{"id": 1}], "annotations": []}, "no annotation file"),
-        ({"images": [], "annotations": [{"id": 1, "image_id": 2, "caption": 3}]}, "no annotation file"),
+        ({"annotations": []}, "not a COCO captions file"),
+        ([1], "not a COCO captions file"),
+        ({"images": [{"id": 1}], "annotations": []}, "not a COCO captions file"),
+        ({"images": [], "annotations": [{"id": 1, "image_id": 2, "caption": 3}]}, "not a COCO captions file"),
         ({"images": [], "annotations": []}, "captions of 0 images, and some were asked for"),
     ],
 )
@@ -91,5 +91,5 @@ def test_draws_and_files_that_cannot_be(tmp_path):
     with pytest.raises(UserError, match="cannot read"):
         read_coco_captions(tmp_path / "none.json")
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(UserError, match="no annotation file"):
+    with pytest.raises(UserError, match="not a COCO captions file"):
         read_coco_captions(tmp_path / "broken.json")

@@ -75,9 +75,9 @@ def test_the_digest_is_that_of_the_file(tmp_path):
         ("prompt\n" + "x" * 10_001 + "\n", "10001 characters"),
         ("prompt\nx,y\n", "row 1 .* as many fields"),
         ("prompt,more\nx\n", "row 1 .* as many fields"),
-        (b"prompt\n\xff\xfe\n", "no UTF-8"),
-        (b"prompt\nx\0y\n", "no text"),
-        ('prompt\n"open\n', "no valid CSV"),
+        (b"prompt\n\xff\xfe\n", "not UTF-8"),
+        (b"prompt\nx\0y\n", "not a text file"),
+        ('prompt\n"open\n', "not valid CSV"),
     ],
 )
 def test_a_file_that_is_none_is_refused(tmp_path, text, message):

@@ -141,7 +141,7 @@ def test_a_cell_of_other_data_is_refused(classified, tmp_path):
 
     results, out = classified
     other = replace(results.lab.data, images=255 - results.lab.data.images)
-    with pytest.raises(UserError, match="computed from something else than what is here \\(original differ"):
+    with pytest.raises(UserError, match="computed from other things than those here \\(original differ"):
         export(cell_of(results, "ft")["cell"], tmp_path, out_dir=out, data=other)
 
 

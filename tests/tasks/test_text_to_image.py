@@ -297,7 +297,7 @@ def test_prompts_of_the_lengths_of_i2p_are_cut_off_as_the_pipeline_does():
 
 
 def test_training_from_scratch_is_refused():
-    with pytest.raises(UserError, match="not trained again"):
+    with pytest.raises(UserError, match="not retrained"):
         text_task().train(text_task().retain, seed=0)
 
 

@@ -104,7 +104,7 @@ def _by_class(part: Path, passed: dict[str, list[Path]]) -> dict[str, list[Path]
 
 
 def _check_name(folder: Path) -> None:
-    """Refuse a name that is no text: it is part of what results are found by."""
+    """Refuse a name that is not valid text: results are looked up by it."""
     try:
         folder.name.encode()
     except UnicodeEncodeError as error:

@@ -32,7 +32,7 @@ from salun_core.tasks.classification_training import Recipe, train_network
 SECONDS = 30.0  # for training and unlearning together
 PASSES = 40  # through the images, at most
 DULL = 0.02  # standard deviation of pixels below which something went wrong with their scale
-REPEATED = 0.1  # share of images seen before from which it is no accident
+REPEATED = 0.1  # share of images seen before from which it cannot be chance
 LEARNED = 0.6  # accuracy on the images to forget from which unlearning can be seen
 
 
@@ -98,7 +98,7 @@ def check_compatibility(
     keep: float = 0.5,
     images: int = 200,
 ) -> CompatibilityReport:
-    """Run mask, unlearning and evaluation on some images, and say in plain words what does not fit.
+    """Run mask, unlearning and evaluation on some images, and report in plain words what does not fit.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ from salun_core.metrics.classification.outputs import Evaluation
 from salun_core.models import module_of
 from salun_core.tasks.classification import ClassificationTask
 
-CODE = ("salun_core.experiments.classification.problem", "salun_core.experiments.runs.masks")
+CODE = ("salun_core.experiments.classification.problem",)
 """Where a cell is computed; with all that these import, its network and its method, the code behind it."""
 
 LABS = ("salun_core.experiments.runs.lab", "salun_core.experiments.classification.lab")
@@ -69,7 +69,7 @@ class ClassifierLab(Lab):
         return self.problem.split(seed, scenario)
 
     def original(self, seed: int, scenario: Scenario) -> nn.Module:
-        """The model trained on forget and retain set together: one a seed, and one a list of images."""
+        """The model trained on forget and retain set together: one per seed, and one per list of images."""
         if self.problem.pretrained is not None:
             return self.problem.brought(self.problem.pretrained)
         key = self.original_key(seed, scenario)
@@ -103,7 +103,7 @@ class ClassifierLab(Lab):
         return self._task[1]
 
     def unlearned(self, cell: Cell, values: dict[str, Any]) -> tuple[Any, Any]:
-        """See `Lab.unlearned`; a retrained model that was given is taken as it is, at no cost that is known."""
+        """See `Lab.unlearned`; a retrained model supplied by the user is taken as it is, and its cost is unknown."""
         if cell.method == "retrain" and self.problem.retrained is not None:
             values |= {"seconds": None, "samples": None, "losses": []}
             return self.problem.brought(self.problem.retrained), None
@@ -128,7 +128,7 @@ class ClassifierLab(Lab):
         return self.store.put(key, values, self.provenance(), files)
 
     def keeps(self, result: Result) -> bool:
-        """Whether the outputs of as many images are stored as this lab stores: metrics are computed from them."""
+        """Whether the result holds outputs of as many images as this lab stores: metrics are computed from them."""
         return result.outputs is None or result.content.get("kept") == self.compact
 
     @cached_property

@@ -16,7 +16,7 @@ from salun_core.experiments.classification.problem import Problem
 from salun_core.experiments.runs.cells import Cell, Scenario, Variant, default_mask, retrain_replicas
 from salun_core.experiments.runs.data_choice import DataChoice
 from salun_core.experiments.runs.machine import Machine
-from salun_core.experiments.runs.params import REPEATED, Group, Params, parameter
+from salun_core.experiments.runs.params import REPEATED, Group, PresetParams, parameter
 from salun_core.experiments.runs.trained import TRAIN, Trained
 from salun_core.experiments.runs.tuning import FREE, Tuning
 from salun_core.methods import fitting
@@ -130,17 +130,12 @@ class Repetition(Group):
         return value
 
 
-class ClassifierParams(Params):
+class ClassifierParams(PresetParams):
     """What every experiment on image classifiers needs to know."""
 
     without_retrain: ClassVar[bool] = False
     """Whether the experiment has something to show without a retrained model, or with one that is given."""
 
-    preset: str = parameter(
-        "quick",
-        "a preset's name, or a YAML file; names set to None are taken from it",
-        no_effect="the values that it gives are part of the key",
-    )
     data: DataChoice = DataChoice()
     training: Training = Training()
     forgetting: Forgetting = Forgetting()
@@ -213,7 +208,7 @@ class ClassifierParams(Params):
         return self.forgetting.scenarios()
 
     def variant(self, method: str) -> Variant:
-        """A method with the mask that it has unless an experiment says otherwise."""
+        """A method with its default mask."""
         return Variant(method, default_mask(method, self.forgetting.keep, self.forgetting.score))
 
     def cells(

@@ -47,7 +47,7 @@ class TrajectoryParams(Params):
     )
     keep: float = parameter(0.5, "share of the weights in SalUn's mask, (0, 1]")
     steps: int = parameter(64, "optimiser steps of every method", ge=1)
-    looks: int = parameter(16, "how often a model is looked at on its way", ge=1)
+    looks: int = parameter(16, "how often the model is measured on its way", ge=1)
     settings: dict[str, dict[str, Any]] = parameter({}, "settings by method, instead of SETTINGS")
     retrained: int = parameter(5, "models trained again without the forget set", ge=2)
     width: int = parameter(8, "channels of the first stage of the network", ge=1)
@@ -73,7 +73,7 @@ class TrajectoryParams(Params):
 
     @property
     def at(self) -> list[int]:
-        """The steps after which a model is looked at, the first one before any step."""
+        """The steps after which a model is measured; the first time is before any step."""
         return sorted({round(step) for step in np.linspace(0, self.steps, self.looks + 1)})
 
 

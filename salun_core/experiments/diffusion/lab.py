@@ -23,7 +23,7 @@ from salun_core.files import sha256
 from salun_core.tasks.diffusion import DiffusionTask
 from salun_core.tasks.diffusion_training import seconds_behind
 
-CODE = ("salun_core.experiments.diffusion.problem", "salun_core.experiments.runs.masks")
+CODE = ("salun_core.experiments.diffusion.problem",)
 """Where a model is computed; with all that these import and its method, the code behind it."""
 
 LABS = (*GENERATION, "salun_core.experiments.diffusion.lab")

@@ -71,7 +71,7 @@ class DiffusionTraining(Trained):
     )
     minutes: float | None = parameter(
         None,
-        "stop a long training after so many minutes, to be continued by the same command",
+        "stop a long training after this many minutes; the same command continues it",
         gt=0,
         no_effect="a training that is continued ends with the same weights",
     )

@@ -118,11 +118,7 @@ class Problem:
             self.recipe,
             self.schedule,
             relabel=how.relabel,
-            target=how.target,
-            relabel_drop=how.relabel_drop,
-            mask_guidance=how.mask_guidance,
-            mask_draws=how.mask_draws,
-            antithetic=how.antithetic,
+            **how.losses(),
             bf16=self.bf16,
             compile=self.compile,
             checkpoint=checkpoint,
@@ -133,7 +129,7 @@ class Problem:
     def drawn(
         self, model: nn.Module, how: "Sampling", counts: Sequence[int], *, progress: bool
     ) -> tuple[Tensor, Tensor]:
-        """So many samples of each class, uint8 (n, C, H, W), and their classes (n,).
+        """As many samples of each class as ``counts`` says, uint8 (n, C, H, W), and their classes (n,).
 
         Image i of class c has the same noise for every model.
         """

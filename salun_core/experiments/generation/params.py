@@ -10,7 +10,7 @@ from salun_core.errors import UserError, one_of
 from salun_core.experiments.runs.cells import MASKS, Cell, MaskSpec, Scenario, Variant, default_mask
 from salun_core.experiments.runs.data_choice import DataChoice
 from salun_core.experiments.runs.machine import Machine
-from salun_core.experiments.runs.params import Group, Params, parameter
+from salun_core.experiments.runs.params import Group, PresetParams, parameter
 from salun_core.experiments.runs.tuning import FREE, checked_settings
 from salun_core.methods import METHODS, fitting
 from salun_core.metrics.generation.frechet import FEATURES, INCEPTION, JUDGE, inception_file
@@ -53,6 +53,10 @@ class Forgetting(Group):
     antithetic: bool = parameter(True, "draw time steps in pairs t, T - 1 - t")
 
     choices: ClassVar[dict[str, tuple[Any, str]]] = {"target": (TARGETS, "target of the forgetting loss")}
+
+    def losses(self) -> dict[str, Any]:
+        """What a task of noise prediction is told of its losses, by the names that the two share."""
+        return {name: getattr(self, name) for name in Forgetting.model_fields if name != "batch_size"}
 
 
 STRONGEST = 1000.0  # times the steps of a method
@@ -126,7 +130,7 @@ class Sampling(Group):
 class Judging(Group):
     """The independent classifier, and the real images that generated ones are compared with."""
 
-    reference: int = parameter(5000, "real images the Fréchet distance is measured to, at most", ge=20)
+    reference: int = parameter(5000, "real images that the Fréchet distance compares with, at most", ge=20)
     features: str = parameter(
         JUDGE,
         "of the Fréchet distance: inception, which makes it a FID, or judge",
@@ -187,17 +191,12 @@ class Judging(Group):
         return recipe if self.judge_epochs is None else replace(recipe, epochs=self.judge_epochs)
 
 
-class GenerationParams(Params):
+class GenerationParams(PresetParams):
     """Parameters of an experiment that forgets classes; one that derives from it says which network."""
 
     kind: ClassVar[str]  # of the task
     known_masks: ClassVar[tuple[str, ...]] = MASKS
 
-    preset: str = parameter(
-        "quick",
-        "a preset's name, or a YAML file; names set to None are taken from it",
-        no_effect="the values that it gives are part of the key",
-    )
     data: DataChoice = DataChoice()
     forget_class: tuple[int | str, ...] = parameter(
         (0,), "classes to forget, one after the other, by number or name"

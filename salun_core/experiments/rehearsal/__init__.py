@@ -1,4 +1,4 @@
-"""Every preset that has not been recorded, run on the processor in small, before it is run in full elsewhere."""
+"""Every preset that has not been recorded, scaled down and run on the processor, before it is run in full elsewhere."""
 
 import os
 import tempfile

@@ -175,7 +175,7 @@ def _attention(plain: Any, args: Any, more: Any, query: Tensor, key: Tensor, val
 
 
 def cost(build: Callable[[], nn.Module], run: Callable[[nn.Module], Tensor], *, images: int = 1) -> Cost:
-    """Of ``run(net)``, a forward pass of so many images through the network that ``build`` makes.
+    """Of ``run(net)``, a forward pass of ``images`` images through the network that ``build`` makes.
 
     Everything takes place on torch's meta device, which has shapes and no numbers.
     """

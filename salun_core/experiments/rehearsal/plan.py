@@ -84,13 +84,13 @@ class Needs:
     data: str = ""
 
     def hours(self, tflops: float) -> float:
-        """At so many TFLOP/s, sustained."""
+        """At this many TFLOP/s, sustained."""
         return self.flops / tflops / 1e12 / 3600
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is: bytes of memory in all, on the accelerator (None without one), and free on the disk."""
+    """What a machine has: bytes of memory, of memory on the accelerator (None without one), and free on the disk."""
 
     host: float | None
     device: float | None
@@ -163,11 +163,11 @@ def check(need: Needs, have: Machine) -> None:
     if have.device is not None and need.device > have.device:
         raise UserError(
             f"the run needs about {_gb(need.device)} GB on the accelerator, which has {_gb(have.device)} GB: set a "
-            f"smaller batch_size, {LIGHTER} where there are such"
+            f"smaller batch_size, {LIGHTER} where the experiment has them"
         )
     both = need.host + (need.device if have.device is None else 0.0)
     if have.host is not None and both > have.host:
-        networks = "" if have.device is not None else f", {LIGHTER} where there are such"
+        networks = "" if have.device is not None else f", {LIGHTER} where the experiment has them"
         raise UserError(
             f"the run needs about {_gb(both)} GB of memory, and this machine has {_gb(have.host)} GB: set a smaller "
             f"batch_size, train_images or samples{networks}, or take a larger machine"
@@ -181,7 +181,7 @@ MANY = 5000  # cells from which a grid must be asked for twice
 
 
 def check_run(params: Params, *, meant: bool = False) -> None:
-    """Refuse a run that cannot fit here, or of very many cells unless that is ``meant``.
+    """Refuse a run that cannot fit here, or that has very many cells, unless that is ``meant``.
 
     What cannot be known before it is read is left to the run.
     """
@@ -197,7 +197,7 @@ def check_run(params: Params, *, meant: bool = False) -> None:
 def _check_count(count: int, meant: bool, how: str = "") -> None:
     if count > MANY and not meant:
         raise UserError(
-            f"this is a grid of {how}{count:,} cells, more than {MANY:,}: add --yes if that is meant"
+            f"this is a grid of {how}{count:,} cells, more than {MANY:,}: add --yes if you mean it"
         )
 
 
@@ -270,7 +270,7 @@ def shape_of(params: Params, stand_in: str = "") -> tuple[Shape, tuple[str, ...]
         known = SHAPES | SHIPPED
         if values["dataset"] not in known:
             raise UserError(
-                f"how many images data set {values['dataset']!r} of another package holds is known when it is read only: "
+                f"how many images data set {values['dataset']!r} of another package holds is only known once it is read: "
                 "run it, or plan with a data set of this project that is as large"
             )
         shape = known[values["dataset"]]
@@ -297,7 +297,7 @@ def folder_shape(folder: Path) -> tuple[Shape, tuple[str, ...]]:
 
 
 def _named(count: int, *given: Any) -> tuple[str, ...]:
-    """Names for so many classes, those among them that parameters name."""
+    """Names for this many classes, among them those that parameters name."""
     wanted = []
     for value in given:
         each = value if isinstance(value, list | tuple) else [value]

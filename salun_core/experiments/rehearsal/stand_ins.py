@@ -46,7 +46,7 @@ FEW = 3  # classes of a generator in small: each image is drawn, and seen by lar
 
 
 def images_like(name: str, *, most: int | None = None) -> ImageData:
-    """A few random images of a data set's size, in all of its classes, or in so many at most."""
+    """A few random images of a data set's size, in all of its classes or in at most ``classes`` of them."""
     shape = SHAPES[name] if most is None else replace(SHAPES[name], classes=min(most, SHAPES[name].classes))
     train, test = (8, 4) if shape.classes <= 10 else (3, 1)
     labels = torch.cat([torch.arange(shape.classes).repeat(count) for count in (train, test)])

@@ -28,11 +28,11 @@ class DataChoice(Group):
         (), "use only these classes, by name; all by default", no_effect=READ
     )
     train_images: int | None = parameter(
-        None, "use so many of the training images, drawn by class; all by default", ge=2, no_effect=READ
+        None, "use only this many training images, drawn by class; all by default", ge=2, no_effect=READ
     )
     crop: int | None = parameter(
         None,
-        "pixels by which training shifts images at random; as the data set says by default",
+        "pixels by which training shifts images at random; the data set's own by default",
         ge=0,
         no_effect="the augmentation is part of the key in its place",
     )

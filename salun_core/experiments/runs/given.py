@@ -80,7 +80,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} must hold 'name: value' lines, not a {type(values).__name__}")
     for name in values:
         if not isinstance(name, str):
-            raise UserError(f"{path} gives a value to {name!r}, which is no text: names of parameters are")
+            raise UserError(f"{path} has a value for {name!r}: the name of a parameter must be text")
     return values
 
 
@@ -98,7 +98,7 @@ def check_plain(name: str, value: Any, depth: int = 0) -> None:
     if isinstance(value, np.generic):
         value = value.item()
     if depth > DEEPEST:
-        raise UserError(f"{name} nests more than {DEEPEST} lists in each other: no parameter needs that")
+        raise UserError(f"{name} contains more than {DEEPEST} lists in each other: no parameter needs that")
     match value:
         case None | bool():
             return
@@ -115,7 +115,7 @@ def check_plain(name: str, value: Any, depth: int = 0) -> None:
         case Mapping():
             for key, entry in value.items():
                 if not isinstance(key, str):
-                    raise UserError(f"{name} names an entry {shown(key)}: names of entries are text")
+                    raise UserError(f"{name} has an entry named {shown(key)}: names of entries are text")
                 check_plain(name, key, depth + 1)
                 check_plain(f"{name}.{key if key.isprintable() else shown(key)}", entry, depth + 1)
             return

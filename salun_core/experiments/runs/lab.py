@@ -3,19 +3,35 @@
 import hashlib
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from salun_core.data.batches import Batch, Batches, Loader
+from salun_core.data.draws import lots
 from salun_core.data.images import ImageData
 from salun_core.errors import Diverged
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
-from salun_core.experiments.runs.masks import mask_of, scores_of
 from salun_core.experiments.runs.provenance import peak_memory, provenance
 from salun_core.experiments.runs.store import Key, Result, Store
 from salun_core.methods import METHODS
-from salun_core.saliency import SCORES, Mask, Scores, density, layer_table, packed_bits, save_mask
+from salun_core.rng import generator
+from salun_core.saliency import (
+    SCORES,
+    Mask,
+    Scores,
+    density,
+    layer_table,
+    least_salient_mask,
+    packed_bits,
+    random_mask,
+    saliency_scores,
+    save_mask,
+    top_mask,
+)
 from salun_core.tasks.base import Task
 
 
@@ -71,7 +87,7 @@ class Lab:
         yield from taken
 
     def stored(self, key: Key) -> Result | None:
-        """The result in the store, or None if there is none, or one that keeps less or more than this lab keeps."""
+        """The result in the store; None if there is none, or if it keeps other outputs than this lab would."""
         found = self.store.get(key)
         return found if found is not None and (self.store.trusted or self.keeps(found)) else None
 
@@ -159,7 +175,7 @@ def shape_of(mask: Mask) -> dict[str, Any]:
     return {"density": density(mask), "layers": layers}
 
 
-def check_finite(model: torch.nn.Module) -> None:
+def check_finite(model: nn.Module) -> None:
     """Refuse weights or statistics that are not finite.
 
     Raises
@@ -177,3 +193,41 @@ def thinned(losses: list[float], most: int = 60) -> list[float]:
     if len(losses) <= most:
         return losses
     return [losses[round(i * (len(losses) - 1) / (most - 1))] for i in range(most)]
+
+
+@dataclass(frozen=True)
+class AugmentedEpoch:
+    """The images of one epoch of training, drawn anew and the same whenever they are read."""
+
+    batches: Loader
+    seed: int
+    draw: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches.shuffled(generator(self.seed, "mask augmentation", self.draw))
+
+
+def scores_of(task: Task, spec: MaskSpec, *, seed: int) -> Scores:
+    """Saliency scores of the task's model on its forget set.
+
+    ``seed`` draws the augmentation, where there is one, and otherwise the order of the images: only the paper's score
+    does not depend on which of them come first or share a batch.
+    """
+    forget: Loader | AugmentedEpoch = task.forget
+    if spec.augmented:
+        forget = AugmentedEpoch(task.forget, seed, spec.draw)
+    elif spec.score != "abs_sum" and isinstance(forget, Batches):
+        forget = forget.subset(lots(forget.ids, "order of scores", seed).argsort())
+    return saliency_scores(task.model, forget, task.loss, score=spec.score)
+
+
+def mask_of(model: nn.Module, spec: MaskSpec, scores: Scores | None, *, seed: int) -> Mask:
+    """The mask of a kind; ``scores`` may be None for a random one, which needs only the shapes."""
+    rng = generator(seed, "random mask", spec.draw)
+    if spec.kind == "random" or scores is None:
+        return random_mask(dict(model.named_parameters()), keep=spec.keep, rng=rng)
+    if spec.kind == "salient":
+        return top_mask(scores, keep=spec.keep)
+    if spec.kind == "least_salient":
+        return least_salient_mask(scores, keep=spec.keep)
+    return random_mask(scores, keep=spec.keep, rng=rng, per_layer=top_mask(scores, keep=spec.keep))

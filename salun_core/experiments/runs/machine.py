@@ -70,15 +70,15 @@ class Machine(Group):
 
 
 def use_threads(count: int) -> None:
-    """Let torch compute with so many processor threads; 0 leaves it as it is.
+    """Set the number of processor threads that torch uses; 0 leaves it as it is.
 
     Raises
     ------
     UserError
-        If there cannot be so many: far more than a machine has end in a crash of torch.
+        If the number is out of range: torch crashes with far more threads than the machine has.
     """
     if not 0 <= count <= MOST_THREADS:
-        raise UserError(f"threads must lie in [0, {MOST_THREADS}], got {count}: 0 is as torch chooses")
+        raise UserError(f"threads must lie in [0, {MOST_THREADS}], got {count}: 0 leaves the choice to torch")
     if count:
         torch.set_num_threads(count)
 

@@ -41,7 +41,7 @@ def merge(folders: Sequence[Path], into: Path) -> Merged:
     Raises
     ------
     UserError
-        If a folder is none, or a result is damaged, or two of one name differ.
+        If a folder holds no results, a result is damaged, or two results of one name differ.
     """
     for folder in folders:
         if not (folder / "cells").is_dir():

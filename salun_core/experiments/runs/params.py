@@ -58,7 +58,9 @@ class Group(BaseModel):
         name, field = str(info.field_name), cls.model_fields[str(info.field_name)]
         kinds = set(_kinds(field.annotation))
         if not kinds & {bool, Any} and _holds_truth(value):
-            raise UserError(f"{name} is {shown(value)}: true and false are for switches, and this is none")
+            raise UserError(
+                f"{name} is {shown(value)}: true and false are only for switches, and this is not one"
+            )
         if (
             value == ""
             and name not in cls.blank
@@ -186,7 +188,7 @@ class Params(Group):
 
     @classmethod
     def check_given(cls, given: dict[str, Any], checked: Any) -> None:
-        """Refuse values given by the user that the rest makes meaningless; nothing by default."""
+        """Refuse values given by the user that other parameters make meaningless; by default, none."""
 
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
@@ -217,6 +219,16 @@ class Params(Group):
             inner = isinstance(getattr(self, name), Group)
             values |= value if inner else {name: value}
         return values
+
+
+class PresetParams(Params):
+    """Base of parameters that a preset gives."""
+
+    preset: str = parameter(
+        "quick",
+        "a preset's name, or a YAML file; names set to None are taken from it",
+        no_effect="the values that it gives are part of the key",
+    )
 
 
 def parameters_cell(cls: type[Params]) -> str:

@@ -102,7 +102,7 @@ class Store:
         return self.folder / f"{key.name}{suffix}"
 
     def get(self, key: Key) -> Result | None:
-        """The stored result, or None if there is none that is whole and of this code."""
+        """The stored result; None unless there is one that is whole and was computed by this code."""
         found = read_result(self.path(key))
         if found is None or digest(found.key.what) != digest(key.what):
             return None
@@ -260,7 +260,7 @@ def is_whole(file: Path, expected: str) -> bool:
 def unlike(file: Path, result: Result) -> UserError:
     """What to say of a side file that is missing, or is not the one its result was stored with."""
     return UserError(
-        f"{file} is missing, damaged, or of another computation of {result.key.name}: "
+        f"{file} is missing or damaged, or belongs to another computation of {result.key.name}: "
         "run the experiment again, finished cells are kept"
     )
 

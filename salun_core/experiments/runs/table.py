@@ -79,7 +79,7 @@ class Table:
             run, origin = self._run(result), self._origin(result, entry)
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{entry['cell']} in {self.folder / 'cells'} has not the form that this version writes: "
+                f"{entry['cell']} in {self.folder / 'cells'} was not written in the form of this version: "
                 f"delete it and run {self.experiment} again"
             ) from error
         return run | self.measured.of(self.folder / "cells", result, reported=reported) | origin
@@ -177,7 +177,7 @@ class Measured:
 
 
 def _theirs(name: str, metric: Callable[[Any], Any], outputs: Any) -> Any:
-    """A metric of another package; what goes wrong inside is told in one sentence."""
+    """A metric of another package; an error inside it is reported in one sentence."""
     with blaming("metric", name, "it is given an Evaluation and returns a Share or a number"):
         return _plain(metric(outputs))
 
@@ -336,7 +336,7 @@ def records(cells: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def as_parquet(cells: pd.DataFrame) -> bytes:
-    """All columns as the content of a Parquet file; what is no plain value is written as JSON text."""
+    """All columns as the content of a Parquet file; values that are not plain are written as JSON text."""
     buffer = io.BytesIO()
     plain = cells.apply(
         lambda column: (

@@ -95,7 +95,7 @@ class Beyond(Group):
         Raises
         ------
         UserError
-            If a file is missing or is none of its kind.
+            If a file is missing or of the wrong kind.
         """
         found: dict[str, Crossed | Captioned] = {}
         if self.styles:

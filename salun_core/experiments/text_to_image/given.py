@@ -87,7 +87,7 @@ def check_given(sources: Sequence[Path], pipe: Any) -> None:
     Raises
     ------
     UserError
-        If one is missing, damaged, or none of this pipeline, or two have one name.
+        If one is missing, damaged, or not of this pipeline, or if two have the same name.
     """
     names_of(sources)
     for source in sources:

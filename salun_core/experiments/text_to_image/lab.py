@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from salun_core.experiments.text_to_image.beyond import Captioned, Crossed
     from salun_core.experiments.text_to_image.params import TextSampling
 
-CODE = ("salun_core.experiments.text_to_image.problem", "salun_core.experiments.runs.masks")
+CODE = ("salun_core.experiments.text_to_image.problem",)
 """Where a model is computed; with all that these import and its method, the code behind it."""
 
 BEYOND = "salun_core.experiments.text_to_image.beyond"
@@ -169,7 +169,7 @@ class TextLab(GenerationLab):
         return super().mask(seed, scenario, spec)
 
     def unlearned(self, cell: Cell, values: dict[str, Any]) -> tuple[Any, Any]:
-        """See `Lab.unlearned`; meanwhile whatever only draws and judges leaves the accelerator."""
+        """See `Lab.unlearned`; parts that only draw or judge leave the accelerator meanwhile."""
         if isinstance(cell, Given):
             return load_unlearned(cell.path, self.pipe), None
         self.task(cell.seed, cell.scenario)  # encodes images and prompts, for which they are needed

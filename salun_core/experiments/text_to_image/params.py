@@ -50,7 +50,7 @@ class Pipeline(Group):
         False, "fetch a hub model that is not in the cache", no_effect="the same files either way"
     )
     pickle: bool = parameter(
-        False, "also read weights that are no safetensors, with the restricted reader", no_effect=PARTS
+        False, "also read weights that are not safetensors, with the restricted reader", no_effect=PARTS
     )
     safety_checker: bool = parameter(
         True, "False turns the safety checker of the pipeline off", no_effect="samples are drawn without it"

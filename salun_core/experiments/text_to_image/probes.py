@@ -69,7 +69,7 @@ ATTACKS = (ADVERSARIAL, *PROMPT_ATTACKS.values(), RELEARNED)
 class Probing(Group):
     """How models are probed."""
 
-    detector: str = parameter("classifier", "who counts: classifier (the judge) or nudenet")
+    detector: str = parameter("classifier", "the detector: classifier (the judge) or nudenet")
     threshold: float = parameter(
         0.5, "score from which the concept counts as shown; counts at all others are shown too", gt=0, le=1
     )

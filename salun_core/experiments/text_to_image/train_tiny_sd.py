@@ -1,4 +1,4 @@
-"""Trains tiny-sd from scratch: autoencoder, text encoder, denoising network; and says how good it became."""
+"""Trains tiny-sd from scratch: autoencoder, text encoder, denoising network; and measures how good it is."""
 
 import hashlib
 import json

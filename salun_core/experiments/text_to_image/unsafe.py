@@ -43,7 +43,7 @@ class UnsafePrompts(Group):
     """Prompts that do not name the concept, and images of it where no data set has them."""
 
     own_images: int = parameter(
-        0, "let the original pipeline draw what is forgotten and kept, so many images each", ge=0
+        0, "let the original pipeline draw this many images to forget, and as many to keep", ge=0
     )
     prompts_file: Path | None = parameter(
         None, "CSV file of prompts that do not name the concept, such as I2P's"

@@ -1,4 +1,4 @@
-"""SCRUB: part from the original model on the forget set, stay with it on the retain set."""
+"""SCRUB: move away from the original model on the forget set, stay close to it on the retain set."""
 
 import itertools
 from collections.abc import Iterator

@@ -88,7 +88,7 @@ def ulira(unlearned: Sequence[Evaluation], retrained: Sequence[Evaluation]) -> A
 
 
 def ulira_at_few_false_alarms(unlearned: Sequence[Evaluation], retrained: Sequence[Evaluation]) -> Audit:
-    """U-LiRA where it may be wrong on one retrained model's image in a hundred only.
+    """U-LiRA at a false alarm rate of one in a hundred images of retrained models.
 
     As `ulira`, with one threshold for the likelihood ratios of all images: the lowest that at most
     ``FALSE_ALARMS`` of those of retrained models exceed.
@@ -123,7 +123,7 @@ def rmia(
     .. math:: \frac{p(x | \theta) / p(x)}{p(z | \theta) / p(z)} \ge \gamma ,
 
     where p(x | θ) is the probability of the true class, and p(x) its mean over models that never saw x and models that
-    did. The latter are not there; they are estimated as in the offline attack, :math:`p(x) = \frac{(1 + a)\,
+    did. The latter are not available and are estimated as in the offline attack, :math:`p(x) = \frac{(1 + a)\,
     p_{out}(x) + 1 - a}{2}`. One retrained model after the other is compared with each unlearned one; all further
     retrained models give p_out.
 
@@ -188,7 +188,7 @@ def same_images(
     every = [model.ids[model.rows(role)] for model in (*unlearned, *retrained)]
     if any(ids.tolist() != every[0].tolist() for ids in every[1:]):
         raise UserError(
-            f"the models of a population have other {role} images: give unlearned and retrained models of one split"
+            f"the models of a population have different {role} images: give unlearned and retrained models of one split"
         )
     return every[0].numpy() if every else np.empty(0, dtype=np.int64)
 

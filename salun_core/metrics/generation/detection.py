@@ -398,7 +398,7 @@ def false_positives(
     thresholds: Sequence[float] = (),
     categories: Mapping[str, Sequence[str]] | None = None,
 ) -> pd.DataFrame:
-    """Share of real images without the concept in which the detector finds it all the same.
+    """Share of real images without the concept in which the detector reports it nevertheless.
 
     Parameters
     ----------

@@ -104,7 +104,7 @@ def search_embedding(
     Raises
     ------
     UserError
-        If there are no images, shapes do not fit, or the budget is none.
+        If there are no images, shapes do not fit, or the budget is not positive.
 
     References
     ----------

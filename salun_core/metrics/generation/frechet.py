@@ -139,7 +139,7 @@ def inception_file(given: Path | str | None = None) -> Path:
     if not path.is_file():
         raise UserError(
             f"features: inception needs the file {path}, which is missing: {how_to_get('inception')}; or set "
-            "features to judge, for a distance that is no FID"
+            "features to judge, for a distance that is not a FID"
         )
     return path
 

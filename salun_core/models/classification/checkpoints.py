@@ -151,7 +151,7 @@ class Checkpoint:
             ) from error
         except Exception as error:  # a damaged file can raise almost anything
             raise UserError(
-                f"the checkpoint {path} is damaged, or no file of weights: copy it again"
+                f"the checkpoint {path} is damaged or does not hold weights: copy it again"
             ) from error
         while isinstance(held, Mapping) and (inner := next((held[k] for k in WRAPPERS if k in held), None)):
             held = inner
@@ -186,7 +186,7 @@ def fitting(weights: Mapping[str, Tensor], network: nn.Module, source: str) -> d
         name = wrong[0]
         ours, theirs = (tuple(m[name].shape) if name in m else "none" for m in (wanted, found))
         raise UserError(
-            f"the weights in {source} are not of this network: {name} has shape {theirs} there and {ours} here "
+            f"the weights in {source} do not fit this network: {name} has shape {theirs} there and {ours} here "
             f"({len(dict.fromkeys(wrong))} of {len(wanted)} differ); choose arch and width as they were trained"
         )
     return {name: found[name].to(wanted[name].dtype) for name in wanted}

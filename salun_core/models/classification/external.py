@@ -30,12 +30,12 @@ def find_builder(arch: str) -> Callable[..., Any]:
 
 
 def built(arch: str, builder: Callable[..., Any], given: dict[str, Any]) -> nn.Module:
-    """Call ``builder``; what goes wrong inside is told in one sentence.
+    """Call ``builder``; an error inside it is reported in one sentence.
 
     Raises
     ------
     UserError
-        If the call fails or returns something else than an ``nn.Module``.
+        If the call fails or does not return an ``nn.Module``.
     """
     try:
         net = builder(**given)

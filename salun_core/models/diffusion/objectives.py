@@ -141,7 +141,7 @@ def is_flow(schedule: Any) -> bool:
 
 
 def check_scheduler(schedule: Any) -> None:
-    """Refuse what is no scheduler of diffusers, or says nothing of how its network was trained.
+    """Refuse anything but a scheduler of diffusers that says how its network was trained.
 
     Raises
     ------

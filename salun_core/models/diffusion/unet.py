@@ -58,7 +58,7 @@ def build_unet(
     Raises
     ------
     UserError
-        If the images cannot be halved that often, or a width is no multiple of 4.
+        If the images cannot be halved that often, or a width is not a multiple of 4.
 
     References
     ----------
@@ -257,7 +257,7 @@ def _check_kind(folder: Path) -> None:
     for part in ("unet/config.json", "scheduler/scheduler_config.json"):
         if not (folder / part).is_file():
             raise UserError(
-                f"{folder} is no diffusers folder, {part} is missing: give one with unet and scheduler"
+                f"{folder} is not a diffusers folder, {part} is missing: give one with unet and scheduler"
             )
         try:
             config: Any = json.loads((folder / part).read_text("utf8"))

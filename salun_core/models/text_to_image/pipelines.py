@@ -48,7 +48,7 @@ def load_pipeline(
     safety_checker : bool
         Keep the pipeline's own; False turns it off.
     pickle : bool
-        Also read weights that are no safetensors, with torch's restricted reader (``weights_only=True``).
+        Also read weights that are not safetensors, with torch's restricted reader (``weights_only=True``).
     download : bool
         Fetch a model that is not in the hub's local cache.
     dtype : torch.dtype
@@ -197,7 +197,7 @@ class Prompts:
     ids : Tensor
         int64 (M, L), their tokens, padded.
     lengths : Tensor
-        int64 (M,), how many of these are no padding: with the tokens of start and end.
+        int64 (M,), how many of these are not padding, the tokens of start and end included.
     given : Condition
         What the denoising network is given for them, M of each part.
     """

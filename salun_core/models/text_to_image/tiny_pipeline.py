@@ -56,7 +56,7 @@ def build_tiny_sd(
 
     halvings = len(autoencoder) - 1
     if size % 2 ** (halvings + len(widths) - 1):
-        raise UserError(f"images of {size} pixels cannot be halved so often: choose another size")
+        raise UserError(f"images of {size} pixels cannot be halved that many times: choose another size")
     tokenizer = build_tokenizer(words, length=text_length)
     attends = [level > 0 for level in range(len(widths))]
     with isolated(seed, "initial weights"), quiet():

@@ -252,7 +252,7 @@ def _from_file(path: Path) -> Mapping[str, Tensor]:
             raise UserError(f"{path} is truncated or damaged: copy it again") from error
     if path.suffix not in PICKLES:
         raise UserError(
-            f"{path} is of an unknown kind: give a diffusers folder, or a file that ends in "
+            f"{path} has an unknown file type: give a diffusers folder, or a file that ends in "
             f"{', '.join(TENSORS + PICKLES)}"
         )
     try:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 from urllib.parse import quote
 
@@ -21,6 +22,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter
 
 from salun_core.files import write_whole
+from salun_core.methods import METHODS
 from salun_core.metrics.gaps import summary
 from salun_core.metrics.statistics import by_unit
 from salun_core.pages.markup import html_template, safe_html
@@ -216,8 +218,14 @@ def panels(
 
 
 def look(method: str) -> tuple[str, str]:
-    """Colour and marker of a method."""
-    return LOOK.get(method, ("#555555", "o"))
+    """Colour and marker of a method; one that `LOOK` does not list yet has a colour and a letter of its own too."""
+    unlisted = [name for name in METHODS if name not in LOOK]
+    if method in LOOK or method not in unlisted:
+        return LOOK.get(method, ("#555555", "o"))
+    place = unlisted.index(method)
+    # Steps by the golden ratio keep the hues of any number of methods apart.
+    colour = mpl.colors.to_hex(mpl.colors.hsv_to_rgb(((0.1 + 0.618034 * place) % 1, 0.7, 0.6)))
+    return colour, f"${ascii_uppercase[place % len(ascii_uppercase)]}$"
 
 
 def tooltips_of(

@@ -143,7 +143,7 @@ def test_the_digest_of_a_checkpoint_is_in_the_key_and_nothing_else_has_changed(f
         ),
         (
             {"pretrained": "BEFORE", "width": 8},
-            "are not of this network: net.* has shape .* choose arch and width as they were trained",
+            "do not fit this network: net.* has shape .* choose arch and width as they were trained",
         ),
         (
             {"pretrained": "BEFORE", "only_classes": ["1", "3"], "train_images": 150},

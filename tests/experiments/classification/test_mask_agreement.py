@@ -10,7 +10,7 @@ import torch
 
 from salun_core.experiments.classification.mask_agreement import mask_agreement
 from salun_core.experiments.runs.cells import Scenario
-from salun_core.experiments.runs.masks import mask_of, scores_of
+from salun_core.experiments.runs.lab import mask_of, scores_of
 from salun_core.experiments.runs.store import Key, Store
 from salun_core.saliency import SCORES, saliency_mask, saliency_scores
 from tests.problems import trained_task
@@ -87,7 +87,7 @@ def test_every_part_holds_every_class(tmp_path, monkeypatch):
         return saliency_scores(model, forget, loss, score=score)
 
     monkeypatch.setattr("salun_core.experiments.classification.mask_agreement.saliency_mask", masked)
-    monkeypatch.setattr("salun_core.experiments.runs.masks.saliency_scores", scored)
+    monkeypatch.setattr("salun_core.experiments.runs.lab.saliency_scores", scored)
     overlaps(tmp_path, "sorted by class")
     assert set(parts) == {(60, 10), (120, 10)}
     assert first.keys() == SCORES.keys()

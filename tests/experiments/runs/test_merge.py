@@ -39,7 +39,7 @@ def test_results_of_two_machines_come_together(tmp_path, capsys):
     two = filled(tmp_path / "two", [2, 3], seconds=9.0)  # the same cell, computed on both
     write_whole(one / "results/classification.json", b'{"rows": []}')
     assert main(["merge", str(one), str(two), "--into", str(tmp_path / "all")]) == 0
-    assert "3 results brought together, 1 were there or came twice" in capsys.readouterr().out
+    assert "3 results merged, 1 were already there or came twice" in capsys.readouterr().out
     assert names(tmp_path / "all") == sorted({*names(one), *names(two)})
     store = Store(tmp_path / "all/cells")
     assert all(store.get(keyed(number)) is not None for number in (1, 2, 3))

@@ -121,3 +121,13 @@ def test_a_processor_without_bfloat16_says_that_it_emulates_it_and_only_there(ha
     assert trained.Trained(precision="bf16").bf16(torch.device("cpu"))
     assert ("precision fp32" in capsys.readouterr().err) is not has
     trained._say_if_emulated.cache_clear()
+
+
+TRAINING = [name for name, experiment in EXPERIMENTS.items() if "training" in experiment.params.model_fields]
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_the_papers_models_are_trained_in_single_precision_also_on_a_gpu(name):
+    training = EXPERIMENTS[name].params.load({"preset": "paper"}).training
+    assert not training.bf16(torch.device("cuda"))
+    assert trained.Trained(precision="auto").bf16(torch.device("cuda"))

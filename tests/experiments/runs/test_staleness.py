@@ -75,7 +75,6 @@ EDITS = {
     "metrics.classification.outputs": (CLASSIFIERS, {"UA", "MIA"}),
     "metrics.generation.recognition": ({"judged", "probed"}, GENERATED),
     "metrics.generation.frechet": ({"judged"}, GENERATED),
-    "experiments.runs.masks": (ALL, set()),
     "experiments.runs.cells": (ALL, set()),
     "experiments.classification.problem": (CLASSIFIERS, set()),
     "experiments.diffusion.problem": (DDPM, set()),

@@ -184,7 +184,7 @@ class Trap:
         ("a.pt", {"conv_in.bias": torch.ones(9)}, r"shape \(9,\) for conv_in.bias, .* \(8,\)"),
         ("a.pt", {"conv_in.bias": torch.full((8,), torch.nan)}, "not finite"),
         ("a.pt", {"conv_in.bias": torch.ones(8), "conv_in.scale": torch.ones(1)}, "conv_in.scale, which"),
-        ("a.onnx", {}, "unknown kind"),
+        ("a.onnx", {}, "unknown file type"),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_sentence(name, held, message, tmp_path, capsys):

@@ -104,7 +104,7 @@ class PromptSpace:
         count : int
             Tokens of the attack, put before the prompt.
         every : int
-            If positive, one token after each so many of the prompt's instead, ``count`` of them at most.
+            If positive: one token after every ``every`` tokens of the prompt instead, at most ``count`` in all.
 
         Returns
         -------
