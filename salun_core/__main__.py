@@ -357,15 +357,9 @@ def _plan_shards(given: argparse.Namespace) -> None:
 
 
 def _shard(given: argparse.Namespace) -> int:
-    from salun_core.experiments.runs.shards import gather, own_gpu, run_shard, shards
+    from salun_core.experiments.runs.shards import gather, own_gpu, read_plan, run_shard, shards
 
-    try:
-        record = json.loads(given.plan.read_text("utf8"))
-        experiment, values = record["experiment"], record["given"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{given.plan} is not a plan ({error}): write one with `plan --write NAME`"
-        ) from error
+    experiment, values = read_plan(given.plan)
     if given.name is None:
         gather(_grid(experiment, values))
         return 0

@@ -6,6 +6,7 @@ same today (`code_digest`), and must this notebook be executed again (`imported_
 
 import ast
 import hashlib
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
@@ -16,6 +17,7 @@ from typing import Any
 
 PACKAGE = __name__.partition(".")[0]
 HERE = Path(__file__).parents[1]  # the folder that holds the package
+FILE = re.compile(r"[\w-]+(?:[./][\w-]+)*\.\w{1,12}", re.ASCII)  # a path within a folder
 INSTALLED = ("site-packages", "dist-packages")
 
 LIBRARIES = {
@@ -32,7 +34,7 @@ LIBRARIES = {
 def code_digest(*modules: str, alone: Sequence[str] = (), folders: Sequence[Path] = ()) -> str:
     """Digest of ``modules`` and of every module of their projects that they import, directly or not.
 
-    Comments, docstrings and layout do not count. Of a package's ``__init__`` nothing counts but the modules
+    Comments, docstrings and layout do not count; a file beside a module that the module names does. Of a package's ``__init__`` nothing counts but the modules
     that the imported names come from: a table such as ``METHODS`` may grow without changing any result, and
     whoever takes an entry out of it names that entry's module as well.
 
@@ -61,6 +63,8 @@ def _digest(modules: tuple[str, ...], alone: tuple[str, ...], folders: tuple[Pat
     sha = hashlib.sha256()
     for name in sorted(files):
         sha.update(f"{name}\n{_substance(files[name])}\n".encode())
+        for data in named_beside(files[name]):
+            sha.update(f"{data.name}\n".encode() + hashlib.sha256(data.read_bytes()).digest())
     for package in sorted({name.partition(".")[0] for name in modules} - {PACKAGE, "__main__", *LIBRARIES}):
         if not locate(package, folders):
             sha.update(_installed(package))
@@ -73,7 +77,8 @@ def function_digest(function: Callable[..., Any], *, folders: Sequence[Path] = (
     while isinstance(function, partial):
         bound.append(repr((function.args, sorted(function.keywords.items()))))
         function = function.func
-    text = "\n".join([code_digest(function.__module__, folders=folders), function.__qualname__, *bound])
+    name = getattr(function, "__qualname__", type(function).__qualname__)  # an object that can be called
+    text = "\n".join([code_digest(function.__module__, folders=folders), name, *bound])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -223,6 +228,16 @@ def _substance(file: Path) -> str:
 
 
 @cache
+def named_beside(file: Path) -> tuple[Path, ...]:
+    """Files that are no code, lie beside a module or below, and are named in it as text: tables that it reads."""
+    texts = {
+        n.value for n in ast.walk(_tree(file)) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+    }
+    names = sorted(text for text in texts if FILE.fullmatch(text) and not text.endswith(".py"))
+    return tuple(file.parent / name for name in names if (file.parent / name).is_file())
+
+
+@cache
 def _installed(package: str) -> bytes:
     """Digest of the Python files of a package that lies outside the projects; empty where there are none."""
     spec = find_spec(package)
@@ -238,5 +253,5 @@ def _installed(package: str) -> bytes:
 
 def forget_files() -> None:
     """Read every file anew from here on; a run otherwise keeps what it read first, which is the code it runs."""
-    for cached in (_digest, imports_of, _locate, _tree, _substance, _installed):
+    for cached in (_digest, imports_of, _locate, _tree, _substance, named_beside, _installed):
         cached.cache_clear()

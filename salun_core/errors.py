@@ -10,6 +10,11 @@ def _visible(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
+def one_line(text: object) -> str:
+    """A text as it may be shown: line breaks become spaces, and what a terminal would obey or not show is escaped."""
+    return "".join(map(_visible, " ".join(str(text).splitlines())))
+
+
 class UserError(ValueError):
     """Input that cannot be used; the message is one sentence with the value and the remedy.
 
@@ -19,12 +24,11 @@ class UserError(ValueError):
     Parameters
     ----------
     message : str
-        Written on one line whatever it quotes: line breaks become spaces, and characters that a terminal would obey
-        or could not show are escaped.
+        Written as `one_line` shows it, whatever it quotes.
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__("".join(map(_visible, " ".join(message.splitlines()))))
+        super().__init__(one_line(message))
 
     def _render_traceback_(self) -> list[str]:  # read by IPython, hence by papermill's output
         return [f"{type(self).__name__}: {self}"]
@@ -74,5 +78,11 @@ def one_of(name: str, known: Iterable[str], what: str) -> str:
     if name in known:
         return name
     near = nearest(name, known)
-    hint = f"did you mean {near!r}?" if near else "choose one of " + ", ".join(known)
+    hint = (
+        f"did you mean {near!r}?"
+        if near
+        else "choose one of " + ", ".join(known)
+        if known
+        else "there is none"
+    )
     raise UserError(f"unknown {what} {name!r}: {hint}")

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,13 +68,27 @@ def readable(path: Path | str) -> Iterator[None]:
         raise
     except OSError as error:
         why = error.strerror or error
-        raise UserError(f"cannot read {error.filename or path}: {why}; check its permissions") from error
+        denied = error.errno in (errno.EACCES, errno.EPERM)
+        remedy = "check its permissions" if denied else "move away what lies there"
+        raise UserError(f"cannot read {error.filename or path}: {why}; {remedy}") from error
+
+
+def is_special(path: Path | str) -> bool:
+    """Whether a pipe, a socket or a device lies there: nothing that this project writes, and reading it may never end.
+
+    Raises
+    ------
+    FileNotFoundError
+        If nothing lies there.
+    """
+    mode = os.stat(path).st_mode
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def read_json(path: Path | str) -> Any:
     """What a JSON file holds; None if there is no such file, or it is damaged.
 
-    Damaged is everything that this project does not write: NaN, numbers of thousands of digits, endless nesting.
+    Damaged is everything that this project does not write: NaN, numbers of thousands of digits, endless nesting, pipes.
 
     Raises
     ------
@@ -82,11 +97,42 @@ def read_json(path: Path | str) -> Any:
     """
     try:
         with readable(path):
-            return json.loads(Path(path).read_text("utf8"), parse_constant=_refused)
-    except (FileNotFoundError, ValueError, RecursionError) as error:
+            return None if is_special(path) else parse_json(Path(path).read_text("utf8"), strict=True)
+    except (FileNotFoundError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         return None
+
+
+def parse_json(content: str | bytes, *, strict: bool = False) -> Any:
+    """What a JSON text says; ``strict`` refuses NaN and infinity, which are none in JSON.
+
+    Raises
+    ------
+    ValueError
+        If it says nothing that can be read: damage, numbers of thousands of digits, endless nesting.
+    """
+    try:
+        return json.loads(content, parse_constant=_refused if strict else None)
+    except RecursionError:
+        raise ValueError("it nests without end") from None
+
+
+def read_config(path: Path | str) -> dict[str, Any]:
+    """The configuration beside a network's weights, a JSON file that holds values by name.
+
+    Raises
+    ------
+    UserError
+        If it is missing or damaged.
+    """
+    try:
+        content = parse_json(Path(path).read_text("utf8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is damaged: copy it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no values by name: copy it again")
+    return content
 
 
 def _refused(constant: str) -> None:

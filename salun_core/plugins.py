@@ -109,7 +109,7 @@ def blaming(what: str, name: str, form: str = "") -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # code of others may raise anything
+    except (Exception, SystemExit) as error:  # code of others may raise anything, and end a script
         if lacks_memory(error):
             raise
         why = " ".join(str(error).split())[:200]
@@ -131,6 +131,11 @@ def imported(place: str, what: str) -> Any:
         found: Any = importlib.import_module(module)
         for part in path.split("."):
             found = getattr(found, part)
+    except SystemExit as error:  # a script that reads a command line of its own, which this is not
+        raise UserError(
+            f"{what} {place!r} cannot be imported (it ends Python): put what {module} does as a script under "
+            "if __name__ == '__main__'"
+        ) from error
     except Exception as error:  # importing a user's module may raise anything
         raise UserError(
             f"{what} {place!r} cannot be imported ({error}): write package.module:NAME, on the Python path"

@@ -4,6 +4,7 @@ A mask is a dict from weight name to a boolean tensor of the weight's shape; ``T
 that may change. The paper's threshold appears here as ``keep``, the share of weights marked.
 """
 
+import hashlib
 import io
 import json
 import pickle
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from salun_core.data.batches import Batch, as_loader
 from salun_core.errors import Diverged, UserError, lacks_memory, one_of
-from salun_core.files import write_whole
+from salun_core.files import parse_json, write_whole
 from salun_core.networks import check_trainable, copied, device_of, evaluating, gradients
 from salun_core.plugins import Failed, Table, called
 from salun_core.rng import isolated
@@ -419,8 +420,16 @@ def save_mask(
         return write_whole(path, content.getvalue())
     packed = {name: packed_bits(marked) for name, marked in mask.items()}
     shapes = json.dumps({name: list(m.shape) for name, m in mask.items()})
-    header = {"format": "salun-mask-1", "shapes": shapes, **(note or {})}
+    header = {"format": "salun-mask-1", "shapes": shapes, **(note or {}), "sha256": mask_digest(mask)}
     return write_whole(path, save(packed, metadata=header))
+
+
+def mask_digest(mask: Mask) -> str:
+    """SHA-256 of what a mask marks, as 64 hexadecimal digits."""
+    sha = hashlib.sha256()
+    for name, marked in mask.items():
+        sha.update(f"{name} {tuple(marked.shape)}".encode() + packed_bits(marked).numpy().tobytes())
+    return sha.hexdigest()
 
 
 def load_mask(path: Path | str, *, device: torch.device | str = "cpu") -> Mask:
@@ -443,14 +452,16 @@ def load_mask(path: Path | str, *, device: torch.device | str = "cpu") -> Mask:
             header = content.metadata() or {}
             if header.get("format") != "salun-mask-1":
                 raise UserError(f"{path} is not a saliency mask: give a file written by save_mask")
-            shapes = json.loads(header["shapes"])
-            return {
-                name: unpacked_bits(content.get_tensor(name), shape).to(device)
-                for name, shape in shapes.items()
-            }
+            shapes = parse_json(header["shapes"])
+            mask = {name: unpacked_bits(content.get_tensor(name), shape) for name, shape in shapes.items()}
+            if header.get("sha256", found := mask_digest(mask)) != found:
+                raise ValueError("its digest is another")
+            return {name: marked.to(device) for name, marked in mask.items()}
     except FileNotFoundError as error:
         raise UserError(f"there is no mask file {path}: compute the mask first") from error
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"the mask file {path} is damaged: delete it and compute the mask again") from error
 
 

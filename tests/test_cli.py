@@ -112,6 +112,25 @@ def test_bad_input_ends_with_status_2_and_one_line(words, message, capsys, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "plan",
+    [
+        "[]",
+        '{"experiment": {"a": 1}, "given": {}}',
+        '{"experiment": "classification", "given": []}',
+        '{"experiment": "classification", "given": null}',
+        '{"experiment": "classification", "given": {"keep": NaN}}',
+        pytest.param("[" * 100_000, id="deep"),
+    ],
+)
+def test_a_plan_that_is_none_is_refused(plan, capsys, tmp_path):
+    file = tmp_path / "plan.json"
+    file.write_text(plan)
+    for words in ([], ["cells/random-10-seed-0"]):
+        assert main(["shard", str(file), *words]) == 2
+        assert f"{file} is not there or no plan" in capsys.readouterr().err
+
+
 def test_an_empty_folder_name_is_refused(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["run", "classification", "--out", ""])

@@ -10,12 +10,14 @@ import pytest
 
 from salun_core import code_digest
 from salun_core.__main__ import main
+from salun_core.code_digest import function_digest
 from salun_core.data import DATASETS, load_dataset
 from salun_core.errors import UserError, one_of
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
 from salun_core.methods import METHODS, fitting
 from salun_core.metrics import METRICS
 from salun_core.models import MODELS, build_model
+from salun_core.plugins import Failed
 from salun_core.saliency import SCORES
 
 THEIRS = """
@@ -108,6 +110,18 @@ def unlike(model, forget, loss):
 
 def broken():
     raise RuntimeError("no such disk")
+
+
+class Measure:
+    def __call__(self, evaluation):
+        return 0.25
+
+
+MEASURE = Measure()
+
+
+def ending(task, *, mask=None, seed=0):
+    raise SystemExit(0)
 """
 
 
@@ -234,6 +248,21 @@ def test_what_cannot_be_had_is_refused_with_the_reason(theirs, table, name, mess
     with pytest.raises(UserError) as refusal:
         one_of(name, table, table.what)
     assert message in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_module_that_ends_python_ends_no_run_in_silence(theirs, capsys):
+    (theirs.parent / "script.py").write_text("import sys\nsys.exit(0)\n")
+    assert main(["check", "--dataset", "script:digits", "--arch", "resnet6"]) == 2
+    assert "it ends Python" in capsys.readouterr().err
+    with pytest.raises(Failed, match="theirs:ending.*SystemExit"), METHODS.blaming("theirs:ending"):
+        METHODS["theirs:ending"].run(None, seed=0)
+
+
+def test_a_metric_may_be_an_object(theirs):
+    before = function_digest(METRICS["theirs:MEASURE"])
+    theirs.write_text(theirs.read_text().replace("0.25", "0.5"))
+    code_digest.forget_files()
+    assert function_digest(METRICS["theirs:MEASURE"]) != before
 
 
 def test_a_method_for_another_kind_of_task_and_a_data_set_that_fails_are_refused(theirs):

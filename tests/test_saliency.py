@@ -227,13 +227,16 @@ def test_a_saved_mask_comes_back_in_an_eighth_of_a_byte_a_weight(tmp_path):
     assert all(torch.equal(loaded[name], mask[name]) for name in mask)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "text", "other", "missing"])
+@pytest.mark.parametrize("damage", ["truncated", "text", "other", "missing", "a bit"])
 def test_a_damaged_mask_file_is_refused_by_name(tmp_path, damage):
     path = tmp_path / "mask.safetensors"
     if damage != "missing":
         save_mask({"w": torch.ones(100, dtype=torch.bool)}, path)
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-5])
+    elif damage == "a bit":
+        content = path.read_bytes()
+        path.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
     elif damage == "text":
         path.write_text("not a mask")
     elif damage == "other":

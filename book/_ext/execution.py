@@ -26,7 +26,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from salun_core.code_digest import imported_files, locate, names_imported
+from salun_core.code_digest import imported_files, locate, named_beside, names_imported
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "salun_core"
@@ -99,6 +99,7 @@ def dependencies(notebook: Path, given: dict[str, Any], root: Path = ROOT) -> li
     own = list(names_imported(tree, "", folders, tables=True, strings=True))
     found = set(imported_files(own, folders, tables=True, strings=True).values())
     texts = set.union(_texts(tree), *map(_texts_in, found))
+    found |= {file for module in found for file in named_beside(module)}
     found |= {file for file in _files(root / "data/published") if any(file.stem in text for text in texts)}
     if any("contributed" in text for text in texts):
         found |= {file for file in _files(root / "data/contributed") if file.suffix == ".csv"}

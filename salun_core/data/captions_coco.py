@@ -1,7 +1,6 @@
 """COCO's captions by path: prompts for measuring how well a text-to-image model still draws ordinary scenes."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 
 from salun_core.data.prompts import MOST_CHARACTERS, PromptSet
 from salun_core.errors import UserError
+from salun_core.files import parse_json
 from salun_core.rng import derive, generator
 
 MOST_BYTES = 256 * 2**20
@@ -78,14 +78,14 @@ def read_coco_captions(path: Path | str, *, count: int | None = None, seed: int 
     path = Path(path).expanduser()
     content = _content(path)
     try:
-        held = json.loads(content)
+        held = parse_json(content)
         images = {int(row["id"]): str(row["file_name"]) for row in held["images"]}
         captions: dict[int, dict[int, str]] = {}
         for row in held["annotations"]:
             text = " ".join(row["caption"].split())
             if text and len(text) <= MOST_CHARACTERS:
                 captions.setdefault(int(row["image_id"]), {})[int(row["id"])] = text
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{path} is not a COCO captions file: give captions_val2014.json or a file of the same form"
         ) from error

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from salun_core.data.on_disk import Pixels, cached, file_name, in_memory
 from salun_core.errors import UserError
 
 GREY = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B")
+PROGRAMS = ("EPS",)
 BLOCK = 256  # files a thread reads in one go: handing over single small files costs more than reading them
 
 
@@ -141,7 +143,7 @@ def _read_into(
 def _picture(file: Path, size: int | None) -> Image.Image:
     """One image as "L" or "RGB"."""
     try:
-        with Image.open(file) as opened:
+        with Image.open(file, formats=_formats()) as opened:
             if size is not None:
                 opened.draft(None, (2 * size, 2 * size))
             opened.load()
@@ -150,6 +152,13 @@ def _picture(file: Path, size: int | None) -> Image.Image:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise _Unreadable(f"{file} cannot be read as an image ({reason}): replace or remove it") from error
     return picture_8bit(image, size, str(file))
+
+
+@cache
+def _formats() -> list[str]:
+    """Formats that are read: all of Pillow's but those that are programs, which Ghostscript would run."""
+    Image.init()
+    return [name for name in Image.OPEN if name not in PROGRAMS]
 
 
 def picture_8bit(image: Image.Image, size: int | None, what: str) -> Image.Image:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from salun_core.errors import UserError
-from salun_core.files import unwritable, write_whole
+from salun_core.files import parse_json, unwritable, write_whole
 from salun_core.paths import sets_folder
 
 IN_MEMORY = 2 * 1024**3  # bytes
@@ -118,7 +118,7 @@ def cached(name: str, shape: tuple[int, ...], write: Callable[[Pixels], None]) -
     record = path.with_suffix(".json")
     expected = {"name": name, "shape": list(shape)}
     try:
-        found = json.loads(record.read_text("utf8"))
+        found = parse_json(record.read_text("utf8"))
         sound = {key: found[key] for key in expected} == expected and found["sha256"] == _digest(path)
     except (OSError, ValueError, KeyError, TypeError):
         sound = False

@@ -1,6 +1,7 @@
 """Which images are forgotten, kept, and used to measure."""
 
 import csv
+import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -229,7 +230,7 @@ def _array_ids(path: Path) -> list[int]:
     with path.open("rb") as file:
         try:
             array = np.load(file, allow_pickle=False)
-        except (ValueError, EOFError) as error:
+        except Exception as error:  # a damaged file can raise almost anything
             raise UserError(f"{path} is not a NumPy array file: save the ids with numpy.save") from error
     if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "iu":
         raise UserError(f"{path} must hold a one-dimensional array of whole numbers")
@@ -251,24 +252,26 @@ def _text_ids(path: Path) -> list[int]:
             if word
         ]
     for word in words:
-        if not re.fullmatch(r"-?\d+", word):
-            raise UserError(f"{path} holds {word!r}, which is not a sample id: write whole numbers")
+        if not re.fullmatch(r"-?\d{1,18}", word):
+            raise UserError(f"{path} holds {word[:40]!r}, which is not a sample id: write whole numbers")
     return [int(word) for word in words]
 
 
 def _column(path: Path, text: str) -> list[str]:
-    rows = [
-        [cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if any(map(str.strip, row))
-    ]
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), strict=True)]
+    except csv.Error as error:
+        raise UserError(f"{path} is no CSV file ({error}): save it as CSV again") from error
+    rows = [row for row in rows if any(row)]
     if not rows:
         return []
     column = 0
     if not re.fullmatch(r"-?\d+", rows[0][0]):  # a header
         header = [name.lower() for name in rows.pop(0)]
         named = [i for i, name in enumerate(header) if name in ID_COLUMNS]
-        if not named and len(header) > 1:
+        if len(named) > 1 or (not named and len(header) > 1):
             raise UserError(
-                f"{path} has the columns {', '.join(header)}: name the one with the sample ids 'id'"
+                f"{path} has the columns {', '.join(header)}: name the one with the sample ids 'id', and no other"
             )
         column = named[0] if named else 0
     elif any(len(row) > 1 for row in rows):

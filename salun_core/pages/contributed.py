@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from salun_core.errors import UserError, nearest
 from salun_core.escaping import FORMULA
-from salun_core.files import readable, write_whole
+from salun_core.files import parse_json, readable, write_whole
 from salun_core.methods import name_of
 from salun_core.metrics.gaps import AVERAGE, METRICS, by_method, gaps
 from salun_core.pages.markup import Text
@@ -137,12 +137,9 @@ def _row(path: Path, line: int, row: dict[str | None, Any]) -> Contribution:
 
 
 def _check_mapping(text: str, what: str) -> None:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is none")
-
     try:
-        value = json.loads(text, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text, strict=True)
+    except ValueError as error:
         raise UserError(f"{what} JSON ({str(error)[:80]})") from None
     if not isinstance(value, dict):
         raise UserError(f"{what} mapping: write {{}} with names and values")

@@ -429,6 +429,11 @@ def test_ids_are_read_from_many_files(name, content, tmp_path):
         ("ids.csv", b"a,b\n1,2\n", "has the columns a, b"),
         ("ids.csv", b"1,2\n3,4\n", "several columns and no header"),
         ("ids.csv", b"label,id\ncat\n", "holds ''"),
+        ("ids.csv", b'id\n"1\n2\n', "no CSV file"),
+        ("ids.csv", b"id\n" + b"9" * 200_000, "no CSV file"),
+        ("ids.csv", b"id\n" + b"9" * 5_000, "not a sample id"),
+        ("ids.csv", b"id,index\n1,2\n", "and no other"),
+        ("ids.npy", b"PK\x03\x04", "not a NumPy array"),
         ("ids.npy", b"not an array", "not a NumPy array"),
         ("ids.npy", np.array([0.5]), "whole numbers"),
         ("ids.npy", np.zeros((2, 2), dtype=int), "one-dimensional"),
@@ -612,13 +617,24 @@ def test_what_is_passed_over_is_said(animals, capsys):
     (cat / ".hidden.png").write_bytes(b"")
     (root / "train" / "__MACOSX").mkdir()
     (root / "train" / "notes.txt").write_text("")
+    (root / "test" / "a\n\x1b[31mred").write_text("")
     assert len(load_dataset("imagefolder", root).labels) == len(images)
     said = capsys.readouterr().err
     assert "2 dangling links (train/cat/8.png, train/cat/9.png)" in said
     assert "1 folder (train/cat/more)" in said
     assert "1 special file (train/cat/pipe.png)" in said
     assert "2 hidden files (train/__MACOSX, train/cat/.hidden.png)" in said
-    assert "1 file (train/notes.txt)" in said
+    assert r"2 files (train/notes.txt, test/a \x1b[31mred)" in said
+    assert said.count("\n") == 5
+
+
+def test_a_picture_that_is_a_program_is_not_run(animals, monkeypatch):
+    root, _ = animals
+    monkeypatch.setattr("subprocess.Popen", None)  # no interpreter of PostScript can be called
+    head = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n"
+    (root / "train" / "cat" / "5.png").write_text(head + "(%pipe%id) (r) file\n")
+    with pytest.raises(UserError, match="5.png cannot be read as an image .cannot identify"):
+        load_dataset("imagefolder", root)
 
 
 def test_unreadable_pictures_are_counted_and_named(animals):

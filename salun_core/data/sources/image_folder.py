@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from salun_core.data.image_files import read_images
 from salun_core.data.images import ImageData
-from salun_core.errors import UserError
+from salun_core.errors import UserError, one_line
 
 LAYOUT = "expected train/<class>/<image> and test/<class>/<image> (or val/ for test/) in data_dir"
 CLUTTER = ("Thumbs.db", "desktop.ini", "__MACOSX")
@@ -76,7 +76,8 @@ def pictures(data_dir: Path | None) -> tuple[Path, dict[str, list[Path]], dict[s
     train, test = (_by_class(root / part, passed) for part in ("train", other))
     for why, paths in sorted(passed.items()):
         tqdm.write(
-            f"{root}: passed over {_listed(why, [p.relative_to(root) for p in paths])}", file=sys.stderr
+            one_line(f"{root}: passed over {_listed(why, [p.relative_to(root) for p in paths])}"),
+            file=sys.stderr,
         )
     if odd := sorted(train.keys() ^ test.keys()):
         part = other if odd[0] in train else "train"

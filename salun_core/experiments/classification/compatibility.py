@@ -16,7 +16,7 @@ from salun_core.data.batches import Batches, Loader
 from salun_core.data.images import resized
 from salun_core.data.on_disk import chunks
 from salun_core.data.splits import split_data
-from salun_core.errors import UserError
+from salun_core.errors import UserError, one_line
 from salun_core.experiments.runs.params import Params, parameter
 from salun_core.methods import METHODS
 from salun_core.metrics import Evaluation, evaluate
@@ -60,7 +60,7 @@ class Check:
         return "?" if self.ok is None else "ok" if self.ok else "NO"
 
     def __str__(self) -> str:
-        return f"{self.mark:<3} {self.what}: {self.said}"
+        return f"{self.mark:<3} {one_line(self.what)}: {one_line(self.said)}"
 
 
 @dataclass(frozen=True)

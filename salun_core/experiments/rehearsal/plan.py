@@ -1,6 +1,5 @@
 """What a run needs, worked out from its parameters before anything is read: cells, memory, disk and time."""
 
-import json
 import math
 import os
 import shutil
@@ -31,6 +30,7 @@ from salun_core.experiments.rehearsal.stand_ins import SHAPES, Shape
 from salun_core.experiments.runs.cells import Cell, Scenario
 from salun_core.experiments.runs.machine import find_device
 from salun_core.experiments.runs.params import Params
+from salun_core.files import parse_json
 from salun_core.models.text_to_image.pipelines import PIXELS
 from salun_core.saliency import LARGE
 
@@ -552,7 +552,7 @@ def part_config(params: Any, *parts: str) -> dict[str, Any]:
             on_hub = str(source).count("/") == 1
             place = try_to_load_from_cache(str(source), f"{part}/config.json") if on_hub else None
         try:
-            return dict(json.loads(Path(place).read_text("utf8")))
+            return dict(parse_json(Path(place).read_text("utf8")))
         except (TypeError, OSError, ValueError):
             continue
     if "stable-diffusion-v1" in str(source):

@@ -57,7 +57,7 @@ class Scenario:
         """Name for tables: "random 10%", "class 3", "120 listed images"."""
         if self.kind == "random":
             assert self.fraction is not None
-            return f"random {100 * self.fraction:g}%"
+            return f"random {100 * self.fraction:.12g}%"  # two shares never have one name
         return f"class {self.target}" if self.kind == "class" else f"{len(self.ids or ())} listed images"
 
 

@@ -13,10 +13,12 @@ from salun_core.errors import UserError
 LARGEST = 2**53  # whole numbers that every JSON reader keeps
 LONGEST = 10_000  # characters of a text
 DEEPEST = 12  # lists and mappings within each other
+BYTES = 10**6  # of a file of parameters
+MERGE = "tag:yaml.org,2002:merge"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without what hides a mistake or costs without end: names given twice, references, deep nesting."""
+    """YAML without what hides a mistake or costs without end: names given twice, references, tags, deep nesting."""
 
     depth = 0
 
@@ -24,6 +26,8 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             raise yaml.MarkedYAMLError(None, None, "write references (*) out", event.start_mark)
+        if (event := self.peek_event()).tag is not None:  # a tag and a text that do not fit raise anything
+            raise yaml.MarkedYAMLError(None, None, f"leave out the tag {event.tag}", event.start_mark)
         if self.depth > DEEPEST:
             raise yaml.MarkedYAMLError(None, None, "its brackets nest too deep", self.peek_event().start_mark)
         self.depth += 1
@@ -34,6 +38,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = []
         for name, _ in node.value:
+            if name.tag == MERGE:  # gives names a second time, unseen
+                raise yaml.MarkedYAMLError(None, None, "write merges (<<) out", name.start_mark)
             if name.value in seen:
                 raise yaml.MarkedYAMLError(None, None, f"give {name.value!r} once", name.start_mark)
             seen.append(name.value)
@@ -46,11 +52,11 @@ def parse_yaml(text: str) -> Any:
     Raises
     ------
     yaml.YAMLError
-        If it is not YAML, repeats a name, refers to another part of itself, or nests too deep.
+        If it is not YAML, repeats a name, refers to another part of itself, names a type, or nests too deep.
     """
     try:
         return yaml.load(text, _Loader)  # derived from the safe loader
-    except ValueError as error:  # a number of thousands of digits, the 31st of February
+    except (ValueError, ArithmeticError) as error:  # 5,000 digits, the 31st of February, no such character
         raise yaml.YAMLError(str(error)) from None
 
 
@@ -63,7 +69,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         If there is no such file, or it holds no mapping of names to plain values.
     """
     try:
-        values = parse_yaml(path.read_text("utf8"))
+        with path.open("rb") as file:
+            content = file.read(BYTES + 1)
+        if len(content) > BYTES:
+            raise UserError(f"{path} holds more than {BYTES:,} bytes: give a file of parameters")
+        values = parse_yaml(content.decode("utf8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; give an existing YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -1,6 +1,5 @@
 """What labs of every kind of task share: cells from the store or computed now, masks, clocks, provenance."""
 
-import hashlib
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch import nn
 from salun_core.data.batches import Batch, Batches, Loader
 from salun_core.data.draws import lots
 from salun_core.data.images import ImageData
-from salun_core.errors import Diverged
+from salun_core.errors import Diverged, UserError
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
 from salun_core.experiments.runs.provenance import peak_memory, provenance
 from salun_core.experiments.runs.store import Key, Result, Store
@@ -26,7 +25,8 @@ from salun_core.saliency import (
     density,
     layer_table,
     least_salient_mask,
-    packed_bits,
+    load_mask,
+    mask_digest,
     random_mask,
     saliency_scores,
     save_mask,
@@ -128,11 +128,12 @@ class Lab:
 
     def keep(self, mask: Mask) -> Path:
         """The file of a mask, which all cells that use it share; see `saliency.load_mask`."""
-        sha = hashlib.sha256()
-        for name, marked in mask.items():
-            sha.update(f"{name} {tuple(marked.shape)}".encode() + packed_bits(marked).numpy().tobytes())
-        path = self.store.folder / f"mask-{sha.hexdigest()[:20]}.safetensors"
-        return path if path.is_file() else save_mask(mask, path)
+        path = self.store.folder / f"mask-{mask_digest(mask)[:20]}.safetensors"
+        try:
+            load_mask(path)
+        except UserError:  # there is none yet, or a damaged one
+            return save_mask(mask, path)
+        return path
 
     def since(self, start: float) -> float:
         """Seconds since a reading of ``time.perf_counter()``, with the accelerator's work done."""

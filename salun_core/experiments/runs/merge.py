@@ -1,6 +1,5 @@
 """Output folders of several machines brought together: what is damaged or contradicts itself is refused."""
 
-import json
 import lzma
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +8,8 @@ from typing import Any
 
 from salun_core.errors import UserError
 from salun_core.experiments.runs.store import Result, digest, is_whole, read_result
-from salun_core.files import check_writable, write_whole
+from salun_core.files import check_writable, parse_json, write_whole
+from salun_core.saliency import load_mask
 
 COSTS = ("seconds", "mask_seconds", "sampling_seconds", "peak_memory")
 """Values of a result that differ each time it is computed."""
@@ -68,6 +68,8 @@ def merge(folders: Sequence[Path], into: Path) -> Merged:
             twice += 1
     check_writable(into / "cells")
     for folder, result in new:
+        if (mask := _mask_of(folder, result)) is not None and not (into / "cells" / mask.name).exists():
+            write_whole(into / "cells" / mask.name, mask.read_bytes())
         for name in [*result.files, f"{result.key.name}.json"]:  # the result itself last, as when it was made
             source = folder / "cells" / name
             if source.is_file():
@@ -84,7 +86,15 @@ def _checked(path: Path) -> Result:
         needed = name == result.outputs  # weights of recorded runs are not kept
         if (needed or file.is_file()) and not is_whole(file, expected):
             raise UserError(f"{file} is missing or damaged: delete {path}, or copy that folder again")
+    if (mask := _mask_of(path.parents[1], result)) is not None:
+        load_mask(mask)
     return result
+
+
+def _mask_of(folder: Path, result: Result) -> Path | None:
+    """The mask of a result, which others may share; None where there is none, or it was not kept."""
+    file = folder / "cells" / Path(str(result.content.get("mask_file", "."))).name
+    return file if file.is_file() else None
 
 
 def _contradiction(here: Path, one: Result, there: Path, other: Result) -> str:
@@ -121,7 +131,7 @@ def same_content(one: Path, other: Path) -> bool:
 def _parts(content: bytes) -> dict[str, Any]:
     """Metadata and tensors of a safetensors file: type, shape and bytes by name."""
     start = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:start])
+    header = parse_json(content[8:start])
     parts = {"": header.pop("__metadata__", None)}
     for name, tensor in header.items():
         first, end = tensor["data_offsets"]

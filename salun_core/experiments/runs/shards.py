@@ -22,15 +22,16 @@ from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from salun_core.data.on_disk import in_memory, is_mapped
 from salun_core.errors import UserError
 from salun_core.experiments.runs.cells import Cell, Scenario, Variant
 from salun_core.experiments.runs.grid import Grid
-from salun_core.experiments.runs.store import Result, digest, read_results
+from salun_core.experiments.runs.store import FileName, Result, Store, digest, read_result, read_results
 from salun_core.experiments.runs.table import Run
 from salun_core.experiments.runs.tuning import FREE, tune, tuning_cells, tuning_references
-from salun_core.files import write_whole
+from salun_core.files import read_json, write_whole
 
 EVERY = 2.0  # seconds between two states of a shard on disk
 GPUS = "SALUN_GPUS"  # accelerators of this machine, shared by the shards that run here
@@ -359,7 +360,7 @@ def plan(grid: Grid, folder: Path, *, gpus: int) -> dict[str, Any]:
     found = {}
     for name, shard in shards(grid).items():
         mark, state = folder / f"{name}.done", read_state(folder / f"{name}.json")
-        if not (mark.is_file() and _stands(state, expected[name], grid.lab.store.folder)):
+        if not (mark.is_file() and _stands(state, expected[name], grid.lab.store)):
             mark.unlink(missing_ok=True)
         found[name] = {
             "needs": list(shard.needs),
@@ -377,19 +378,56 @@ def plan(grid: Grid, folder: Path, *, gpus: int) -> dict[str, Any]:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The state of a shard; empty where it has not begun."""
+    """The state of a shard; empty where it has not begun, or its file is damaged."""
+    found = read_json(path)
     try:
-        found = json.loads(path.read_text("utf8"))
-    except (OSError, ValueError):
+        _Kept.model_validate(found)
+    except ValidationError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return dict(found)
 
 
-def _stands(state: Mapping[str, Any], expected: str, cells: Path) -> bool:
-    """Whether a finished shard still is what is asked for, and all that it made is there."""
-    if state.get("digest") != expected or not state.get("ended") or state.get("failed"):
+def read_plan(path: Path) -> tuple[str, dict[str, Any]]:
+    """Experiment and parameters of a plan.
+
+    Raises
+    ------
+    UserError
+        If there is no such file, or it is no plan.
+    """
+    try:
+        plan = _Plan.model_validate(read_json(path))
+    except ValidationError:
+        raise UserError(f"{path} is not there or no plan: write one with `plan --write NAME`") from None
+    return plan.experiment, plan.given
+
+
+class _Plan(BaseModel):
+    """What a shard needs of ``plan.json``."""
+
+    model_config = ConfigDict(strict=True)
+
+    experiment: str
+    given: dict[str, Any]
+
+
+class _Kept(BaseModel):
+    """What a plan needs of a shard's state."""
+
+    model_config = ConfigDict(strict=True)
+
+    digest: str
+    ended: bool
+    cells: list[FileName]
+    failed: list[dict[str, str]]
+
+
+def _stands(state: Mapping[str, Any], expected: str, store: Store) -> bool:
+    """Whether a finished shard still is what is asked for, and all that it made is there and whole."""
+    if not state or state["digest"] != expected or not state["ended"] or state["failed"]:
         return False
-    return all((cells / f"{name}.json").is_file() for name in state["cells"])
+    found = [read_result(store.folder / f"{name}.json") for name in state["cells"]]
+    return all(result is not None and store.has_files(result, kept=store.trusted) for result in found)
 
 
 class _Known:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from salun_core.errors import UserError
 from salun_core.experiments.runs.provenance import revision
-from salun_core.files import check_writable, read_json, readable, sha256, unwritable, write_whole
+from salun_core.files import check_writable, is_special, read_json, readable, sha256, unwritable, write_whole
 
 FORMAT = 1
 ATTEMPTS = 5  # to store a result that another machine is storing at the same moment
@@ -252,7 +252,8 @@ class Store:
 def is_whole(file: Path, expected: str) -> bool:
     """Whether a side file is here and is the one that was stored."""
     try:
-        return sha256(file) == expected
+        with readable(file):
+            return not is_special(file) and sha256(file) == expected
     except FileNotFoundError:
         return False
 

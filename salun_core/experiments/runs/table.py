@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tqdm import tqdm
 
 from salun_core.code_digest import function_digest
-from salun_core.errors import UserError, one_of
+from salun_core.errors import UserError, one_line, one_of
 from salun_core.escaping import csv_text
 from salun_core.experiments.runs.cells import Cell, Scenario
 from salun_core.experiments.runs.params import Params
@@ -366,7 +366,8 @@ def printed(cells: pd.DataFrame, form: str) -> str:
         return csv_text(flat).rstrip("\n")
     names = [name for name in (*SHOWN, *METRICS.installed) if name in cells]
     names += [name for name in cells if ":" in str(name)]  # metrics that were asked for
-    return cells[names].to_string(index=False, float_format=lambda x: f"{x:.4f}")
+    plain = cells[names].map(lambda value: one_line(value) if isinstance(value, str) else value)
+    return plain.to_string(index=False, float_format=lambda x: f"{x:.4f}")
 
 
 def check_ran(results: pd.DataFrame) -> None:

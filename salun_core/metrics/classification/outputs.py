@@ -16,7 +16,7 @@ from salun_core.data.batches import Batches, Loader
 from salun_core.data.draws import lots, stratified_order
 from salun_core.data.splits import ROLES
 from salun_core.errors import Diverged, UserError
-from salun_core.files import write_whole
+from salun_core.files import parse_json, write_whole
 from salun_core.models.classification.scores import class_scores
 from salun_core.networks import evaluating
 
@@ -150,7 +150,7 @@ class Evaluation:
                 content = lzma.decompress(content)
             tensors = {n: v.to(FIELDS.get(n, torch.int64)).contiguous() for n, v in load(content).items()}
             size = int.from_bytes(content[:8], "little")
-            header = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+            header = parse_json(content[8 : 8 + size]).get("__metadata__", {})
         except (SafetensorError, ValueError, lzma.LZMAError, EOFError) as error:
             raise UserError(f"{path} is damaged: delete it and run the cell again") from error
         if header.get("format") != FORMAT or tensors.keys() != set(STORED):

@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from salun_core.errors import UserError, one_of
-from salun_core.files import sha256, write_whole
+from salun_core.files import parse_json, sha256, write_whole
 from salun_core.metrics.share import wilson
 
 FORMAT = "salun-detections-1"
@@ -180,7 +180,7 @@ class Detections:
         try:
             tensors = load(content)
             size = int.from_bytes(content[:8], "little")
-            header = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+            header = parse_json(content[8 : 8 + size]).get("__metadata__", {})
         except (SafetensorError, ValueError) as error:
             raise UserError(f"{path} is damaged: delete it and run the detector again") from error
         if header.get("format") != FORMAT or tensors.keys() != FIELDS.keys():

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,7 +106,7 @@ def imagenet_number(name: str) -> int | None:
 @functools.cache
 def imagenet_ids() -> tuple[str, ...]:
     """WordNet ids of ImageNet's 1,000 classes, in their order, which is alphabetical."""
-    return tuple((resources.files("salun_core.data") / "imagenet_wordnet_ids.txt").read_text("utf8").split())
+    return tuple(Path(__file__).with_name("imagenet_wordnet_ids.txt").read_text("utf8").split())
 
 
 def imagenet_names() -> list[str]:

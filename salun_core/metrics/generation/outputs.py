@@ -11,6 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from salun_core.errors import UserError
+from salun_core.files import parse_json
 from salun_core.metrics.generation.frechet import Moments, frechet_distance
 from salun_core.metrics.generation.recognition import Recognition
 from salun_core.metrics.share import Share
@@ -185,7 +186,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         content = path.read_bytes()
         tensors = load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
+        header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; run the cell again") from error
     except (SafetensorError, ValueError) as error:

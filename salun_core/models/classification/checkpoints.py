@@ -1,6 +1,5 @@
 """Classifiers that others have trained: files of weights, and models of the Hugging Face hub."""
 
-import json
 import pickle
 import re
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from salun_core.errors import UserError
-from salun_core.files import sha256
+from salun_core.files import read_config, sha256
 from salun_core.models.classification.normalised import Normalised
 from salun_core.networks import check_loaded
 from salun_core.rng import isolated
@@ -78,7 +77,7 @@ class Checkpoint:
     def transformer(self) -> dict[str, Any] | None:
         """The configuration of a model of transformers; None for plain weights."""
         file = self.path / "config.json"
-        config = json.loads(file.read_text("utf8")) if file.is_file() else {}
+        config = read_config(file) if file.is_file() else {}
         return config if "model_type" in config else None
 
     @property
@@ -130,7 +129,7 @@ class Checkpoint:
 
     def _normalised(self, net: nn.Module) -> nn.Module:
         file = self.path / "preprocessor_config.json"
-        said = json.loads(file.read_text("utf8")) if file.is_file() else {}
+        said = read_config(file) if file.is_file() else {}
         if not said.get("do_normalize", "image_mean" in said):
             return net
         return Normalised(net, said["image_mean"], said["image_std"])

@@ -1,16 +1,16 @@
 """The denoising network of class-conditional diffusion, from diffusers and to diffusers folders."""
 
 import contextlib
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from salun_core.errors import UserError, one_of
+from salun_core.files import read_config
 from salun_core.models.diffusion.conditions import Condition, Embedded, with_null
 from salun_core.networks import check_loaded
 from salun_core.rng import isolated
@@ -259,11 +259,7 @@ def _check_kind(folder: Path) -> None:
             raise UserError(
                 f"{folder} is not a diffusers folder, {part} is missing: give one with unet and scheduler"
             )
-        try:
-            config: Any = json.loads((folder / part).read_text("utf8"))
-        except (ValueError, OSError) as error:
-            raise UserError(f"{folder / part} is damaged: copy or train the model again") from error
-        kind = config.get("_class_name", "") if isinstance(config, dict) else "?"
+        kind = read_config(folder / part).get("_class_name", "")
         if part.startswith("unet") and kind != "UNet2DModel":
             raise UserError(f"{folder} holds a {kind}: a class-conditional diffusion needs a UNet2DModel")
 

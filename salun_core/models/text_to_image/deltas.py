@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from salun_core.errors import UserError
-from salun_core.files import write_whole
+from salun_core.files import parse_json, write_whole
 from salun_core.saliency import packed_bits, unpacked_bits
 
 FORMAT = "salun-delta-1"
@@ -91,7 +91,7 @@ def load_delta(path: Path | str, original: nn.Module) -> nn.Module:
                     f"{path} was made from another network (digest {header['original'][:12]}): "
                     "load it onto the one it was unlearned from"
                 )
-            shapes: dict[str, list[int]] = json.loads(header["shapes"])
+            shapes: dict[str, list[int]] = parse_json(header["shapes"])
             model = copy.deepcopy(original).to(getattr(torch, header["dtype"]))
             state, names = model.state_dict(), set(file.keys())
             for name, shape in shapes.items():

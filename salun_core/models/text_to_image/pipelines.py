@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from salun_core.data.images import resized_pixels
 from salun_core.errors import UserError
+from salun_core.files import read_config
 from salun_core.models.diffusion.conditions import Condition, Embedded, stacked
 from salun_core.models.diffusion.objectives import PREDICTIONS, Denoising, objective_of
 from salun_core.models.diffusion.unet import quiet
@@ -69,7 +70,7 @@ def load_pipeline(
         _check_folder(folder, pickle=pickle)
     elif str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         raise UserError(f"there is no folder {source}: give a diffusers folder or the name of a hub model")
-    held = _read(folder / "model_index.json") if local else {"safety_checker": None}
+    held = read_config(folder / "model_index.json") if local else {"safety_checker": None}
     # A part that the folder itself says it lacks must be named again.
     extra: dict[str, Any] = {part: None for part, kind in held.items() if kind == [None, None]}
     if "safety_checker" in held and not safety_checker:
@@ -355,7 +356,7 @@ def _check_folder(folder: Path, *, pickle: bool) -> None:
     index = folder / "model_index.json"
     if not index.is_file():
         raise UserError(f"{index} is missing: give a diffusers folder, as save_pretrained writes it")
-    held = _read(index)
+    held = read_config(index)
     family = named_family(str(held.get("_class_name")), f"the pipeline in {folder}")
     if not any((folder / "tokenizer" / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise UserError(f"{folder / 'tokenizer' / 'vocab.json'} is missing: copy the pipeline again, whole")
@@ -365,7 +366,7 @@ def _check_folder(folder: Path, *, pickle: bool) -> None:
         stem = "model" if part in family.encoders else "diffusion_pytorch_model"
         if not (folder / part / "config.json").is_file():
             raise UserError(f"{folder / part / 'config.json'} is missing: copy the pipeline again, whole")
-        _read(folder / part / "config.json")
+        read_config(folder / part / "config.json")
         files = sorted((folder / part).glob("*.safetensors"))
         if not files and not pickle:
             pickled = next((folder / part).glob("*.bin"), None)
@@ -401,11 +402,3 @@ def _encoders(folder: Path, held: Mapping[str, Any], *, pickle: bool) -> dict[st
             # Files of others hold buffers that newer encoders do without.
             check_loaded({**info, "unexpected_keys": ()}, folder / part)
     return found
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is damaged: copy it again") from error
-    return content if isinstance(content, dict) else {}

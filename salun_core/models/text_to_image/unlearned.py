@@ -1,7 +1,6 @@
 """Networks that others have unlearned: read in any of the forms in which they are released, for a pipeline of ours."""
 
 import copy
-import json
 import re
 import zipfile
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from salun_core.errors import UserError
+from salun_core.files import read_config
 from salun_core.models.text_to_image.deltas import FORMAT, load_delta
 from salun_core.models.text_to_image.families import family_of, network_of
 
@@ -217,10 +217,7 @@ def _filled(network: nn.Module, weights: Mapping[str, Tensor], source: Path) -> 
 def _in_folder(folder: Path, part: str, network: nn.Module) -> list[Path]:
     place = folder / part if (folder / part).is_dir() else folder
     if (place / "config.json").is_file():
-        try:
-            config: Any = json.loads((place / "config.json").read_text("utf8"))
-        except (ValueError, OSError) as error:
-            raise UserError(f"{place / 'config.json'} is damaged: copy it again") from error
+        config = read_config(place / "config.json")
         kind = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
         if kind is not None and kind != type(network).__name__:
             raise UserError(

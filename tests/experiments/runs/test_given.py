@@ -26,6 +26,14 @@ from salun_core.methods import METHODS, methods_for
         ("day: 2024-02-31", "valid YAML"),
         ("- 1\n- 2", "name: value"),
         ("keep: [", "line"),
+        ("keep: !!bool maybe", "line 1.*leave out the tag"),
+        ('keep: !!int ""', "leave out the tag"),
+        ("keep: !!timestamp never", "leave out the tag"),
+        ("seeds: !!set {1, 2}", "leave out the tag"),
+        ('note: "\\UFFFFFFFF"', "valid YAML"),
+        ("<<: {keep: 0.5}\nkeep: 0.6", "line 1.*merges"),
+        ("settings: {rl: {lr: 1, <<: {lr: 2}}}", "merges"),
+        ("#" * 10**6 + "\nkeep: 1", "more than 1,000,000 bytes"),
     ],
 )
 def test_yaml_that_hides_a_mistake_is_refused(text, message, tmp_path):

@@ -16,6 +16,7 @@ from salun_core.experiments.runs import store as stores
 from salun_core.experiments.runs.merge import merge
 from salun_core.experiments.runs.store import Key, Store
 from salun_core.files import write_whole
+from salun_core.saliency import load_mask, save_mask
 
 
 def keyed(number, code="code"):
@@ -45,6 +46,19 @@ def test_results_of_two_machines_come_together(tmp_path, capsys):
     assert all(store.get(keyed(number)) is not None for number in (1, 2, 3))
     assert (tmp_path / "all/results/classification.json").read_bytes() == b'{"rows": []}'
     assert merge([one, two], tmp_path / "all").new == 0  # and again
+
+
+def test_masks_come_along_and_damaged_ones_are_refused(tmp_path):
+    one = filled(tmp_path / "one", [1])
+    mask = save_mask({"w": torch.eye(9, dtype=torch.bool)}, one / "cells/mask-1.safetensors")
+    Store(one / "cells").put(keyed(2), {"status": "done", "mask_file": mask.name}, {"finished": "now"})
+    assert merge([one], tmp_path / "all").new == 2
+    assert load_mask(tmp_path / "all/cells/mask-1.safetensors")["w"].sum() == 9
+    content = mask.read_bytes()
+    mask.write_bytes(content[:-1] + bytes([content[-1] ^ 128]))
+    with pytest.raises(UserError, match="mask-1.safetensors is damaged"):
+        merge([one], tmp_path / "more")
+    assert not (tmp_path / "more").exists()
 
 
 def test_lists_that_differ_are_named_and_not_copied(tmp_path, capsys):

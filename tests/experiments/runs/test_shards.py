@@ -11,7 +11,7 @@ from salun_core.experiments import EXPERIMENTS
 from salun_core.experiments.classification.method_comparison import ClassificationParams, grid, run
 from salun_core.experiments.runs.merge import merge
 from salun_core.experiments.runs.shards import GPUS, gather, own_gpu, plan, run_shard, shards
-from salun_core.experiments.runs.store import read_results
+from salun_core.experiments.runs.store import read_result, read_results
 from salun_core.experiments.runs.table import read_table
 
 GIVEN = {
@@ -89,6 +89,19 @@ def test_what_is_finished_is_planned_as_finished_until_it_changes(whole, tmp_pat
     (tmp_path / "cells" / f"{lost}.json").unlink()
     planned = plan(a_grid(tmp_path), tmp_path / "shards", gpus=0)
     assert [name for name, s in planned.items() if not s["finished"]] == ["cells/random-10-seed-1"]
+    shutil.copy(whole / "cells" / f"{lost}.json", tmp_path / "cells")
+    outputs = tmp_path / "cells" / read_result(tmp_path / "cells" / f"{lost}.json").outputs
+    for file in (
+        outputs,
+        tmp_path / "cells" / f"{lost}.json",
+        tmp_path / "shards/cells/random-10-seed-1.json",
+    ):
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2])
+        planned = plan(a_grid(tmp_path), tmp_path / "shards", gpus=0)
+        assert [name for name, s in planned.items() if not s["finished"]] == ["cells/random-10-seed-1"]
+        file.write_bytes(content)
+        (tmp_path / "shards/cells/random-10-seed-1.done").touch()
     planned = plan(a_grid(tmp_path, methods=["ft"]), tmp_path / "shards", gpus=1)
     assert not planned["cells/random-10-seed-0"]["finished"]
     assert planned["cells/random-10-seed-0"]["gpu"] == 1

@@ -161,6 +161,24 @@ def test_comments_and_docstrings_make_nothing_out_of_date(copy, before):
         file.write_text(original)
 
 
+def test_a_table_that_a_module_reads_counts_with_it(copy):
+    def judge():
+        forget_files()
+        return code_digest("salun_core.metrics.generation.imagenet", folders=[copy])
+
+    file = copy / "salun_core/metrics/generation/imagenet_wordnet_ids.txt"
+    original, before = file.read_text(), judge()
+    first, second, rest = original.split("\n", 2)
+    try:
+        file.write_text("\n".join([second, first, rest]))
+        assert judge() != before
+    finally:
+        file.write_text(original)
+    assert judge() == before
+    notebook = copy / "notebooks/sd_class.ipynb"
+    assert file.relative_to(copy) in dependencies(notebook, {}, copy)
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_depends_on_what_its_cells_and_its_metrics_depend_on(copy, name):
     forget_files()

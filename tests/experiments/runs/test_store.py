@@ -124,6 +124,21 @@ def test_what_may_not_be_read_is_said(store, monkeypatch):
             store.all()
 
 
+@pytest.mark.parametrize("side", [False, True])
+def test_what_is_no_file_is_not_waited_for(store, side):
+    result = store.put(KEY, {"a": 1}, {}, {".outputs.safetensors": b"logits"})
+    path = store.folder / result.outputs if side else store.path(KEY)
+    path.unlink()
+    os.mkfifo(path)
+    assert store.get(KEY) is None
+    store.put(KEY, {"a": 1}, {}, {".outputs.safetensors": b"logits"})
+    assert store.get(KEY) is not None
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="Is a directory; move away what lies there"):
+        store.get(KEY)
+
+
 def test_locks_that_cannot_be_taken_are_said(store):
     (store.folder / ".locks").write_text("")
     with pytest.raises(UserError, match=r"\.locks.*is a file"), store.alone(KEY):
