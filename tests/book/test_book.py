@@ -408,6 +408,18 @@ def test_every_module_is_in_the_reference():
     assert len(listed) == len(set(listed))
 
 
+def test_every_statement_of_the_guide_names_its_source():
+    """A row of a table, an entry of a list or a definition leads to a run, a page or another's work."""
+    text = (ROOT / "book/guide.md").read_text("utf8").partition("## Start with what you have")[2]
+    parts = re.split(r"^(?=\* |\d+\. |: |:::|#|```)", text, flags=re.MULTILINE)
+    said = [part for part in parts if re.match(r"\* |\d+\. |: ", part)]
+    heads = [part for part in said if re.match(r"\* - (you have|do not say)\n", part)]
+    assert len(heads) == 2 and len(said) > 20
+    assert [
+        part for part in said if part not in heads and not re.search(r"\{(doc|ref|numref|cite)", part)
+    ] == []
+
+
 NOT_MEASURES = {
     "distance",
     "n_distance",
