@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from base64 import b64encode
@@ -17,6 +18,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 from sphinx.util.parallel import ParallelTasks, parallel_available
+
+from salun_core.methods import METHODS
+from salun_core.metrics import ATTACKS, METRICS, POPULATION_METRICS, PROMPTS, SELECTION, TEXT_TO_IMAGE
 
 ROOT = Path(__file__).parents[2]
 
@@ -402,6 +406,60 @@ def test_every_module_is_in_the_reference():
     listed = [name for found in MODULES.findall(text) for _, name in modules(ROOT, *found)]
     assert {name for _, name in modules(ROOT, "salun_core")} - {"salun_core"} == set(listed)
     assert len(listed) == len(set(listed))
+
+
+def test_every_statement_of_the_guide_names_its_source():
+    """A row of a table, an entry of a list or a definition leads to a run, a page or another's work."""
+    text = (ROOT / "book/guide.md").read_text("utf8").partition("## Start with what you have")[2]
+    parts = re.split(r"^(?=\* |\d+\. |: |:::|#|```)", text, flags=re.MULTILINE)
+    said = [part for part in parts if re.match(r"\* |\d+\. |: ", part)]
+    heads = [part for part in said if re.match(r"\* - (you have|do not say)\n", part)]
+    assert len(heads) == 2 and len(said) > 20
+    assert [
+        part for part in said if part not in heads and not re.search(r"\{(doc|ref|numref|cite)", part)
+    ] == []
+
+
+NOT_MEASURES = {
+    "distance",
+    "n_distance",
+    "confusion",
+    "n captions",
+    "caption CLIP error",
+}  # columns beside a metric
+
+
+def glossary() -> dict[str, str]:
+    """Every term of the glossary with its meaning."""
+    text = (ROOT / "book/glossary.md").read_text("utf8").partition(":::{glossary}\n")[2].partition("\n:::")[0]
+    entries = (part.partition("\n") for part in text.strip().split("\n\n"))
+    return {term: meaning for term, _, meaning in entries}
+
+
+def test_the_glossary_has_every_method():
+    meanings = list(glossary().values())
+    for key in METHODS:
+        assert sum(f'METHODS["{key}"]' in meaning for meaning in meanings) == 1, key
+
+
+def test_the_glossary_has_every_metric():
+    text = "\n".join(f"{term}\n{meaning}" for term, meaning in glossary().items())
+    of_prompts = {f"{name} {kind}" for name in ("UA", "OA", "confusion") for kind in PROMPTS}
+    names = {*METRICS, *ATTACKS, *SELECTION, *POPULATION_METRICS, *TEXT_TO_IMAGE} - of_prompts - NOT_MEASURES
+    called = {
+        "styles UA": "UA in styles",
+        "CLIP": "CLIP score",
+        "MIA confidence": "confidence",
+    }
+    missing = [
+        name for name in names if not re.search(rf"(?<!\w){re.escape(called.get(name, name))}(?!\w)", text)
+    ]
+    assert missing == []
+
+
+def test_the_glossary_is_in_order():
+    terms = [re.sub(r"[^\w ]", "", term.replace("ℓ", "l")).lower() for term in glossary()]
+    assert terms == sorted(terms)
 
 
 # --- execution ----------------------------------------------------------------------------------------

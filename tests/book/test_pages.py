@@ -205,6 +205,28 @@ def barriers(shown, rules: dict[str, object]) -> list[str]:
     ]
 
 
+def test_the_first_screen_answers(browser, address):
+    """Question, three findings, three doors and one figure, on a screen of 1280 by 900 before anything is scrolled."""
+    shown, wrong = visit(browser, address + "book/index.html", size=WIDE, scheme="light")
+    try:
+        assert shown.locator("article h1").inner_text().strip("#").endswith("?")
+        parts = {
+            "article h1": 1,
+            "article > section > ul.simple > li": 3,
+            ".doors .sd-card": 3,
+            "figure.result img": 1,
+        }
+        for selector, count in parts.items():
+            found = shown.locator(selector)
+            assert found.count() == count, selector
+            for part in found.all():
+                box = part.bounding_box()
+                assert box["y"] + box["height"] <= 900, selector
+        assert wrong == []
+    finally:
+        shown.context.close()
+
+
 def test_search_finds_saliency(browser, address):
     shown, wrong = visit(browser, address + "search.html?q=saliency", size=WIDE, scheme="light")
     shown.wait_for_selector("#search-results li a")

@@ -107,15 +107,18 @@ class Trajectories:
 
 @dataclass(frozen=True)
 class Watched(ClassificationTask):
-    """A task that shows the model to ``look`` before each step of its optimiser."""
+    """A task that shows the model to ``look`` before each batch, and tells ``stepped`` of each step of its optimiser."""
 
     look: Callable[[nn.Module], None] = lambda model: None
+    stepped: Callable[[], None] = lambda: None
 
     def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
         """The task's own optimiser."""
         made = super().optimizer(model, lr)
-        # Before a step and not after one: by then the weights outside the mask are back in place.
-        made.register_step_pre_hook(lambda *_: self.look(model))
+        made.register_step_post_hook(lambda *_: self.stepped())
+        # Before the next batch and not right after a step: by then the weights outside the mask are back in place. And
+        # not behind that batch, which moves the running statistics of BatchNorm.
+        model.register_forward_pre_hook(lambda *_: self.look(model))
         return made
 
 
@@ -142,16 +145,20 @@ def follow(
         Of the method, without ``steps``.
     """
     seen: list[Any] = []
+    to_come = set(at) - {max(at)}  # the last one is what the method returns
     done = 0
 
     def watch(model: nn.Module) -> None:
-        nonlocal done
-        if done in at:
+        if done in to_come:
+            to_come.remove(done)  # first, for to look at a model is to give it batches
             seen.append(look(model))
+
+    def count() -> None:
+        nonlocal done
         done += 1
 
     own = {field.name: getattr(task, field.name) for field in fields(task)}
-    unlearned = METHODS[method](Watched(**own, look=watch), steps=max(at), **settings)
+    unlearned = METHODS[method](Watched(**own, look=watch, stepped=count), steps=max(at), **settings)
     return [*seen, look(unlearned.model)]
 
 

@@ -128,4 +128,6 @@ def table_of(
         f"with the paper's (two random halves reach {RANDOM_OVERLAP}), in {', '.join(measured) or 'no run so far'}; an empty "
         "field was not measured"
     )
+    if any(change.lost for found in changes.values() for change in found.values()):
+        caption += "; diverged: the scores of that release overflow, because it ascends the loss while they are being accumulated"
     return Table(pd.DataFrame(lines), caption, roomy="What")

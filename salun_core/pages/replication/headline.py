@@ -91,16 +91,16 @@ def readme(text: str, runs: Sequence[Run] | None = None) -> str:
 
 
 def effect_of(entry: Entry) -> str:
-    """What was measured, with its interval, number of values and margin, and where."""
+    """What was measured, with its interval and number of values, and where."""
     claim, found = entry.claim, entry.found
     assert found is not None
     low, high = found.evidence.interval()
     interval = "" if math.isnan(low) else f" ({claim.shown(low)} to {claim.shown(high)})"
-    margin = f"×{claim.margin:g}" if claim.unit == "factor" else f"{claim.margin:g} points"
+    unit = "" if claim.unit == "factor" else " points"
     reason = f" It cannot be judged: {entry.verdict.reason}." if entry.verdict.reason else ""
     where = f"run {entry.run}, {found.scenario}".removesuffix(", ")
     words = found.what[:1].upper() + found.what[1:]
-    return f"{words}: {claim.shown(found.evidence.mean)}{interval}, n = {found.evidence.n}, margin {margin}; {where}.{reason}"
+    return f"{words}: {claim.shown(found.evidence.mean)}{unit}{interval}, n = {found.evidence.n}; {where}.{reason}"
 
 
 def guide(out_dir: Path | None = None) -> Text:
@@ -184,7 +184,7 @@ def draw(axis: Axes, found: Comparison) -> None:
         if mask in PAPER:
             axis.plot(paper[PAPER[mask]], y, marker, mfc="none", mec=colour, ms=8, mew=1.4)
     axis.set_yticks(range(len(found.apart)), [MASK_LABELS[mask] for mask in found.apart])
-    axis.invert_yaxis()
+    axis.set_ylim(len(found.apart) - 0.5, -0.5)  # the first on top
     axis.set_xlim(left=0)
     axis.set_xlabel("average gap to Retrain (points)")
     hollow = Line2D([], [], ls="", marker="o", mfc="none", mec="black", label="the paper's Table 1, CIFAR-10")
@@ -201,7 +201,7 @@ def figure(out_dir: Path | None = None) -> Chart:
     """
     found = comparison(out_dir)
     with style():
-        fig, axis = panels(width=NARROW, height=0.42 * len(found.apart) + 1.1)
+        fig, axis = panels(width=NARROW, height=0.27 * len(found.apart) + 0.85)
         draw(axis, found)
     means = ", ".join(f"{MASK_LABELS[mask]} {mine.mean():.2f}" for mask, mine in found.apart.items())
     first = found.first

@@ -10,6 +10,7 @@ from salun_core.pages.findings.classification import (
     Agreement,
     ClassByClass,
     Costs,
+    Floor,
     Pair,
     Ranking,
     TradeOff,
@@ -32,7 +33,7 @@ def sentences(cells: pd.DataFrame) -> Text:
             said.append(others)
         rows = findings.named(gaps(cells[cells["scenario"] == scenario]))
         if mask := findings.pair(rows, "RL", "SalUn"):
-            said.append(pair(mask))
+            said.append(pair(mask, found.floor))
         if found.diverged:
             said.append(diverged(found))
     return Text(*said)
@@ -88,8 +89,8 @@ def beside_nothing(found: Ranking) -> str:
     )
 
 
-def pair(found: Pair) -> str:
-    """Whether two variants differ, and at which settings they were compared."""
+def pair(found: Pair, noise: Floor | None = None) -> str:
+    """Whether two variants differ, at which settings they were compared, and whether by more than retrained models do."""
     how = "at equal settings" if found.same_settings else "each at its own settings"
     text = (
         f"{found.first} and {found.second}, {how}, have average gaps of {found.gaps[0]:.2f} and "
@@ -104,6 +105,9 @@ def pair(found: Pair) -> str:
         if found.high < 0
         else "the sign is undetermined"
     )
+    decided = found.low * found.high > 0
+    if noise is not None and found.same_settings and decided and abs(found.mean) < noise.mean:
+        sign += ", but two retrained models differ by more than that"
     return (
         f"{text}: a difference of {found.mean:+.2f}, with a 95% interval over {found.seeds} seeds from {found.low:+.2f} to "
         f"{found.high:+.2f}; {sign}."
@@ -120,7 +124,7 @@ def trade_off(found: TradeOff) -> str:
     """Which methods lie where retrained models lie."""
     least, distance = next(iter(found.distances.items()))
     said = (
-        f"Retrain's mean is UA {found.retrain[0]:.1f}% and TA {found.retrain[1]:.1f}%, and a single retrained model lies up "
+        f"The mean of all retrained models is UA {found.retrain[0]:.1f}% and TA {found.retrain[1]:.1f}%, and a single one lies up "
         f"to {found.scatter:.1f} points away from it"
     )
     if found.inside:

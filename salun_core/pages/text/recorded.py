@@ -17,7 +17,7 @@ def setting(run: Recorded) -> Text:
     rows, given = run.rows, run.settings
     first = rows.iloc[0]
     scenario = next((name for name in SETTINGS if (rows["scenario"] == name).any()), None)
-    retrained = rows[(rows["method"] == "retrain") & (rows["scenario"] == scenario)]
+    retrained = rows[(rows["method"] == "retrain") & (rows["scenario"] == scenario) & (rows["replica"] == 0)]
     pixels = f", images reduced to {given['image_size']} pixels" if given.get("image_size") else ""
     part = f", {given['train_images']:,} of its training images" if given.get("train_images") else ""
     width = "" if pd.isna(first["width"]) else f" of width {first['width']:.0f}"

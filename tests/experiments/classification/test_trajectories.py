@@ -9,7 +9,8 @@ from salun_core.saliency import saliency_mask
 
 
 def weights(model):
-    return torch.cat([w.detach().flatten() for w in model.parameters()]).clone()
+    """All that a model holds, the running statistics of BatchNorm included."""
+    return torch.cat([w.detach().flatten().double() for w in model.state_dict().values()]).clone()
 
 
 @pytest.mark.parametrize("method", FOLLOWED)

@@ -110,6 +110,15 @@ def test_a_difference_has_a_direction_only_where_the_interval_has(low, high, wor
     assert words_ in classification.pair(found)
 
 
+def test_a_difference_smaller_than_the_noise_is_said_to_be():
+    found = findings.Pair("RL", "SalUn", (1.0, 0.6), 0.4, 0.1, 0.9, 3, True)
+    for floor, said in ((0.5, True), (0.3, False)):
+        noise = findings.Floor(floor, 2 * floor, 3)
+        assert ("two retrained models differ by more" in classification.pair(found, noise)) == said
+        for other in (replace(found, low=-0.1), replace(found, same_settings=False)):
+            assert "two retrained" not in classification.pair(other, noise)
+
+
 def test_costs_say_from_which_request_tuning_has_paid():
     found = findings.costs(CELLS, SCENARIO, result_frames.tuning())
     assert "after 3" in classification.costs(found)
