@@ -224,7 +224,7 @@ def look(method: str) -> tuple[str, str]:
         return LOOK.get(method, ("#555555", "o"))
     place = unlisted.index(method)
     # Steps by the golden ratio keep the hues of any number of methods apart.
-    colour = mpl.colors.to_hex(mpl.colors.hsv_to_rgb(((0.1 + 0.618034 * place) % 1, 0.7, 0.6)))
+    colour = mpl.colors.to_hex(tuple(mpl.colors.hsv_to_rgb(((0.1 + 0.618034 * place) % 1, 0.7, 0.6))))
     return colour, f"${ascii_uppercase[place % len(ascii_uppercase)]}$"
 
 
