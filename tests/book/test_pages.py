@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urljoin, urlparse
 
 import pytest
+import yaml
 from browsing import PHONE, WIDE, launched, served, visit
 from bs4 import BeautifulSoup
 
@@ -106,6 +107,17 @@ def test_a_page_is_light(book, page):
 def test_an_interactive_figure_is_light(book, page):
     for figure in soup(book / page).select("figure[data-piece]"):
         assert len(str(figure).encode()) < 300e3
+
+
+def test_every_page_says_something_of_its_own_where_a_link_to_it_is_shown(book):
+    told: dict[str, list[str]] = {}
+    title = yaml.safe_load((Path(__file__).parents[2] / "_config.yml").read_text("utf8"))["title"]
+    for file in [*book.glob("book/*.html"), *book.glob("notebooks/*.html")]:
+        head = BeautifulSoup(file.read_text("utf8").partition("</head>")[0], "html.parser")
+        said = {tag.get("property") or tag.get("name"): tag.get("content") for tag in head.find_all("meta")}
+        assert said["og:site_name"] == title
+        told.setdefault(said["description"], []).append(file.name)
+    assert [names for names in told.values() if len(names) > 1] == []
 
 
 def test_links_to_the_outside_are_listed(book):
