@@ -263,6 +263,25 @@ def test_all_results_finds_a_cell_by_its_name(browser, book, address):
         shown.context.close()
 
 
+def test_the_verdict_of_a_main_table_is_seen_on_a_telephone(browser, address):
+    shown, wrong = visit(browser, address + "notebooks/recorded.html", size=PHONE, scheme="light")
+    try:
+        shown.wait_for_load_state("load")  # a slow page is idle before it is read to its end
+        table = shown.locator("table.results", has=shown.locator("th", has_text="Avg. Gap")).first
+        row = table.locator("tbody tr").nth(2).locator("td")
+        narrow, texts = table.locator("th").all_inner_texts(), row.all_inner_texts()
+        assert narrow.index("Avg. Gap") == 1
+        box = row.nth(1).bounding_box()
+        assert box["x"] + box["width"] <= PHONE["width"]
+        look_at(shown, WIDE, "light")
+        wide = table.locator("th").all_inner_texts()
+        assert wide.index("Avg. Gap") == wide.index("MIA") + 1
+        assert dict(zip(narrow, texts, strict=True)) == dict(zip(wide, row.all_inner_texts(), strict=True))
+        assert wrong == []
+    finally:
+        shown.context.close()
+
+
 def test_where_a_mark_comes_from_is_shown(browser, address):
     shown, wrong = visit(browser, address + "notebooks/classification.html", size=WIDE, scheme="light")
     text = shown.locator("#origin-text")
