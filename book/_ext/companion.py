@@ -376,7 +376,7 @@ def describe(app: Sphinx, page: str, template: str, context: dict[str, Any], doc
         ("property", "og:title"): title,
         ("property", "og:description"): said,
         ("property", "og:type"): "article",
-        ("property", "og:site_name"): app.config.project,
+        ("property", "og:site_name"): app.config.html_title,  # that of the book; Jupyter Book sets no project
         ("property", "og:image"): f"{base}/{CARD}" if base else context["pathto"](CARD, 1),
         ("property", "og:image:alt"): "The question of this book and its first finding",
         ("name", "twitter:card"): "summary_large_image",

@@ -95,3 +95,23 @@ addEventListener("afterprint", () => {
   for (const fold of folded) fold.open = false;
   document.documentElement.dataset.theme = theme;
 });
+
+// On a telephone the verdict of a main table stands right behind the names of its rows; elsewhere it ends the columns
+// that it is the mean of.
+const narrow = matchMedia("(max-width: 600px)");
+const place = () => {
+  for (const table of document.querySelectorAll("table.results")) {
+    const now = [...table.rows[0].cells].findIndex((cell) => cell.textContent.trim() === "Avg. Gap");
+    if (now < 1) continue;
+    table.dataset.verdict ??= now;
+    const then = narrow.matches ? 1 : Number(table.dataset.verdict);
+    if (then === now) continue;
+    for (const row of table.rows) {
+      const cell = row.cells[now];
+      cell.remove();
+      row.insertBefore(cell, row.cells[then] ?? null);
+    }
+  }
+};
+narrow.addEventListener("change", place);
+document.readyState === "loading" ? document.addEventListener("DOMContentLoaded", place) : place();

@@ -3,7 +3,7 @@
 // screen readers find what they know; what a change shows is also said in a sentence.
 
 const make = (name, attributes = {}, ...children) => {
-  const drawn = ["svg", "g", "path", "circle", "polyline", "line", "rect", "text"].includes(name);
+  const drawn = ["svg", "g", "path", "circle", "polyline", "line", "rect", "text", "title"].includes(name);
   const element = drawn ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
   element.append(...children);
@@ -119,7 +119,7 @@ const plane = (data) => {
 const trajectories = (data) => {
   const [width, height, left, bottom] = [420, 300, 46, 40];
   const scale = (axis, from, to) => (value) => from + (value - axis.low) / (axis.high - axis.low) * (to - from);
-  const x = scale(data.x, left, width - 10), y = scale(data.y, height - bottom, 10);
+  const x = scale(data.x, left, width - 16), y = scale(data.y, height - bottom, 10);
   const image = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Paths in the plane of UA and TA", class: "chart" });
   for (const tick of data.x.ticks) {
     image.append(make("line", { x1: x(tick), x2: x(tick), y1: height - bottom, y2: 10 }),
@@ -177,11 +177,13 @@ const trajectories = (data) => {
 const keep = (data) => {
   const masks = Object.keys(data.masks);
   let mask = masks[0], rate = data.rates[0];
-  const [width, height] = [420, 120], bar = width / data.layers.length;
-  const image = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Share of each layer that may change, from input to output", class: "chart" });
-  const bars = data.layers.map((_, i) => make("rect", { x: i * bar + 0.5, width: Math.max(bar - 1, 1), class: "bar" }));
+  const [width, height, foot] = [420, 120, 18], bar = width / data.layers.length;
+  const image = make("svg", { viewBox: `0 0 ${width} ${height + foot}`, role: "img", "aria-label": "Share of each layer that may change, from input to output", class: "chart" });
+  const names = data.layers.map(() => make("title"));
+  const bars = names.map((name, i) => make("rect", { x: i * bar + 0.5, width: Math.max(bar - 1, 1), class: "bar" }, name));
   const line = make("line", { x1: 0, x2: width, class: "keep" });
-  image.append(...bars, line);
+  image.append(...bars, line, make("text", { x: 0, y: height + foot - 4 }, "first layer"),
+    make("text", { x: width, y: height + foot - 4, "text-anchor": "end" }, "last layer"));
   const body = make("tbody");
   const table = make("table", {}, make("caption", {}, "Percent, means over seeds"),
     make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Model"), ...data.metrics.map((name) => make("th", { scope: "col" }, name)))), body);
@@ -199,6 +201,7 @@ const keep = (data) => {
     bars.forEach((element, i) => {
       element.setAttribute("height", state.layers[i] * height);
       element.setAttribute("y", height * (1 - state.layers[i]));
+      names[i].textContent = `${data.layers[i]}: ${shareOf(state.layers[i])}`;
     });
     line.setAttribute("y1", height * (1 - state.keep));
     line.setAttribute("y2", height * (1 - state.keep));
@@ -206,9 +209,10 @@ const keep = (data) => {
     const lost = data.metrics.some((name) => state[name] === null);
     const gap = data.metrics.reduce((sum, name) => sum + Math.abs(state[name] - data.retrain[name]), 0) / data.metrics.length;
     const [low, high] = [Math.min(...state.layers), Math.max(...state.layers)];
+    const layer = (share) => `${shareOf(share)} of ${data.layers[state.layers.indexOf(share)]}`;
     const distance = lost ? "The model diverged" : `${gap.toFixed(1)} points from Retrain on average (n = ${state.n})`;
     said.textContent = `${data.masks[mask]}, learning rate ${rate}, ${shareOf(state.keep)} of the weights may change: `
-      + `${shareOf(low)} to ${shareOf(high)} of a layer. ${distance}.`;
+      + `${low === high ? `${shareOf(low)} of every layer` : `${layer(low)} to ${layer(high)}`}. ${distance}.`;
     tiles.replaceChildren(...data.labels.map((label, i) => {
       const name = (answers) => (answers ? data.classes[answers[i]] : "diverged");
       return make("li", {}, tile(data.sprite, i),

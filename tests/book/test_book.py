@@ -314,9 +314,10 @@ def test_a_page_tells_others_what_it_is_about(computed):
     assert head.find("meta", attrs={"name": "description"})["content"] == said
     assert head.find("meta", property="og:title")["content"] == "Home"
     assert head.find("meta", property="og:image")["content"] == "_static/card.png"
-    computed.build(html_baseurl="https://example.org/book/")
+    computed.build(html_baseurl="https://example.org/book/", html_title="All of it")
     head = BeautifulSoup(computed.page("index"), "html.parser").head
     assert head.find("meta", property="og:image")["content"] == "https://example.org/book/_static/card.png"
+    assert head.find("meta", property="og:site_name")["content"] == "All of it"
 
 
 def test_notebooks_of_a_public_copy_have_launch_buttons(book):

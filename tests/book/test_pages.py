@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urljoin, urlparse
 
 import pytest
+import yaml
 from browsing import PHONE, WIDE, launched, served, visit
 from bs4 import BeautifulSoup
 
@@ -106,6 +107,17 @@ def test_a_page_is_light(book, page):
 def test_an_interactive_figure_is_light(book, page):
     for figure in soup(book / page).select("figure[data-piece]"):
         assert len(str(figure).encode()) < 300e3
+
+
+def test_every_page_says_something_of_its_own_where_a_link_to_it_is_shown(book):
+    told: dict[str, list[str]] = {}
+    title = yaml.safe_load((Path(__file__).parents[2] / "_config.yml").read_text("utf8"))["title"]
+    for file in [*book.glob("book/*.html"), *book.glob("notebooks/*.html")]:
+        head = BeautifulSoup(file.read_text("utf8").partition("</head>")[0], "html.parser")
+        said = {tag.get("property") or tag.get("name"): tag.get("content") for tag in head.find_all("meta")}
+        assert said["og:site_name"] == title
+        told.setdefault(said["description"], []).append(file.name)
+    assert [names for names in told.values() if len(names) > 1] == []
 
 
 def test_links_to_the_outside_are_listed(book):
@@ -246,6 +258,25 @@ def test_all_results_finds_a_cell_by_its_name(browser, book, address):
         shown.locator(".dt-info", has_text="filtered").wait_for()
         assert 0 < rows.count() < several  # experiments share cells
         assert all(name in row for row in rows.all_inner_texts())
+        assert wrong == []
+    finally:
+        shown.context.close()
+
+
+def test_the_verdict_of_a_main_table_is_seen_on_a_telephone(browser, address):
+    shown, wrong = visit(browser, address + "notebooks/recorded.html", size=PHONE, scheme="light")
+    try:
+        shown.wait_for_load_state("load")  # a slow page is idle before it is read to its end
+        table = shown.locator("table.results", has=shown.locator("th", has_text="Avg. Gap")).first
+        row = table.locator("tbody tr").nth(2).locator("td")
+        narrow, texts = table.locator("th").all_inner_texts(), row.all_inner_texts()
+        assert narrow.index("Avg. Gap") == 1
+        box = row.nth(1).bounding_box()
+        assert box["x"] + box["width"] <= PHONE["width"]
+        look_at(shown, WIDE, "light")
+        wide = table.locator("th").all_inner_texts()
+        assert wide.index("Avg. Gap") == wide.index("MIA") + 1
+        assert dict(zip(narrow, texts, strict=True)) == dict(zip(wide, row.all_inner_texts(), strict=True))
         assert wrong == []
     finally:
         shown.context.close()
