@@ -9,7 +9,7 @@ from hypothesis import settings, strategies
 from salun_core.errors import UserError
 from salun_core.experiments import EXPERIMENTS
 from salun_core.experiments.classification.method_comparison import ClassificationParams
-from salun_core.experiments.runs.given import check_plain, numeric, read_yaml
+from salun_core.experiments.runs.plain_values import check_plain, numeric, read_yaml
 from salun_core.methods import METHODS, methods_for
 
 
