@@ -18,8 +18,8 @@ from salun_core.methods import METHODS, methods_for
     [
         ("keep: 0.5\nkeep: 0.6", "line 2.*'keep' once"),
         ("settings: {rl: {lr: 1, lr: 2}}", "'lr' once"),
-        ("1: 2", "1, which is no text"),
-        ("true: 2", "True, which is no text"),
+        ("1: 2", "value for 1: .* must be text"),
+        ("true: 2", "value for True: .* must be text"),
         ("keep: " + "[" * 3000, "nest too deep"),
         ("a: &x [1]\nb: *x", "line 2.*references"),
         ("seeds: [" + "9" * 5000 + "]", "valid YAML"),
