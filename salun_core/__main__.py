@@ -257,7 +257,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _parameters(given: argparse.Namespace) -> dict[str, Any]:
-    from salun_core.experiments.runs.given import read_yaml
+    from salun_core.experiments.runs.plain_values import read_yaml
 
     values: dict[str, Any] = {}
     for path in given.file:
@@ -269,7 +269,7 @@ def _parameters(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _read_values(pairs: Sequence[tuple[str, str]], what: str) -> dict[str, Any]:
-    from salun_core.experiments.runs.given import parse_yaml
+    from salun_core.experiments.runs.plain_values import parse_yaml
 
     values = {}
     for name, text in pairs:

@@ -25,5 +25,5 @@ def test_lines_of_a_quoted_error_become_one() -> None:
 
 
 def test_a_name_of_an_entry_that_is_a_line_break_is_shown() -> None:
-    with pytest.raises(UserError, match=r"preset\.'\\n' names an entry 0: names of entries are text"):
+    with pytest.raises(UserError, match=r"preset\.'\\n' has an entry named 0: names of entries are text"):
         EXPERIMENTS["classification"].params.load({"preset": {"\n": {0: None}}})

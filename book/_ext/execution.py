@@ -443,7 +443,7 @@ def snakemake(*options: str, **how: Any) -> Iterator["subprocess.Popen[Any]"]:
     Raises
     ------
     BlockingIOError
-        If another one is at work here.
+        If another one is running here.
     """
     state = ROOT / ".snakemake"
     state.mkdir(exist_ok=True)
@@ -452,7 +452,7 @@ def snakemake(*options: str, **how: Any) -> Iterator["subprocess.Popen[Any]"]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("another `make book` or `make run` is at work in this folder: wait for it, or stop it")
+            say("another `make book` or `make run` is running in this folder: wait for it, or stop it")
             raise
         if any((state / "locks").glob("*")):
             subprocess.run([*command, "--unlock"], cwd=ROOT, check=True, capture_output=True)

@@ -22,8 +22,8 @@ from salun_core.experiments.diffusion.lab import DiffusionLab
 from salun_core.experiments.runs.cells import Cell
 from salun_core.experiments.runs.store import Result, read_result
 from salun_core.experiments.runs.table import read_list, read_table, records
-from salun_core.experiments.text_to_image.given import METHOD as GIVEN
 from salun_core.experiments.text_to_image.lab import TextLab
+from salun_core.experiments.text_to_image.unlearned_elsewhere import METHOD as ELSEWHERE
 from salun_core.files import write_whole
 from salun_core.methods import METHODS, name_of
 from salun_core.metrics import KINDS
@@ -256,7 +256,7 @@ def _found(name: str, out_dir: Path, data_dir: Path | None, data: ImageData | No
         raise UserError(f"{named[0]} is damaged: run the experiment again")
     if result.content["status"] != "done":
         raise UserError(f"{result.key.name} diverged: there is no model to export")
-    if result.key.what["method"] == GIVEN:
+    if result.key.what["method"] == ELSEWHERE:
         raise UserError(
             f"{result.key.name} is a network that others have unlearned (`unlearned`): take the files that it was read from"
         )

@@ -127,7 +127,7 @@ def _row(path: Path, line: int, row: dict[str | None, Any]) -> Contribution:
         hint = ": write a fraction and not percent" if percent else ""
         raise UserError(f"{path.name}, line {line}: {name}: {said}{value}{hint}") from None
     if found.settings is not None:
-        _check_mapping(found.settings, f"{path.name}, line {line}: settings are no")
+        _check_mapping(found.settings, f"{path.name}, line {line}: settings are not")
     for name, value in found:
         if isinstance(value, str) and FORMULA.match(value):  # the file is shared as it is
             raise UserError(
@@ -140,9 +140,9 @@ def _check_mapping(text: str, what: str) -> None:
     try:
         value = parse_json(text, strict=True)
     except ValueError as error:
-        raise UserError(f"{what} JSON ({str(error)[:80]})") from None
+        raise UserError(f"{what} valid JSON ({str(error)[:80]})") from None
     if not isinstance(value, dict):
-        raise UserError(f"{what} mapping: write {{}} with names and values")
+        raise UserError(f"{what} a mapping: write {{}} with names and values")
 
 
 def add(path: Path, *, folder: Path | None = None) -> tuple[Path, int]:

@@ -1,7 +1,6 @@
 """SalUn once, slowly, on a small network: the chapter that shows each step."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import pandas as pd
@@ -10,6 +9,7 @@ from pydantic import field_validator
 from salun_core.experiments.classification.lab import ClassifierLab
 from salun_core.experiments.classification.method_comparison import ClassificationParams
 from salun_core.experiments.runs.cells import Scenario
+from salun_core.experiments.runs.machine import OneThread
 from salun_core.experiments.runs.params import Params, parameter
 from salun_core.methods import METHODS
 from salun_core.metrics import METRICS, evaluate
@@ -27,8 +27,7 @@ class MiniatureParams(Params):
     width: int = parameter(8, "channels of the first stage of the network", ge=1)
     epochs: int = parameter(5, "epochs of unlearning, at most", ge=1)
     lr: float = parameter(0.02, "its learning rate", gt=0)
-    threads: int = parameter(1, "processor threads; 0: as torch chooses", ge=0)
-    out_dir: Path | None = parameter(None, "where results go; data/runs of the project by default")
+    machine: OneThread = OneThread()
 
     @field_validator("keep")
     @classmethod

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +14,7 @@ from salun_core.data.splits import Split
 from salun_core.errors import UserError
 from salun_core.experiments.classification.method_comparison import ClassificationParams
 from salun_core.experiments.runs.cells import Scenario
+from salun_core.experiments.runs.machine import OneThread
 from salun_core.experiments.runs.params import Params, parameter
 from salun_core.methods import METHODS
 from salun_core.metrics import evaluate
@@ -53,8 +53,7 @@ class TrajectoryParams(Params):
     width: int = parameter(8, "channels of the first stage of the network", ge=1)
     epochs: int | None = parameter(None, "of training from scratch; those of the recipe by default", ge=1)
     seed: int = parameter(0, "of split, training and unlearning", ge=0)
-    threads: int = parameter(1, "processor threads; 0: as torch chooses", ge=0)
-    out_dir: Path | None = parameter(None, "where results go; data/runs of the project by default")
+    machine: OneThread = OneThread()
 
     choices: ClassVar[dict[str, tuple[Any, str]]] = {"methods": (FOLLOWED, "method to follow")}
 

@@ -436,7 +436,7 @@ def _text_to_image(params: Any, shape: Shape, cells: Sequence[Cell], accelerator
     net, decoder = text_unet_cost(config), decoder_cost(vae)
     side = config["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
     pixels = 3.0 * side**2
-    in_styles, for_captions = params.beyond.images
+    in_styles, for_captions = params.styles_and_captions.images
     count = shape.classes * (values["samples"] * kinds_of(params) + in_styles) + for_captions
     image = _passes(values) * net.flops + decoder.flops
     flops = sum(count * image + _unlearning(cell, values) * net.flops for cell in cells)

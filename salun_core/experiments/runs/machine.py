@@ -69,6 +69,13 @@ class Machine(Group):
         return Store(self.folder / "cells", trusted=self.recorded)
 
 
+class OneThread(Group):
+    """Where a chapter computes, and where its results go: on networks so small, more threads would only wait for each other."""
+
+    threads: int = parameter(1, "processor threads; 0: as torch chooses", ge=0, le=MOST_THREADS)
+    out_dir: Path | None = parameter(None, "where results go; data/runs of the project by default")
+
+
 def use_threads(count: int) -> None:
     """Set the number of processor threads that torch uses; 0 leaves it as it is.
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic.fields import FieldInfo
 
 from salun_core.errors import UserError, nearest, one_of
-from salun_core.experiments.runs.given import check_plain, parse_yaml, read_yaml, shown
+from salun_core.experiments.runs.plain_values import check_plain, parse_yaml, read_yaml, shown
 
 
 def parameter(

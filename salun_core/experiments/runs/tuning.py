@@ -10,8 +10,8 @@ from pydantic import field_validator, model_validator
 
 from salun_core.errors import UserError, one_of
 from salun_core.experiments.runs.cells import Cell, Scenario, Variant
-from salun_core.experiments.runs.given import numeric
 from salun_core.experiments.runs.params import REPEATED, Group, parameter
+from salun_core.experiments.runs.plain_values import numeric
 from salun_core.experiments.runs.table import Run, check_ran
 from salun_core.methods import METHODS
 from salun_core.methods.engine import check_search, check_settings

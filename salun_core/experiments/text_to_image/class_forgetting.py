@@ -8,9 +8,9 @@ from salun_core.data.splits import class_numbers
 from salun_core.experiments.runs.cells import Scenario
 from salun_core.experiments.runs.grid import Grid
 from salun_core.experiments.runs.table import Run
-from salun_core.experiments.text_to_image.given import given_cells
 from salun_core.experiments.text_to_image.lab import TextLab
 from salun_core.experiments.text_to_image.params import TextToImageParams
+from salun_core.experiments.text_to_image.unlearned_elsewhere import given_cells
 
 __all__ = ["TextToImageParams", "TextToImageResults", "run"]
 

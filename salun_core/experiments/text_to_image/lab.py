@@ -16,8 +16,8 @@ from salun_core.experiments.generation.lab import LABS as GENERATION
 from salun_core.experiments.generation.lab import SAMPLES, GenerationLab
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
 from salun_core.experiments.runs.store import Key, Result
-from salun_core.experiments.text_to_image.given import Given
 from salun_core.experiments.text_to_image.problem import Problem, Prompts
+from salun_core.experiments.text_to_image.unlearned_elsewhere import UnlearnedElsewhere
 from salun_core.methods.lora import Lora
 from salun_core.metrics.generation.clip import Clip, clip_scores, nearest_text
 from salun_core.metrics.generation.imagenet import imagenet_judge
@@ -36,13 +36,13 @@ from salun_core.tasks.text_to_image import TextToImageTask
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-    from salun_core.experiments.text_to_image.beyond import Captioned, Crossed
     from salun_core.experiments.text_to_image.params import TextSampling
+    from salun_core.experiments.text_to_image.styles_and_captions import Captioned, Crossed
 
 CODE = ("salun_core.experiments.text_to_image.problem",)
 """Where a model is computed; with all that these import and its method, the code behind it."""
 
-BEYOND = "salun_core.experiments.text_to_image.beyond"
+STYLES_AND_CAPTIONS = "salun_core.experiments.text_to_image.styles_and_captions"
 """What is measured of images beside those of the classes."""
 
 LABS = (*GENERATION, "salun_core.experiments.text_to_image.lab")
@@ -170,7 +170,7 @@ class TextLab(GenerationLab):
 
     def unlearned(self, cell: Cell, values: dict[str, Any]) -> tuple[Any, Any]:
         """See `Lab.unlearned`; parts that only draw or judge leave the accelerator meanwhile."""
-        if isinstance(cell, Given):
+        if isinstance(cell, UnlearnedElsewhere):
             return load_unlearned(cell.path, self.pipe), None
         self.task(cell.seed, cell.scenario)  # encodes images and prompts, for which they are needed
         parts = family_of(self.pipe).parts(self.pipe)
@@ -252,7 +252,7 @@ class TextLab(GenerationLab):
         """Identity of the cell's model."""
         prompts = self.prompts
         what: dict[str, Any] = {**self._images, **cell.what, "pipeline": self._pipeline}
-        if isinstance(cell, Given):
+        if isinstance(cell, UnlearnedElsewhere):
             return Key("unlearned", what, code_digest(load_unlearned.__module__, alone=LABS))
         what |= {"classes": list(self.data.classes), "prompts": list(prompts.training)}
         what |= {"forgetting": self.problem.forgetting.identity(), "replacement": self.problem.replacement}
@@ -274,7 +274,11 @@ class TextLab(GenerationLab):
             return key
         if self.sheets:
             more = {name: sheet.what for name, sheet in self.sheets.items()}
-            key = Key(key.kind, {**key.what, "sheets": more}, f"{key.code} {code_digest(BEYOND, alone=LABS)}")
+            key = Key(
+                key.kind,
+                {**key.what, "sheets": more},
+                f"{key.code} {code_digest(STYLES_AND_CAPTIONS, alone=LABS)}",
+            )
         clip = {
             "weights": weights_digest(self.clip.model),
             "config": config_of(self.clip.model),

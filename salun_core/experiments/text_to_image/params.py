@@ -17,10 +17,10 @@ from salun_core.errors import UserError
 from salun_core.experiments.generation.params import Forgetting, GenerationParams, Judging, Sampling, Steps
 from salun_core.experiments.runs.cells import CHANGES
 from salun_core.experiments.runs.params import Group, parameter
-from salun_core.experiments.text_to_image.beyond import Beyond
-from salun_core.experiments.text_to_image.given import check_given
 from salun_core.experiments.text_to_image.lab import FIRST, IMAGENET, TextLab
 from salun_core.experiments.text_to_image.problem import Problem, Prompts
+from salun_core.experiments.text_to_image.styles_and_captions import StylesAndCaptions
+from salun_core.experiments.text_to_image.unlearned_elsewhere import check_given
 from salun_core.methods.lora import Lora
 from salun_core.metrics.generation.clip import Clip, load_clip
 from salun_core.metrics.generation.imagenet import imagenet_judge, imagenet_numbers
@@ -192,11 +192,11 @@ class TextToImageParams(GenerationParams):
     steps_of: TextSteps = TextSteps()
     sampling: TextSampling = TextSampling()
     judging: TextJudging = TextJudging()
-    beyond: Beyond = Beyond()
+    styles_and_captions: StylesAndCaptions = StylesAndCaptions()
 
     @model_validator(mode="after")
     def _one_class(self) -> "TextToImageParams":
-        self.beyond.refuse_half(self.judging.clip)
+        self.styles_and_captions.refuse_half(self.judging.clip)
         if self.unlearned and len(self.forget_class) > 1:
             raise UserError(
                 f"unlearned networks have forgotten one class, and forget_class has {len(self.forget_class)}: give "
@@ -268,7 +268,7 @@ class TextToImageParams(GenerationParams):
         data = self.data.load(size=image_size(pipe)) if data is None else data
         data = replace(data, images=fitted(data.images, image_size(pipe)).contiguous())
         prompts = self.prompts(data)
-        sheets = self.beyond.sheets(self.names(data), image_size(pipe))
+        sheets = self.styles_and_captions.sheets(self.names(data), image_size(pipe))
         refuse_long(pipe, prompts.training)
         drawn = [text for kind in prompts.test.values() for of_class in kind for text in of_class]
         remark_long(pipe, drawn, "to measure with")

@@ -5,6 +5,7 @@ import io
 import math
 import re
 from collections.abc import Iterator
+from colorsys import hsv_to_rgb
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,7 +225,7 @@ def look(method: str) -> tuple[str, str]:
         return LOOK.get(method, ("#555555", "o"))
     place = unlisted.index(method)
     # Steps by the golden ratio keep the hues of any number of methods apart.
-    colour = mpl.colors.to_hex(tuple(mpl.colors.hsv_to_rgb(((0.1 + 0.618034 * place) % 1, 0.7, 0.6))))
+    colour = mpl.colors.to_hex(hsv_to_rgb((0.1 + 0.618034 * place) % 1, 0.7, 0.6))
     return colour, f"${ascii_uppercase[place % len(ascii_uppercase)]}$"
 
 

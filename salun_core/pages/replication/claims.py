@@ -10,7 +10,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from salun_core.errors import UserError, one_of
-from salun_core.experiments.runs.given import read_yaml
+from salun_core.experiments.runs.plain_values import read_yaml
 from salun_core.pages.markup import Bold, Bullets, Code, Link, Part, Text
 from salun_core.pages.published import published_folder
 from salun_core.pages.replication.measurements import MEASUREMENTS

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from salun_core.experiments.runs.given import read_yaml
+from salun_core.experiments.runs.plain_values import read_yaml
 from salun_core.metrics.gaps import AVERAGE, gaps, summary
 from salun_core.metrics.statistics import by_unit
 from salun_core.pages.published import published_folder

@@ -117,7 +117,7 @@ def clip_table(cells: pd.DataFrame) -> Table | Text:
     )
 
 
-BEYOND = {
+STYLES_AND_CAPTIONS = {
     "styles UA": ("UA in styles", 100),
     "IRA": ("IRA", 100),
     "CRA": ("CRA", 100),
@@ -127,10 +127,12 @@ BEYOND = {
 """Columns of what is drawn besides the classes: what they are called here, and their factor."""
 
 
-def beyond_table(cells: pd.DataFrame) -> Table | Text:
+def styles_and_captions_table(cells: pd.DataFrame) -> Table | Text:
     """Method × (retention in the domain and across domains, utility for captions), where they were asked for."""
     part = cells[cells["status"] == "done"]
-    known = {name: how for name, how in BEYOND.items() if name in part and part[name].notna().any()}
+    known = {
+        name: how for name, how in STYLES_AND_CAPTIONS.items() if name in part and part[name].notna().any()
+    }
     if not known:
         return Text(
             (

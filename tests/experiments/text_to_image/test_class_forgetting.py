@@ -16,8 +16,8 @@ from salun_core.experiments.export import export
 from salun_core.experiments.generation.lab import result_of
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
 from salun_core.experiments.text_to_image.class_forgetting import TextToImageParams, run
-from salun_core.experiments.text_to_image.given import given_cells
 from salun_core.experiments.text_to_image.params import TextJudging, source_of
+from salun_core.experiments.text_to_image.unlearned_elsewhere import given_cells
 from salun_core.files import sha256
 from salun_core.methods.lora import Lora
 from salun_core.metrics.generation.recognition import recognise

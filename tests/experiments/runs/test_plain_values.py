@@ -9,7 +9,7 @@ from hypothesis import settings, strategies
 from salun_core.errors import UserError
 from salun_core.experiments import EXPERIMENTS
 from salun_core.experiments.classification.method_comparison import ClassificationParams
-from salun_core.experiments.runs.given import check_plain, numeric, read_yaml
+from salun_core.experiments.runs.plain_values import check_plain, numeric, read_yaml
 from salun_core.methods import METHODS, methods_for
 
 
@@ -18,8 +18,8 @@ from salun_core.methods import METHODS, methods_for
     [
         ("keep: 0.5\nkeep: 0.6", "line 2.*'keep' once"),
         ("settings: {rl: {lr: 1, lr: 2}}", "'lr' once"),
-        ("1: 2", "1, which is no text"),
-        ("true: 2", "True, which is no text"),
+        ("1: 2", "value for 1: .* must be text"),
+        ("true: 2", "value for True: .* must be text"),
         ("keep: " + "[" * 3000, "nest too deep"),
         ("a: &x [1]\nb: *x", "line 2.*references"),
         ("seeds: [" + "9" * 5000 + "]", "valid YAML"),

@@ -16,7 +16,7 @@ METHOD = "given"
 
 
 @dataclass(frozen=True)
-class Given(Cell):
+class UnlearnedElsewhere(Cell):
     """A network in files, in the place of a method.
 
     Parameters
@@ -59,7 +59,9 @@ class Given(Cell):
         return f"{self.scenario.label}, {self.tags['method']}"
 
 
-def given_cells(sources: Sequence[Path], pipe: Any, scenario: Scenario, seed: int) -> list[Given]:
+def given_cells(
+    sources: Sequence[Path], pipe: Any, scenario: Scenario, seed: int
+) -> list[UnlearnedElsewhere]:
     """A cell for each file or folder; its row in tables is called by the name of the file.
 
     Parameters
@@ -77,7 +79,7 @@ def given_cells(sources: Sequence[Path], pipe: Any, scenario: Scenario, seed: in
         digests = sorted(sha256(file) for file in unlearned_files(path, pipe))
         digest = hashlib.sha256("".join(digests).encode()).hexdigest()
         tags = {"study": "methods", "method": name}
-        made.append(Given(seed, scenario, METHOD, tags=tags, path=path, digest=digest))
+        made.append(UnlearnedElsewhere(seed, scenario, METHOD, tags=tags, path=path, digest=digest))
     return made
 
 

@@ -16,7 +16,7 @@ from salun_core.metrics.generation.clip import clip_scores, nearest_text
 from salun_core.metrics.generation.frechet import Moments, frechet_distance
 from salun_core.metrics.generation.recognition import recognised
 from salun_core.pages.findings.text_to_image import kinds_of
-from salun_core.pages.tables.text_to_image import beyond_table
+from salun_core.pages.tables.text_to_image import styles_and_captions_table
 
 STYLES = ["ink", "chalk"]
 SMALL = {
@@ -114,13 +114,13 @@ def test_utility_is_measured_on_images_drawn_for_the_captions(results, coco):
 
 def test_the_table_shows_what_was_measured_and_says_what_was_not(results):
     found, _ = results
-    table = beyond_table(found.cells)
+    table = styles_and_captions_table(found.cells)
     assert table.frame["Method"].tolist() == ["Original", "UCE"]
     assert {"IRA", "CRA", "CLIP score, captions"} <= set(table.frame.columns)
     plain = found.cells.drop(
         columns=[c for c in found.cells if c in ("styles UA", "IRA", "CRA") or "caption" in c]
     )
-    assert "Not run here" in str(beyond_table(plain))
+    assert "Not run here" in str(styles_and_captions_table(plain))
 
 
 def test_a_finished_run_draws_nothing_again(results, monkeypatch):

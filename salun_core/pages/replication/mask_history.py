@@ -1,4 +1,4 @@
-"""The drift of the released code in one figure: what the mask was, from when to when, and what that changes."""
+"""The history of the mask in the released code as one figure: what it was, from when to when, and what that changes."""
 
 import math
 from collections.abc import Sequence

@@ -25,7 +25,7 @@ CROSSED, CAPTIONS = 2, 3  # noise streams of these images, apart from those of t
 STREAMS = 10**12
 
 
-class Beyond(Group):
+class StylesAndCaptions(Group):
     """What is drawn besides the classes of the data, for columns of retention and utility."""
 
     styles: tuple[str, ...] = parameter(

@@ -108,7 +108,7 @@ def check_plain(name: str, value: Any, depth: int = 0) -> None:
     if isinstance(value, np.generic):
         value = value.item()
     if depth > DEEPEST:
-        raise UserError(f"{name} contains more than {DEEPEST} lists in each other: no parameter needs that")
+        raise UserError(f"{name} nests lists more than {DEEPEST} deep: no parameter needs that")
     match value:
         case None | bool():
             return

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import result_frames
 
-from salun_core.pages.replication import drift, errata
+from salun_core.pages.replication import errata, mask_history
 from salun_core.pages.results import Run
 
 CHANGES = errata.protocol_changes(Run("quick", lambda name: result_frames.saliency()))
@@ -17,23 +17,23 @@ CHANGES = errata.protocol_changes(Run("quick", lambda name: result_frames.salien
     ("when", "begin", "end"),
     [
         ("2023-12-01 to 2023-12-16", date(2023, 12, 1), date(2023, 12, 16)),
-        ("since 2026-02-28", date(2026, 2, 28), drift.LAST),
-        ("until 2024-05-15", drift.FIRST, date(2024, 5, 15)),
+        ("since 2026-02-28", date(2026, 2, 28), mask_history.LAST),
+        ("until 2024-05-15", mask_history.FIRST, date(2024, 5, 15)),
     ],
 )
 def test_a_time_is_read(when, begin, end):
-    assert drift.dates_of(when) == (begin, end)
+    assert mask_history.dates_of(when) == (begin, end)
 
 
 def test_the_mask_of_the_classifiers_code_is_told_without_a_gap():
-    found = [p for p in drift.periods(errata.read_errata(), {}) if p.where == "classification"]
-    assert (found[0].begin, found[-1].end) == (drift.FIRST, drift.LAST)
+    found = [p for p in mask_history.periods(errata.read_errata(), {}) if p.where == "classification"]
+    assert (found[0].begin, found[-1].end) == (mask_history.FIRST, mask_history.LAST)
     for earlier, later in itertools.pairwise(found):
         assert timedelta(0) <= later.begin - earlier.end <= timedelta(days=1)
 
 
 def test_the_figure_shows_what_was_measured_and_says_what_was_not():
-    chart = drift.timeline(drift.periods(errata.read_errata(), CHANGES), "kept")
+    chart = mask_history.timeline(mask_history.periods(errata.read_errata(), CHANGES), "kept")
     shown = {text.get_text() for text in chart.figure.axes[1].texts}
     assert f"{CHANGES['released 2023-10'].mean:+.2f}" in shown
     assert {"diverged", "not measured"} <= shown
@@ -51,5 +51,5 @@ def test_the_effects_come_from_the_run_with_most_seeds(monkeypatch):
         ([nothing], "measured in no run so far"),
         ([], "measured in no run"),
     ):
-        monkeypatch.setattr(drift, "all_runs", lambda out_dir=None, runs=runs: runs)
-        assert where in drift.figure().caption
+        monkeypatch.setattr(mask_history, "all_runs", lambda out_dir=None, runs=runs: runs)
+        assert where in mask_history.figure().caption
