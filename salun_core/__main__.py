@@ -1,14 +1,27 @@
 """Command line: ``python -m salun_core``."""
 
+import os
+import signal
+
+
+def _leave(*_: object) -> None:
+    os.write(2, b"salun_core: interrupted; what is finished is kept\n")
+    os._exit(130)
+
+
+if __name__ == "__main__":  # Ctrl+C while the modules below are read
+    signal.signal(signal.SIGINT, _leave)
+
 import argparse
+import contextlib
 import json
 import math
-import os
 import re
 import shlex
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
@@ -28,6 +41,11 @@ def main(words: Sequence[str] | None = None) -> int:
     an error that nobody expected: then one sentence says where the traceback is and what to do with it.
     """
     given = parser().parse_args(words)
+    with _noting_interrupts() as pressed:
+        return _done(given, pressed)
+
+
+def _done(given: argparse.Namespace, pressed: Sequence[int]) -> int:
     try:
         status = given.do(given)
         sys.stdout.flush()
@@ -42,8 +60,31 @@ def main(words: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _ended(2, str(error))
     except Exception as error:
+        if pressed:  # libraries that are being imported turn Ctrl+C into errors of their own
+            return _ended(130, f"interrupted; {given.kept}")
         said = expected(error)
         return _ended(2, said) if said else _ended(70, reported(error))
+
+
+@contextlib.contextmanager
+def _noting_interrupts() -> Iterator[list[int]]:
+    """Signals of Ctrl+C that came meanwhile; each is raised as ever. Where they are ignored, they still are."""
+    pressed: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    usual = before in (signal.default_int_handler, _leave)
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield pressed
+        return
+
+    def note(number: int, _: Any) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _ended(status: int, text: str) -> int:

@@ -1,13 +1,19 @@
 import csv
 import io
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 import tempfile
+import time
 
 import pandas as pd
 import pytest
 
 from salun_core.__main__ import main
+from salun_core.code_digest import HERE
 
 SMALL = ["-p", "seeds", "[0]", "-p", "methods", "rl,salun", "-p", "scenario", "random", "-p", "epochs", "2"]
 SMALL += ["-p", "tuning_budget", "2", "-p", "noise_floor", "0", "-p", "width", "4"]
@@ -168,6 +174,35 @@ def test_no_error_shows_a_traceback(error, status, message, capfd, monkeypatch, 
         assert str(log) in err
         assert type(error).__name__ in log.read_text()
         assert "Traceback" in log.read_text()
+
+
+def test_an_interrupt_that_a_library_turns_into_an_error_is_still_one(monkeypatch, capsys):
+    def failing(_):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            raise RecursionError from None
+
+    monkeypatch.setattr("salun_core.__main__._run", failing)
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["run", "classification"]) == 130
+    assert (
+        capsys.readouterr().err
+        == "salun_core: interrupted; finished cells are kept, the same command goes on\n"
+    )
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_while_modules_are_read_shows_no_traceback(tmp_path):
+    (tmp_path / "yaml.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{HERE}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "salun_core", "list"], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (130, "salun_core: interrupted; what is finished is kept\n")
 
 
 def test_the_log_of_an_error_goes_elsewhere_where_the_project_cannot_be_written(
