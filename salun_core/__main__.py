@@ -110,12 +110,17 @@ def traced(error: Exception) -> Path:
     import tempfile
     import traceback
 
-    from salun_core.experiments.runs.provenance import environment
     from salun_core.files import write_whole
     from salun_core.paths import output_folder
 
     text = "".join(traceback.format_exception(error))
-    text += f"\ncommand: {shlex.join(sys.argv)}\n" + yaml.safe_dump(environment(), sort_keys=False)
+    text += f"\ncommand: {shlex.join(sys.argv)}\n"
+    try:
+        from salun_core.experiments.runs.provenance import environment
+
+        text += yaml.safe_dump(environment(), sort_keys=False)
+    except Exception as second:  # what went wrong may be the import of torch
+        text += f"environment: unknown ({type(second).__name__}: {second})\n"
     name = f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     content = text.encode(errors="backslashreplace")
     try:

@@ -176,6 +176,19 @@ def test_no_error_shows_a_traceback(error, status, message, capfd, monkeypatch, 
         assert "Traceback" in log.read_text()
 
 
+def test_an_error_is_told_where_torch_itself_cannot_be_imported(capsys, monkeypatch, tmp_path):
+    def failing(_):
+        raise ImportError("libtorch.so: cannot open shared object file")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("salun_core.__main__._run", failing)
+    monkeypatch.setitem(sys.modules, "salun_core.experiments.runs.provenance", None)
+    assert main(["run", "classification"]) == 70
+    assert "ImportError: libtorch.so" in capsys.readouterr().err
+    (log,) = tmp_path.rglob("error-*.log")
+    assert "environment: unknown" in log.read_text()
+
+
 def test_an_interrupt_that_a_library_turns_into_an_error_is_still_one(monkeypatch, capsys):
     def failing(_):
         try:
