@@ -83,7 +83,7 @@ def test_without_any_the_table_says_so_and_a_file_without_retrain_has_no_gaps(fo
         ),
         (lambda t: t.replace('"{""lr"": 0.01}"', "lr=1"), "line 3: settings are no JSON"),
         (lambda t: t.replace('"{""lr"": 0.01}"', "3"), "line 3: settings are no mapping"),
-        (lambda t: t.replace("0.01}", "NaN}"), "line 3: settings are no JSON .NaN is none"),
+        (lambda t: t.replace("0.01}", "NaN}"), "line 3: settings are no JSON .NaN is no JSON"),
         (lambda t: t.replace("0.01}", "[" * 90_000), "line 3: settings are no JSON"),
         (lambda t: t.replace("Mine", "x" * 200_000), "line 4: field larger than"),
         (lambda t: t.replace("arch,", "dataset,"), "column 'dataset' appears twice"),
@@ -97,6 +97,7 @@ def test_without_any_the_table_says_so_and_a_file_without_retrain_has_no_gaps(fo
         (lambda t: t.splitlines()[0] + "\n", "holds no rows"),
         (lambda t: t.replace(",", ";"), "separate the columns by commas"),
         (lambda t: t.replace("Mine", "Mi\x00ne"), "line 4: method"),
+        (lambda t: t.replace("Mine", "Mi\u202ene"), "line 4: method"),
     ],
 )
 def test_what_is_wrong_is_named_by_line(folder, capsys, change, message):
