@@ -1,14 +1,27 @@
 """Command line: ``python -m salun_core``."""
 
+import os
+import signal
+
+
+def _leave(*_: object) -> None:
+    os.write(2, b"salun_core: interrupted; what is finished is kept\n")
+    os._exit(130)
+
+
+if __name__ == "__main__":  # Ctrl+C while the modules below are read
+    signal.signal(signal.SIGINT, _leave)
+
 import argparse
+import contextlib
 import json
 import math
-import os
 import re
 import shlex
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
@@ -28,6 +41,11 @@ def main(words: Sequence[str] | None = None) -> int:
     an error that nobody expected: then one sentence says where the traceback is and what to do with it.
     """
     given = parser().parse_args(words)
+    with _noting_interrupts() as pressed:
+        return _done(given, pressed)
+
+
+def _done(given: argparse.Namespace, pressed: Sequence[int]) -> int:
     try:
         status = given.do(given)
         sys.stdout.flush()
@@ -42,8 +60,31 @@ def main(words: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _ended(2, str(error))
     except Exception as error:
+        if pressed:  # libraries that are being imported turn Ctrl+C into errors of their own
+            return _ended(130, f"interrupted; {given.kept}")
         said = expected(error)
         return _ended(2, said) if said else _ended(70, reported(error))
+
+
+@contextlib.contextmanager
+def _noting_interrupts() -> Iterator[list[int]]:
+    """Signals of Ctrl+C that came meanwhile; each is raised as ever. Where they are ignored, they still are."""
+    pressed: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    usual = before in (signal.default_int_handler, _leave)
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield pressed
+        return
+
+    def note(number: int, _: Any) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _ended(status: int, text: str) -> int:
@@ -69,12 +110,17 @@ def traced(error: Exception) -> Path:
     import tempfile
     import traceback
 
-    from salun_core.experiments.runs.provenance import environment
     from salun_core.files import write_whole
     from salun_core.paths import output_folder
 
     text = "".join(traceback.format_exception(error))
-    text += f"\ncommand: {shlex.join(sys.argv)}\n" + yaml.safe_dump(environment(), sort_keys=False)
+    text += f"\ncommand: {shlex.join(sys.argv)}\n"
+    try:
+        from salun_core.experiments.runs.provenance import environment
+
+        text += yaml.safe_dump(environment(), sort_keys=False)
+    except Exception as second:  # what went wrong may be the import of torch
+        text += f"environment: unknown ({type(second).__name__}: {second})\n"
     name = f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     content = text.encode(errors="backslashreplace")
     try:
@@ -108,19 +154,19 @@ def _extra_of(module: str) -> str | None:
     return None
 
 
-def _folder(text: str) -> Path:
+def _path(text: str) -> Path:
     if not text:
-        raise argparse.ArgumentTypeError("the folder's name is empty: give one, or leave the option out")
+        raise argparse.ArgumentTypeError("the name of the file or folder is empty: give one, or leave it out")
     return Path(text)
 
 
 def _add_parameters(command: argparse.ArgumentParser) -> None:
     command.add_argument("experiment")
     command.add_argument(
-        "-f", "--file", type=Path, action="append", default=[], help="YAML file of parameters"
+        "-f", "--file", type=_path, action="append", default=[], help="YAML file of parameters"
     )
     command.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    command.add_argument("--out", type=_folder, help="output folder (default data/runs)")
+    command.add_argument("--out", type=_path, help="output folder (default data/runs)")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -154,13 +200,13 @@ def parser() -> argparse.ArgumentParser:
     planning.set_defaults(do=_plan)
 
     shard = commands.add_parser("shard", help="compute one shard of a plan, or with no name list all results")
-    shard.add_argument("plan", type=Path, help="plan.json, as `plan --write` wrote it")
+    shard.add_argument("plan", type=_path, help="plan.json, as `plan --write` wrote it")
     shard.add_argument("name", nargs="?", help="such as cells/random-10-seed-0")
     shard.set_defaults(do=_shard)
 
     merging = commands.add_parser("merge", help="bring the results of several output folders together")
-    merging.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
-    merging.add_argument("--into", type=Path, required=True, help="output folder; may hold results already")
+    merging.add_argument("folders", nargs="+", type=_path, metavar="FOLDER")
+    merging.add_argument("--into", type=_path, required=True, help="output folder; may hold results already")
     merging.set_defaults(do=_merge)
 
     record = commands.add_parser("record", help="run or resume a preset into data/recorded, to be committed")
@@ -174,7 +220,7 @@ def parser() -> argparse.ArgumentParser:
     listing.set_defaults(do=_list)
 
     tiny = commands.add_parser("train-tiny-sd", help="train the small text-to-image pipeline from scratch")
-    tiny.add_argument("--out", type=_folder, help="folder for it (default data/models/tiny-sd)")
+    tiny.add_argument("--out", type=_path, help="folder for it (default data/models/tiny-sd)")
     tiny.add_argument("--seed", type=int, default=0)
     tiny.add_argument("--threads", type=int, default=1, help="1 by default, for the same weights everywhere")
     tiny.set_defaults(
@@ -229,14 +275,14 @@ def parser() -> argparse.ArgumentParser:
     sharing.add_argument(
         "cell", help="its name, from the column cell of `results`; the first letters are enough"
     )
-    sharing.add_argument("folder", type=Path, help="written to")
+    sharing.add_argument("folder", type=_path, help="written to")
     sharing.add_argument("--changed", action="store_true", help="only what changed in the weights")
-    sharing.add_argument("--data-dir", type=Path, help="where the data of the run are")
-    sharing.add_argument("--out", type=_folder, help="output folder of the run (default data/runs)")
+    sharing.add_argument("--data-dir", type=_path, help="where the data of the run are")
+    sharing.add_argument("--out", type=_path, help="output folder of the run (default data/runs)")
     sharing.set_defaults(do=_export)
 
     adding = commands.add_parser("add", help="add results made elsewhere, to be shown as contributed")
-    adding.add_argument("file", nargs="?", type=Path, help="CSV, a row for each model")
+    adding.add_argument("file", nargs="?", type=_path, help="CSV, a row for each model")
     adding.add_argument("--check", action="store_true", help="only say whether it is right")
     adding.add_argument("--schema", action="store_true", help="print what a row holds, as JSON Schema")
     adding.set_defaults(do=_add)
@@ -244,8 +290,10 @@ def parser() -> argparse.ArgumentParser:
     results = commands.add_parser("results", help="print the results of an experiment's last run")
     results.add_argument("experiment")
     results.add_argument("--format", choices=("table", "csv", "json", "latex", "parquet"), default="table")
-    results.add_argument("--to", type=Path, metavar="FILE", help="write there and print nothing; for parquet")
-    results.add_argument("--out", type=_folder, help="output folder of the run (default data/runs)")
+    results.add_argument(
+        "--to", type=_path, metavar="FILE", help="write there and print nothing; for parquet"
+    )
+    results.add_argument("--out", type=_path, help="output folder of the run (default data/runs)")
     results.add_argument(
         "--metric",
         action="append",
@@ -560,7 +608,7 @@ def _add(given: argparse.Namespace) -> None:
 def _results(given: argparse.Namespace) -> None:
     from salun_core.experiments import EXPERIMENTS
     from salun_core.experiments.runs.table import as_parquet, printed, read_table
-    from salun_core.files import write_whole
+    from salun_core.files import is_special, unwritable, write_whole
     from salun_core.paths import output_folder
 
     one_of(given.experiment, EXPERIMENTS, "experiment")
@@ -577,6 +625,11 @@ def _results(given: argparse.Namespace) -> None:
         content = (printed(cells, given.format) + "\n").encode()
     if given.to is None:
         print(content.decode(), end="")
+    elif given.to.is_symlink() or (given.to.exists() and is_special(given.to)):  # /dev/stdout, a pipe
+        try:
+            given.to.write_bytes(content)
+        except OSError as error:
+            raise unwritable(given.to, error) from error
     else:
         write_whole(given.to, content)
 

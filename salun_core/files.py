@@ -26,6 +26,8 @@ def write_whole(path: Path | str, content: bytes) -> Path:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_char_device() and not path.is_symlink():  # one may replace it, as root
+            raise OSError(errno.ENXIO, "it is a device")
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as file:
             temporary = Path(file.name)
             file.write(content)

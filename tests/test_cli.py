@@ -1,13 +1,22 @@
 import csv
 import io
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 import tempfile
+import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from salun_core.__main__ import main
+from salun_core.code_digest import HERE
+from salun_core.errors import UserError
+from salun_core.files import write_whole
 
 SMALL = ["-p", "seeds", "[0]", "-p", "methods", "rl,salun", "-p", "scenario", "random", "-p", "epochs", "2"]
 SMALL += ["-p", "tuning_budget", "2", "-p", "noise_floor", "0", "-p", "width", "4"]
@@ -168,6 +177,85 @@ def test_no_error_shows_a_traceback(error, status, message, capfd, monkeypatch, 
         assert str(log) in err
         assert type(error).__name__ in log.read_text()
         assert "Traceback" in log.read_text()
+
+
+def test_results_go_through_links_and_into_pipes(folder, tmp_path):
+    words = ["results", "classification", "--out", str(folder), "--format", "csv", "--to"]
+    target, link = tmp_path / "target.csv", tmp_path / "link.csv"
+    link.symlink_to(target)
+    assert main([*words, str(link)]) == 0
+    assert link.is_symlink() and target.read_text().startswith("experiment,")
+    os.mkfifo(pipe := tmp_path / "pipe")
+    read = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE)
+    assert main([*words, str(pipe)]) == 0
+    assert read.communicate()[0] == target.read_bytes()
+    assert pipe.is_fifo()
+
+
+def test_no_device_is_replaced_by_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "is_char_device", lambda _: True)
+    with pytest.raises(UserError, match="it is a device"):
+        write_whole(tmp_path / "device", b"")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["merge", "", "--into", "x"],
+        ["merge", "x", "--into", ""],
+        ["plan", "classification", "-f", ""],
+        ["results", "classification", "--to", ""],
+        ["export", "cell-1", ""],
+        ["add", ""],
+    ],
+)
+def test_no_path_is_an_empty_text(words, capsys):
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "is empty: give one" in capsys.readouterr().err
+
+
+def test_an_error_is_told_where_torch_itself_cannot_be_imported(capsys, monkeypatch, tmp_path):
+    def failing(_):
+        raise ImportError("libtorch.so: cannot open shared object file")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("salun_core.__main__._run", failing)
+    monkeypatch.setitem(sys.modules, "salun_core.experiments.runs.provenance", None)
+    assert main(["run", "classification"]) == 70
+    assert "ImportError: libtorch.so" in capsys.readouterr().err
+    (log,) = tmp_path.rglob("error-*.log")
+    assert "environment: unknown" in log.read_text()
+
+
+def test_an_interrupt_that_a_library_turns_into_an_error_is_still_one(monkeypatch, capsys):
+    def failing(_):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            raise RecursionError from None
+
+    monkeypatch.setattr("salun_core.__main__._run", failing)
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["run", "classification"]) == 130
+    assert (
+        capsys.readouterr().err
+        == "salun_core: interrupted; finished cells are kept, the same command goes on\n"
+    )
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_while_modules_are_read_shows_no_traceback(tmp_path):
+    (tmp_path / "yaml.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{HERE}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "salun_core", "list"], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (130, "salun_core: interrupted; what is finished is kept\n")
 
 
 def test_the_log_of_an_error_goes_elsewhere_where_the_project_cannot_be_written(

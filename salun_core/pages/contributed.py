@@ -20,7 +20,9 @@ from salun_core.pages.tables.table import Table, spread
 from salun_core.paths import project_root
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-LINE = Annotated[str, Field(min_length=1, max_length=400, pattern=r"^[^\x00-\x1f\x7f]*$")]
+UNSEEN = r"\x00-\x1f\x7f\u200e\u200f\u2028-\u202e\u2066-\u2069"
+"""Characters that end a line or turn the direction of what follows, as a set in a pattern."""
+LINE = Annotated[str, Field(min_length=1, max_length=400, pattern=f"^[^{UNSEEN}]*$")]
 
 
 class Contribution(BaseModel):

@@ -199,8 +199,11 @@ class Store:
             import fcntl
         except ImportError:  # Windows: one waits
             return False
+        path = self.folder / ".locks" / key.name
         try:
-            with (self.folder / ".locks" / key.name).open("rb") as file:
+            if is_special(path):  # opening a pipe may never end
+                return False
+            with path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
