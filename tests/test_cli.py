@@ -229,6 +229,15 @@ def test_an_error_is_told_where_torch_itself_cannot_be_imported(capsys, monkeypa
     assert "environment: unknown" in log.read_text()
 
 
+@pytest.fixture
+def attentive():
+    """Ctrl+C reaches this process and its children, also where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("attentive")
 def test_an_interrupt_that_a_library_turns_into_an_error_is_still_one(monkeypatch, capsys):
     def failing(_):
         try:
@@ -247,6 +256,7 @@ def test_an_interrupt_that_a_library_turns_into_an_error_is_still_one(monkeypatc
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.usefixtures("attentive")
 def test_an_interrupt_while_modules_are_read_shows_no_traceback(tmp_path):
     (tmp_path / "yaml.py").write_text(
         "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"

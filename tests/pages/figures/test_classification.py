@@ -129,4 +129,4 @@ def test_every_method_has_a_look_of_its_own_also_one_that_was_just_added(monkeyp
         monkeypatch.setitem(METHODS, name, METHODS["ft"])
     colours, markers = zip(*map(charts.look, METHODS), strict=True)
     assert len(set(colours)) == len(set(markers)) == len(METHODS)
-    charts.panels(height=2)[1].plot([0], [0], markers[-1], color=colours[-1])  # matplotlib knows both
+    charts.panels(height=2)[1].plot([0], [0], marker=markers[-1], color=colours[-1])  # matplotlib knows both

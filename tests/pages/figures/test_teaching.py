@@ -22,7 +22,9 @@ pytestmark = pytest.mark.long
 def found(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
     return run(
-        TrajectoryParams(epochs=2, steps=4, looks=2, retrained=2, methods=("rl", "salun"), out_dir=out)
+        TrajectoryParams.load(
+            {"epochs": 2, "steps": 4, "looks": 2, "retrained": 2, "methods": ["rl", "salun"], "out_dir": out}
+        )
     )
 
 
