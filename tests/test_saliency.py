@@ -267,7 +267,7 @@ def test_a_mask_in_the_official_format_is_what_the_authors_code_multiplies_gradi
     assert {name: m.dtype for name, m in found.items()} == {"w": torch.int64, "b": torch.int64}
     assert torch.equal(torch.full((3, 4), 2.0) * found["w"], torch.where(mask["w"], 2.0, 0.0))
     assert all(torch.equal(load_mask(path)[name], mask[name]) for name in mask)
-    with pytest.raises(UserError, match="no note"):
+    with pytest.raises(UserError, match="no room for a note"):
         save_mask(mask, path, format="official", note={"keep": "0.5"})
     with pytest.raises(UserError, match="did you mean 'official'"):
         save_mask(mask, path, format="oficial")
