@@ -228,12 +228,22 @@ def _substance(file: Path) -> str:
 
 
 @cache
+def texts_in(file: Path) -> frozenset[str]:
+    """Texts that a module holds; it is read once."""
+    return texts(_tree(file))
+
+
+def texts(tree: ast.AST) -> frozenset[str]:
+    """Texts of parsed code, docstrings included."""
+    return frozenset(
+        n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+    )
+
+
+@cache
 def named_beside(file: Path) -> tuple[Path, ...]:
     """Files that are no code, lie beside a module or below, and are named in it as text: tables that it reads."""
-    texts = {
-        n.value for n in ast.walk(_tree(file)) if isinstance(n, ast.Constant) and isinstance(n.value, str)
-    }
-    names = sorted(text for text in texts if FILE.fullmatch(text) and not text.endswith(".py"))
+    names = sorted(text for text in texts_in(file) if FILE.fullmatch(text) and not text.endswith(".py"))
     return tuple(file.parent / name for name in names if (file.parent / name).is_file())
 
 

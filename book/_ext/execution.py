@@ -26,7 +26,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from salun_core.code_digest import imported_files, locate, named_beside, names_imported
+from salun_core.code_digest import imported_files, locate, named_beside, names_imported, texts, texts_in
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "salun_core"
@@ -98,10 +98,10 @@ def dependencies(notebook: Path, given: dict[str, Any], root: Path = ROOT) -> li
     tree, folders = ast.parse(code(notebook)), (root,)
     own = list(names_imported(tree, "", folders, tables=True, strings=True))
     found = set(imported_files(own, folders, tables=True, strings=True).values())
-    texts = set.union(_texts(tree), *map(_texts_in, found))
+    said = texts(tree).union(*map(texts_in, found))
     found |= {file for module in found for file in named_beside(module)}
-    found |= {file for file in _files(root / "data/published") if any(file.stem in text for text in texts)}
-    if any("contributed" in text for text in texts):
+    found |= {file for file in _files(root / "data/published") if any(file.stem in text for text in said)}
+    if any("contributed" in text for text in said):
         found |= {file for file in _files(root / "data/contributed") if file.suffix == ".csv"}
     for run in _recorded(tree, given, root):
         found |= recorded_files(run)
@@ -123,7 +123,7 @@ def _recorded(tree: ast.Module, given: dict[str, Any], root: Path) -> list[Path]
     imported = {
         name.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for name in node.names
     }
-    named = {given.get("run_name") or _declared(tree).get("run_name"), *_texts(tree)}
+    named = {given.get("run_name") or _declared(tree).get("run_name"), *texts(tree)}
     return [run for run in runs if run.name in named or "ReadingParams" in imported]
 
 
@@ -159,16 +159,6 @@ def _experiments(file: Path) -> frozenset[str]:
             case ast.AnnAssign(target=ast.Name(id="experiment"), value=ast.Constant(value=str(name))):
                 found.add(name)
     return frozenset(found)
-
-
-@cache
-def _texts_in(file: Path) -> set[str]:
-    """Texts of a module, which is read once for all notebooks."""
-    return _texts(ast.parse(file.read_text("utf8")))
-
-
-def _texts(tree: ast.AST) -> set[str]:
-    return {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
 
 
 def _files(folder: Path) -> set[Path]:
