@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from base64 import b64encode
 from pathlib import Path
 
@@ -44,7 +45,7 @@ class Book:
     def write(self, name: str, text: str) -> None:
         file = self.folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        later = (file.stat().st_mtime_ns + 10**9,) * 2 if file.exists() else None
+        later = (max(file.stat().st_mtime_ns, time.time_ns()) + 10**9,) * 2 if file.exists() else None
         file.write_text(text)
         if later:
             os.utime(file, ns=later)  # whatever the clock's step
