@@ -16,7 +16,8 @@ from salun_core.experiments.classification.problem import Problem
 from salun_core.experiments.runs.cells import Cell, Scenario, Variant, default_mask, retrain_replicas
 from salun_core.experiments.runs.data_choice import DataChoice
 from salun_core.experiments.runs.machine import Machine
-from salun_core.experiments.runs.params import REPEATED, Group, PresetParams, parameter
+from salun_core.experiments.runs.params import Group, PresetParams, parameter, redeclared
+from salun_core.experiments.runs.repetition import RetrainRepetition
 from salun_core.experiments.runs.trained import TRAIN, Trained
 from salun_core.experiments.runs.tuning import FREE, Tuning
 from salun_core.methods import fitting
@@ -115,19 +116,11 @@ class Forgetting(Group):
         return [made[kind]() for kind in self.scenario]
 
 
-class Repetition(Group):
-    """How often everything is repeated."""
+class ClassifierRepetition(RetrainRepetition):
+    """Several seeds, and one more Retrain for each, unless the user says otherwise."""
 
-    seeds: tuple[int, ...] = parameter((0, 1, 2), "seeds of the split and of training from scratch")
-    unlearning_seeds: tuple[int, ...] = parameter((0,), "seeds of unlearning, for each trained model")
-    noise_floor: int = parameter(1, "further retrained models for each seed", ge=0, le=REPEATED)
-
-    @field_validator("seeds", "unlearning_seeds")
-    @classmethod
-    def _some(cls, value: tuple[int, ...], info: Any) -> tuple[int, ...]:
-        if not value:
-            raise UserError(f"{info.field_name} is empty: give at least one number, for instance [0, 1, 2]")
-        return value
+    seeds: tuple[int, ...] = redeclared(RetrainRepetition, "seeds", (0, 1, 2))
+    noise_floor: int = redeclared(RetrainRepetition, "noise_floor", 1)
 
 
 class ClassifierParams(PresetParams):
@@ -140,7 +133,7 @@ class ClassifierParams(PresetParams):
     training: Training = Training()
     forgetting: Forgetting = Forgetting()
     tuning: Tuning = Tuning()
-    repetition: Repetition = Repetition()
+    repetition: ClassifierRepetition = ClassifierRepetition()
     kept_outputs: int = parameter(
         0,
         "images of each role whose outputs are kept, in half precision; 0 for all",

@@ -12,7 +12,8 @@ from salun_core.errors import UserError
 from salun_core.experiments.diffusion.lab import DiffusionLab
 from salun_core.experiments.diffusion.problem import Problem
 from salun_core.experiments.generation.params import Forgetting, GenerationParams, Sampling, Steps
-from salun_core.experiments.runs.params import REPEATED, Group, parameter
+from salun_core.experiments.runs.params import Group, parameter
+from salun_core.experiments.runs.repetition import RetrainRepetition
 from salun_core.experiments.runs.trained import DIGEST, Trained
 from salun_core.models.diffusion.unet import SCHEDULES
 from salun_core.tasks.diffusion import RELABEL
@@ -137,7 +138,7 @@ class DiffusionParams(GenerationParams):
     sampling: DiffusionSampling = DiffusionSampling()
     unet: Unet = Unet()
     training: DiffusionTraining = DiffusionTraining()
-    noise_floor: int = parameter(0, "further retrained models of each seed", ge=0, le=REPEATED)
+    repetition: RetrainRepetition = RetrainRepetition()
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

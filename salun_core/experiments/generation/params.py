@@ -11,6 +11,7 @@ from salun_core.experiments.runs.cells import MASKS, Cell, MaskSpec, Scenario, V
 from salun_core.experiments.runs.data_choice import DataChoice
 from salun_core.experiments.runs.machine import Machine
 from salun_core.experiments.runs.params import Group, PresetParams, parameter
+from salun_core.experiments.runs.repetition import Repetition
 from salun_core.experiments.runs.tuning import FREE, checked_settings
 from salun_core.methods import METHODS, fitting
 from salun_core.metrics.generation.frechet import FEATURES, INCEPTION, JUDGE, inception_file
@@ -209,8 +210,7 @@ class GenerationParams(PresetParams):
     steps_of: Steps = Steps()
     sampling: Sampling = Sampling()
     judging: Judging = Judging()
-    seeds: tuple[int, ...] = parameter((0,), "seeds of training")
-    unlearning_seeds: tuple[int, ...] = parameter((0,), "seeds of unlearning, for each trained model")
+    repetition: Repetition = Repetition()
     machine: Machine = Machine()
 
     @field_validator("methods", "masks")
@@ -223,7 +223,7 @@ class GenerationParams(PresetParams):
                 one_of(name, cls.known_masks, "mask")
         return value
 
-    @field_validator("forget_class", "seeds", "unlearning_seeds")
+    @field_validator("forget_class")
     @classmethod
     def _some(cls, value: tuple[Any, ...], info: Any) -> tuple[Any, ...]:
         if not value:
@@ -257,7 +257,7 @@ class GenerationParams(PresetParams):
         found: list[Cell] = []
 
         def add(variant: Variant, settings: dict[str, Any], study: str, **tags: Any) -> None:
-            again = self.unlearning_seeds[:1] if variant.method in FREE else self.unlearning_seeds
+            again = self.repetition.unlearning_seeds[: 1 if variant.method in FREE else None]
             tags = {"study": study, **tags}
             found.extend(
                 Cell(seed, scenario, variant.method, variant.mask, settings, u, tags=tags) for u in again

@@ -7,7 +7,7 @@ import torch
 from pydantic import model_validator
 
 from salun_core.errors import UserError
-from salun_core.experiments.runs.params import Group, parameter
+from salun_core.experiments.runs.params import Group, parameter, redeclared
 from salun_core.experiments.runs.store import Store
 from salun_core.paths import output_folder
 
@@ -72,8 +72,8 @@ class Machine(Group):
 class OneThread(Group):
     """Where a chapter computes, and where its results go: on networks so small, more threads would only wait for each other."""
 
-    threads: int = parameter(1, "processor threads; 0: as torch chooses", ge=0, le=MOST_THREADS)
-    out_dir: Path | None = parameter(None, "where results go; data/runs of the project by default")
+    threads: int = redeclared(Machine, "threads", 1)
+    out_dir: Path | None = redeclared(Machine, "out_dir", None)
 
 
 def use_threads(count: int) -> None:

@@ -4,6 +4,7 @@ import ast
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from copy import copy
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -35,6 +36,13 @@ def parameter(
     """
     extra: dict[str, Any] = {"no_effect": no_effect, "repeats": repeats}
     return Field(default, description=description, json_schema_extra=extra, **bounds)
+
+
+def redeclared(group: "type[Group]", name: str, default: Any) -> Any:
+    """A parameter of ``group`` with another default, for a group that derives from it."""
+    field = copy(group.model_fields[name])
+    field.default = default
+    return field
 
 
 LARGE = 10**9  # no number of steps, images or channels is larger
