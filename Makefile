@@ -74,10 +74,10 @@ check: $(READY) ## look at every page of the built book in a headless browser
 	@$(PY) -m pytest -q tests/book/test_pages.py --book $(SITE) $(PYTEST)
 
 test-slurm: $(READY) ## compute an experiment on a Slurm started for it, which is killed half way (root; Debian)
-	@$(PY) tests/slurm/check.py
+	@$(PY) tests/clusters/check_slurm.py
 
 test-kubernetes: $(READY) ## compute an experiment through a stand-in of the API of Kubernetes, with pods killed (root)
-	@$(PY) tests/kubernetes/check.py
+	@$(PY) tests/clusters/check_kubernetes.py
 
 bench: $(READY) ## run the benchmarks
 	@$(PY) -m benchmarks

@@ -17,9 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
+from plain_run import ROOT, differences, impatient, installed, on_cluster, run_plainly, say
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("slurm-wlm", "munge")
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "munged")
 SYSTEM = Path(
@@ -28,22 +27,7 @@ SYSTEM = Path(
 CPUS = 4
 HALF = 10  # of some thirty cells
 LIMIT = 400  # seconds after which something hangs
-GIVEN = {
-    "width": 4,
-    "epochs": 1,
-    "train_images": 200,
-    "scenario": "random",
-    "methods": "retrain,ft,ga,salun",
-    "seeds": "0,1",
-    "tuning_seed": "1000",
-    "tuning_budget": 2,
-    "noise_floor": 1,
-}
-NUMBERS = ["cell", "study", "method", "mask", "seed", "settings", "status", "UA", "RA", "TA", "MIA"]
-
-
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+MORE = {"methods": "retrain,ft,ga,salun", "seeds": "0,1"}
 
 
 def why_not() -> str:
@@ -54,18 +38,8 @@ def why_not() -> str:
         return f"{SYSTEM} exists, so a Slurm is set up here already"
     if all(shutil.which(name) for name in PROGRAMS):
         return ""
-    if shutil.which("apt-get") is None:
-        return "there is no Slurm here, and no apt-get to install it"
-    say(f"installing {' and '.join(PACKAGES)}")
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for words in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
-        done = subprocess.run(
-            ["apt-get", "-qq", *words], env=environment, capture_output=True, text=True, timeout=300
-        )
-        if done.returncode:
-            return (
-                f"apt-get {words[0]} failed: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}"
-            )
+    if reason := installed(*PACKAGES):
+        return f"there is no Slurm here: {reason}"
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     return f"{', '.join(missing)} still missing" if missing else ""
 
@@ -178,22 +152,12 @@ def wait_for(there: Callable[[], Any], what: str, seconds: float = 60) -> None:
         time.sleep(0.3)
 
 
-def a_profile(folder: Path) -> Path:
-    """The project's profile, which looks at jobs more often here: they take seconds."""
-    settings = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text("utf8"))
-    settings |= {
-        "slurm-status-command": "squeue",
-        "slurm-init-seconds-before-status-checks": 3,
-        "seconds-between-status-checks": 3,
-        "latency-wait": 10,
-    }
-    (folder / "profile").mkdir()
-    (folder / "profile/config.yaml").write_text(yaml.safe_dump(settings))
-    return folder / "profile"
-
-
-def given() -> list[str]:
-    return [word for name, value in GIVEN.items() for word in ("-p", name, str(value))]
+WATCHED = {
+    "slurm_status_command": "squeue",
+    "slurm_init_seconds_before_status_checks": 3,
+    "seconds_between_status_checks": 3,
+    "latency_wait": 10,
+}
 
 
 def cells(out: Path) -> list[Path]:
@@ -242,15 +206,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="salun-slurm-") as scratch:
         folder = Path(scratch)
         plain, shards = folder / "plain", folder / "shards"
-        run = [sys.executable, "-m", "salun_core", "run", "classification", *given(), "--out", str(plain)]
-        subprocess.run(run, cwd=ROOT, check=True, capture_output=True)
+        run_plainly(MORE, plain, cwd=ROOT)
         say(f"the table without Slurm: {len(cells(plain))} cells")
         slurm = Slurm(folder)
         try:
             slurm.up()
             say(f"Slurm is up: {slurm.ask('sinfo', '-h', '-o', '%D node, %c CPUs, %m MB')}")
-            words = [sys.executable, "book/_ext/sharding.py", "classification", *given()]
-            words += ["--out", str(shards), "--profile-dir", str(a_profile(folder))]
+            words = on_cluster(MORE, shards, impatient("slurm", folder, **WATCHED))
             with (folder / "run.log").open("wb") as log:
                 child = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
                 try:
@@ -268,23 +230,9 @@ def main() -> int:
                 return 1
         finally:
             slurm.down()
-        from salun_core.experiments.runs.merge import merge
-        from salun_core.experiments.runs.table import read_table
-
-        both = merge([plain, shards], folder / "both")  # refuses what is not the same to the last bit
-        one, other = (read_table(out, "classification")[NUMBERS] for out in (plain, shards))
-        same = [
-            (plain / "results/classification.json").read_bytes()
-            == (shards / "results/classification.json").read_bytes(),
-            one.equals(other),
-            both.new == both.known == len(list((plain / "cells").glob("*-*.json"))),
-        ]
-        if not all(same):
-            print(f"list of cells, table, cells the same: {same}")
-            print(one.compare(other) if one.shape == other.shape else (one, other))
-            return 1
-        say(f"the same {len(one)} rows, bit for bit, after {time.monotonic() - start:.0f} s")
-    return 0
+        found = differences(plain, shards, folder)
+    print("\n".join(found) or f"the same bits, after {time.monotonic() - start:.0f} s")
+    return int(bool(found))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """`make test-kubernetes`: `profiles/kubernetes` against a stand-in of the API, with a pod killed; it must lead to the same bits.
 
-There is no cluster: ``api.py`` answers what Snakemake's executor asks and runs each job here, where it sees the
+There is no cluster: ``kubernetes_api.py`` answers what Snakemake's executor asks and runs each job here, where it sees the
 project as the image has it and the volume, and no checkout. The experiment runs through ``profiles/kubernetes`` as it
 is; only its jobs are looked at more often. A pod is killed, as one that needs too much memory is; the same command is then given again.
 The manifests, and the table beside that of a plain run, are compared. Needs root (mount namespaces); where rsync is missing, apt.
@@ -22,11 +22,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-from api import GPU, Cluster, Pod
+from kubernetes_api import GPU, Cluster, Pod
+from plain_run import ROOT, differences, impatient, installed, on_cluster, run_plainly, say
 
-ROOT = Path(__file__).resolve().parents[2]
-PROFILE = ROOT / "profiles/kubernetes/config.yaml"
 PROJECT = Path("/home/reader/salun")  # in the image, as the Dockerfile says
 VOLUME = Path("/salun")
 OUT = VOLUME / "runs"
@@ -37,22 +35,7 @@ BESIDE = [p for p in os.environ.get("PYTHONPATH", "").split(":") if p and Path(p
 PACKAGES = {"PYTHONPATH": ":".join(BESIDE), "OMP_NUM_THREADS": "1"}
 ENVIRONMENT = os.environ | PACKAGES
 LIMIT = 900  # seconds after which something hangs
-GIVEN = {
-    "width": 4,
-    "epochs": 1,
-    "train_images": 200,
-    "scenario": "random",
-    "methods": "retrain,ft,salun",
-    "seeds": "0",
-    "tuning_seed": "1000",
-    "tuning_budget": 2,
-    "noise_floor": 1,
-}
-NUMBERS = ["cell", "study", "method", "mask", "seed", "settings", "status", "UA", "RA", "TA", "MIA"]
-
-
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+MORE = {"methods": "retrain,ft,salun", "seeds": "0"}
 
 
 def why_not() -> str:
@@ -67,13 +50,8 @@ def why_not() -> str:
     ).returncode:
         return "this machine gives no mount namespaces"
     if shutil.which("rsync") is None:
-        if shutil.which("apt-get") is None:
-            return "there is no rsync here, and no apt-get to install it"
-        say("installing rsync")
-        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        for words in (["update"], ["install", "-y", "--no-install-recommends", "rsync"]):
-            subprocess.run(["apt-get", "-qq", *words], env=environment, capture_output=True, timeout=300)
-    return "" if shutil.which("rsync") else "rsync could not be installed"
+        return installed("rsync")
+    return ""
 
 
 @contextmanager
@@ -104,18 +82,6 @@ def a_checkout(folder: Path) -> None:
         subprocess.run(["git", *words], cwd=folder, check=True, capture_output=True)
 
 
-def a_profile(folder: Path) -> Path:
-    """The project's profile, which looks at jobs more often here: they take seconds."""
-    settings = yaml.safe_load(PROFILE.read_text("utf8")) | {"seconds-between-status-checks": 1}
-    (folder / "profile").mkdir()
-    (folder / "profile/config.yaml").write_text(yaml.safe_dump(settings))
-    return folder / "profile"
-
-
-def given() -> list[str]:
-    return [word for name, value in GIVEN.items() for word in ("-p", name, str(value))]
-
-
 def shard_of(pod: Pod) -> str:
     """Which shard a pod computes; empty for the list of all."""
     found = re.search(r"stage=([^,]+),shard=([^ ']+)", pod.container["args"][1])
@@ -143,8 +109,7 @@ def disturb(cluster: Cluster, folder: Path, stop: threading.Event) -> None:
 
 def run(folder: Path, cluster: Cluster, profile: Path, gpus: int) -> tuple[int, str]:
     """What `make run` does with the profile; its status and what it says."""
-    words = [sys.executable, "book/_ext/sharding.py", "classification", *given(), "--out", str(OUT)]
-    words += ["--profile-dir", str(profile), "--gpus", str(gpus)]
+    words = on_cluster(MORE, OUT, profile, "--gpus", str(gpus))
     environment = ENVIRONMENT | {"KUBECONFIG": str(cluster.kubeconfig()), "NO_PROXY": "127.0.0.1"}
     done = subprocess.run(
         words,
@@ -180,31 +145,13 @@ def faults(pods: list[Pod], shards: dict[str, Any], gpus: int) -> list[str]:
     return found
 
 
-def same(plain: Path, folder: Path) -> list[str]:
-    """Differences of the two tables and of their cells."""
-    sys.path.insert(0, str(ROOT))
-    from salun_core.experiments.runs.merge import merge
-    from salun_core.experiments.runs.table import read_table
-
-    both = merge([plain, OUT], folder / "both")  # refuses what is not the same to the last bit
-    one, other = (read_table(out, "classification")[NUMBERS] for out in (plain, OUT))
-    results = [(out / "results/classification.json").read_bytes() for out in (plain, OUT)]
-    count = len(list((plain / "cells").glob("*-*.json")))
-    found = [] if results[0] == results[1] else ["the lists of cells differ"]
-    found += [] if one.equals(other) else [f"the tables differ:\n{one}\n{other}"]
-    found += [] if both.new == both.known == count else [f"{both.new} and {both.known} of {count} cells"]
-    say(f"{len(one)} rows, {count} cells, {len(found)} differences")
-    return found
-
-
 def check(folder: Path) -> list[str]:
     """Run it all; what is wrong."""
     checkout, plain, pods, volume = (folder / name for name in ("checkout", "plain", "pods", "volume"))
     for path in (checkout, pods, volume):
         path.mkdir()
     a_checkout(checkout)
-    words = [sys.executable, "-m", "salun_core", "run", "classification", *given(), "--out", str(plain)]
-    subprocess.run(words, cwd=checkout, env=ENVIRONMENT, check=True, capture_output=True)
+    run_plainly(MORE, plain, cwd=checkout, env=ENVIRONMENT)
     say("the table without a cluster is there")
     subprocess.run(["mount", "--bind", volume, VOLUME], check=True)
     cluster = Cluster(
@@ -214,7 +161,8 @@ def check(folder: Path) -> list[str]:
         environment={"PATH": "/usr/bin:/bin", "HOME": "/tmp"} | PACKAGES,
     )
     try:
-        shards, profile = OUT / "shards/classification-quick", a_profile(folder)
+        shards = OUT / "shards/classification-quick"
+        profile = impatient("kubernetes", folder, seconds_between_status_checks=1)
         calm = threading.Event()
         threading.Thread(target=disturb, args=[cluster, shards, calm], daemon=True).start()
         status, said = run(checkout, cluster, profile, gpus=0)
@@ -238,7 +186,7 @@ def check(folder: Path) -> list[str]:
             found.append("jobs or secrets are left in the cluster")
         if found:
             print((shards / "snakemake.log").read_text("utf8", "replace")[-6000:])
-        return found or same(plain, folder)
+        return found or differences(plain, OUT, folder)
     finally:
         cluster.close()
         subprocess.run(["umount", "--lazy", VOLUME])
