@@ -9,6 +9,7 @@ import io
 import json
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 """``loss(model, batch)``, a mean over the images of the batch."""
 
 FORMATS = ("safetensors", "official")
+FORMAT = "salun-mask-1"  # of the first, in its header
 TORCH_SAVE = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")  # how its files begin, since 2020 and before
 CHUNK = 1 << 24  # entries looked at together when counting: 64 MiB of temporary memory
 
@@ -419,17 +421,54 @@ def save_mask(
         torch.save({name: marked.cpu().long() for name, marked in mask.items()}, content)
         return write_whole(path, content.getvalue())
     packed = {name: packed_bits(marked) for name, marked in mask.items()}
-    shapes = json.dumps({name: list(m.shape) for name, m in mask.items()})
-    header = {"format": "salun-mask-1", "shapes": shapes, **(note or {}), "sha256": mask_digest(mask)}
+    shapes = {name: list(marked.shape) for name, marked in mask.items()}
+    sha = _digest((name, shapes[name], packed[name]) for name in mask)
+    header = {"format": FORMAT, "shapes": json.dumps(shapes), **(note or {}), "sha256": sha}
     return write_whole(path, save(packed, metadata=header))
 
 
 def mask_digest(mask: Mask) -> str:
     """SHA-256 of what a mask marks, as 64 hexadecimal digits."""
+    return _digest((name, list(marked.shape), packed_bits(marked)) for name, marked in mask.items())
+
+
+def stored_mask_digest(path: Path | str) -> str:
+    """`mask_digest` of a mask written by `save_mask`, without unpacking it.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, damaged, or not such a mask.
+    """
+    with _packed(path) as (content, shapes, told):
+        found = _digest((name, shape, content.get_tensor(name)) for name, shape in shapes.items())
+        if told not in (None, found):
+            raise ValueError("its digest is another")
+        return found
+
+
+def _digest(packed: Iterable[tuple[str, list[int], Tensor]]) -> str:
     sha = hashlib.sha256()
-    for name, marked in mask.items():
-        sha.update(f"{name} {tuple(marked.shape)}".encode() + packed_bits(marked).numpy().tobytes())
+    for name, shape, bits in packed:
+        sha.update(f"{name} {tuple(shape)}".encode() + bits.numpy().tobytes())
     return sha.hexdigest()
+
+
+@contextmanager
+def _packed(path: Path | str) -> Iterator[tuple[Any, dict[str, list[int]], str | None]]:
+    """An open file of `save_mask`, the shapes by name and the digest it tells; what is wrong with it in a sentence."""
+    try:
+        with safe_open(str(path), framework="pt") as content:
+            header = content.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise UserError(f"{path} is not a saliency mask: give a file written by save_mask")
+            yield content, parse_json(header["shapes"]), header.get("sha256")
+    except FileNotFoundError as error:
+        raise UserError(f"there is no mask file {path}: compute the mask first") from error
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"the mask file {path} is damaged: delete it and compute the mask again") from error
 
 
 def load_mask(path: Path | str, *, device: torch.device | str = "cpu") -> Mask:
@@ -446,23 +485,15 @@ def load_mask(path: Path | str, *, device: torch.device | str = "cpu") -> Mask:
     try:
         with open(path, "rb") as file:
             start = file.read(4)
-        if start in TORCH_SAVE:
-            return {name: marked.to(device) for name, marked in _official_mask(path).items()}
-        with safe_open(str(path), framework="pt") as content:
-            header = content.metadata() or {}
-            if header.get("format") != "salun-mask-1":
-                raise UserError(f"{path} is not a saliency mask: give a file written by save_mask")
-            shapes = parse_json(header["shapes"])
-            mask = {name: unpacked_bits(content.get_tensor(name), shape) for name, shape in shapes.items()}
-            if header.get("sha256", found := mask_digest(mask)) != found:
-                raise ValueError("its digest is another")
-            return {name: marked.to(device) for name, marked in mask.items()}
-    except FileNotFoundError as error:
-        raise UserError(f"there is no mask file {path}: compute the mask first") from error
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"the mask file {path} is damaged: delete it and compute the mask again") from error
+    except OSError:
+        start = b""  # what follows says what is wrong
+    if start in TORCH_SAVE:
+        return {name: marked.to(device) for name, marked in _official_mask(path).items()}
+    stored_mask_digest(path)
+    with _packed(path) as (content, shapes, _):
+        return {
+            name: unpacked_bits(content.get_tensor(name), shape).to(device) for name, shape in shapes.items()
+        }
 
 
 def _official_mask(path: Path | str) -> Mask:

@@ -25,11 +25,11 @@ from salun_core.saliency import (
     density,
     layer_table,
     least_salient_mask,
-    load_mask,
     mask_digest,
     random_mask,
     saliency_scores,
     save_mask,
+    stored_mask_digest,
     top_mask,
 )
 from salun_core.tasks.base import Task
@@ -128,12 +128,14 @@ class Lab:
 
     def keep(self, mask: Mask) -> Path:
         """The file of a mask, which all cells that use it share; see `saliency.load_mask`."""
-        path = self.store.folder / f"mask-{mask_digest(mask)[:20]}.safetensors"
+        wanted = mask_digest(mask)
+        path = self.store.folder / f"mask-{wanted[:20]}.safetensors"
         try:
-            load_mask(path)
+            if stored_mask_digest(path) == wanted:
+                return path
         except UserError:  # there is none yet, or a damaged one
-            return save_mask(mask, path)
-        return path
+            pass
+        return save_mask(mask, path)
 
     def since(self, start: float) -> float:
         """Seconds since a reading of ``time.perf_counter()``, with the accelerator's work done."""
