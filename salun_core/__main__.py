@@ -608,7 +608,7 @@ def _add(given: argparse.Namespace) -> None:
 def _results(given: argparse.Namespace) -> None:
     from salun_core.experiments import EXPERIMENTS
     from salun_core.experiments.runs.table import as_parquet, printed, read_table
-    from salun_core.files import is_special, unwritable, write_whole
+    from salun_core.files import write_named
     from salun_core.paths import output_folder
 
     one_of(given.experiment, EXPERIMENTS, "experiment")
@@ -625,13 +625,8 @@ def _results(given: argparse.Namespace) -> None:
         content = (printed(cells, given.format) + "\n").encode()
     if given.to is None:
         print(content.decode(), end="")
-    elif given.to.is_symlink() or (given.to.exists() and is_special(given.to)):  # /dev/stdout, a pipe
-        try:
-            given.to.write_bytes(content)
-        except OSError as error:
-            raise unwritable(given.to, error) from error
     else:
-        write_whole(given.to, content)
+        write_named(given.to, content)
 
 
 if __name__ == "__main__":

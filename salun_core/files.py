@@ -42,6 +42,17 @@ def write_whole(path: Path | str, content: bytes) -> Path:
     return path
 
 
+def write_named(path: Path, content: bytes) -> None:
+    """Write to a place that a user named: into a link, a device (``/dev/stdout``) or a pipe, and else as `write_whole` does."""
+    if path.is_symlink() or (path.exists() and is_special(path)):
+        try:
+            path.write_bytes(content)
+        except OSError as error:
+            raise unwritable(path, error) from error
+    else:
+        write_whole(path, content)
+
+
 def check_writable(folder: Path | str) -> Path:
     """Create ``folder`` and prove that a file can be written there, before hours of work depend on it."""
     probe = write_whole(Path(folder) / ".writable", b"")

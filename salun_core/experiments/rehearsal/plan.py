@@ -31,6 +31,7 @@ from salun_core.experiments.runs.cells import Cell, Scenario
 from salun_core.experiments.runs.machine import find_device
 from salun_core.experiments.runs.params import Params
 from salun_core.files import parse_json
+from salun_core.metrics.generation.erasure import RELEARNING_BATCH
 from salun_core.models.text_to_image.pipelines import PIXELS
 from salun_core.saliency import LARGE
 
@@ -55,7 +56,6 @@ SETS = {"ga": ("forget",), "be": ("forget",), "bs": ("forget",), "ft": ("retain"
 SHIPPED = {"digits": Shape(10, 1, 8, 898, 899), "noisy_digits": Shape(10, 1, 8, 1_297, 500)}
 FILES = ("imagefolder", "tiny_imagenet")  # decoded into a file where they are too large for memory
 CLIP_WEIGHTS = 428_000_000  # of CLIP ViT-L/14
-RELEARNED = 4  # images in a step of relearning
 
 
 @dataclass(frozen=True)
@@ -505,7 +505,7 @@ def probing_memory(values: Mapping[str, Any], net: Cost, clip: float, *, acceler
     attacked = 2 * stored * net.weights + clip + each * searched
     if not values["relearn_steps"]:
         return attacked
-    step = each * min(RELEARNED, values["relearn_images"])
+    step = each * min(RELEARNING_BATCH, values["relearn_images"])
     rest = 0.0 if accelerator else stored * net.weights + clip
     step = max(step, FLOAT * net.weights) if accelerator else step
     return max(attacked, (stored + 2 * FLOAT + ADAM) * net.weights + rest + step)

@@ -22,6 +22,8 @@ from salun_core.models.diffusion.objectives import objective_of
 from salun_core.models.diffusion.unet import predict_noise
 from salun_core.rng import generator
 
+RELEARNING_BATCH = 4  # images in a step of relearning
+
 
 @dataclass(frozen=True)
 class Attack:
@@ -177,7 +179,7 @@ def relearning_curve(
     steps: int = 50,
     lr: float = 1e-5,
     every: int = 10,
-    batch_size: int = 4,
+    batch_size: int = RELEARNING_BATCH,
     seed: int = 0,
 ) -> list[tuple[int, float]]:
     """Fine-tune on a few images of the concept and watch it come back.
