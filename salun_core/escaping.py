@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$&@^!]|:(?=//)|(?<=\w)\.(?=[^\W\d]))")
 # What a spreadsheet takes for a formula, wide forms included, behind apostrophes that are the text's own.
 FORMULA = re.compile("'*[=+\\-@\t\r\n\0＝＋－＠]")
+# Unseen characters that turn the direction of the text behind them, as a set in a pattern: a name would be read as another.
+TURNING = r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 QUOTED_OR_END = re.compile(r'("(?:[^"]|"")*")|\r\n')
 
 

@@ -1,6 +1,7 @@
 """A labelled image data set, in memory or, where it is too large, on disk."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from salun_core.data.batches import Augment, Batches
 from salun_core.data.draws import lots, stratified_order
 from salun_core.data.on_disk import chunks, is_mapped, taken
 from salun_core.errors import UserError, one_of
+from salun_core.escaping import TURNING
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +81,9 @@ class ImageData:
                 f"{self.name}: labels go from {low} to {high}, but there are {len(self.classes)} class names"
             )
 
+        for name in self.classes:
+            check_class_name(name, self.name)
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of images, labels and the train/test boundary, as 64 hexadecimal digits."""
@@ -131,6 +136,14 @@ def fewer(data: ImageData, count: int | None) -> ImageData:
     kept = torch.cat([order[:count].sort().values, torch.arange(data.n_train, len(data.labels))])
     note = f"{data.note}, {count:,} of {data.n_train:,} training images".removeprefix(", ")
     return replace(data, images=taken(data.images, kept), labels=data.labels[kept], n_train=count, note=note)
+
+
+def check_class_name(name: str, owner: str) -> None:
+    """Refuse a name that would be read as another one, as text is shown."""
+    if re.search(f"[{TURNING}]", name):
+        raise UserError(
+            f"{owner}: the name {name!a} holds an unseen character that turns the direction of text: rename it"
+        )
 
 
 def only(data: ImageData, names: Sequence[str]) -> ImageData:

@@ -11,7 +11,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from salun_core.errors import UserError, nearest
-from salun_core.escaping import FORMULA
+from salun_core.escaping import FORMULA, TURNING
 from salun_core.files import parse_json, readable, write_whole
 from salun_core.methods import name_of
 from salun_core.metrics.gaps import AVERAGE, METRICS, by_method, gaps
@@ -20,9 +20,9 @@ from salun_core.pages.tables.table import Table, spread
 from salun_core.paths import project_root
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-UNSEEN = r"\x00-\x1f\x7f\u200e\u200f\u2028-\u202e\u2066-\u2069"
-"""Characters that end a line or turn the direction of what follows, as a set in a pattern."""
-LINE = Annotated[str, Field(min_length=1, max_length=400, pattern=f"^[^{UNSEEN}]*$")]
+LINE = Annotated[
+    str, Field(min_length=1, max_length=400, pattern=rf"^[^\x00-\x1f\x7f\u2028\u2029{TURNING}]*$")
+]
 
 
 class Contribution(BaseModel):

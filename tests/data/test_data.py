@@ -163,6 +163,7 @@ def test_some_classes_only_in_the_order_asked_for():
         ({"labels": torch.tensor([0, 1, 2, 0])}, "labels go from 0 to 2, but there are 2 class names"),
         ({"labels": torch.tensor([0, 1, -1, 0])}, "labels go from -1"),
         ({"n_train": 4}, "both a training and a test part"),
+        ({"classes": ("a", "b\u202ec")}, r"the name 'b\u202ec' holds an unseen character"),
         ({"n_train": 0}, "both a training and a test part"),
     ],
 )
@@ -997,4 +998,10 @@ def test_noisy_digits_are_learned_by_heart_and_not_easy():
 def test_a_class_folder_whose_name_is_no_text_is_refused(tmp_path):
     (tmp_path / "train" / os.fsdecode(b"caf\xe9")).mkdir(parents=True)
     with pytest.raises(UserError, match=r"the name of the folder b'caf\\xe9' is not UTF-8: rename it"):
+        load_dataset("imagefolder", tmp_path)
+
+
+def test_a_class_folder_whose_name_is_shown_as_another_is_refused(tmp_path):
+    (tmp_path / "train" / "gpj\u202etac").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"the name 'gpj\\u202etac' holds an unseen character"):
         load_dataset("imagefolder", tmp_path)

@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from salun_core.data.image_files import read_images
-from salun_core.data.images import ImageData
+from salun_core.data.images import ImageData, check_class_name
 from salun_core.errors import UserError, one_line
 
 LAYOUT = "expected train/<class>/<image> and test/<class>/<image> (or val/ for test/) in data_dir"
@@ -111,6 +111,7 @@ def _check_name(folder: Path) -> None:
     except UnicodeEncodeError as error:
         shown = folder.name.encode(errors="surrogateescape")
         raise UserError(f"the name of the folder {shown!r} is not UTF-8: rename it") from error
+    check_class_name(folder.name, f"folder {folder.parent}")
 
 
 def _kept(paths: Iterable[Path], kind: str, passed: dict[str, list[Path]]) -> list[Path]:
