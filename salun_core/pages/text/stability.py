@@ -8,11 +8,11 @@ from salun_core.pages.markup import Text
 from salun_core.pages.words import counted, listed
 
 
-def sentences(cells: pd.DataFrame, spread: pd.DataFrame, surface: pd.DataFrame) -> Text:
-    """What the three parts of the experiment show."""
+def sentences(cells: pd.DataFrame, spread: pd.DataFrame, surface: pd.DataFrame | None = None) -> Text:
+    """What the parts of the experiment show; the surface of settings is of the tuning seed, and not of every run."""
     shares = findings.over_shares(cells)
     said = [over_shares(shares), near(findings.over_settings(spread, shares.floor), shares)]
-    if len(surface):
+    if surface is not None and len(surface):
         said.append(by_keep(findings.surface(surface)))
     return Text(*said)
 
