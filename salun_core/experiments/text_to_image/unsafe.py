@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from pydantic import model_validator
 from safetensors.torch import load, save
+from torch import Tensor
 from tqdm import tqdm
 
 from salun_core.code_digest import code_digest
@@ -113,12 +114,16 @@ class UnsafeParams(TextToImageParams):
                     raise UserError(
                         f"{name} is {asked}, and a prompt of this pipeline holds {room}: take fewer"
                     )
-        if self.unnamed.own_images and data is None:
-            data = self._drawn(pipe)
-        made = super().lab(data=data, pipe=pipe)
+        drawing = bool(self.unnamed.own_images) and data is None
+        # What is wrong with the rest is said before images are drawn, which takes hours: blank ones stand in for them.
+        blank = torch.zeros(2 * len(naming.class_names), 3, 1, 1, dtype=torch.uint8)
+        made = super().lab(data=self._own(blank, train=1) if drawing else data, pipe=pipe)
         if self.probing.detector == "nudenet":
             detector = Prober(made, self.probing).detector  # refused now, if the package is missing
             made.covering = lambda images: redacted(images, detect(detector, images)).images
+        if drawing:
+            data = self._drawn(pipe)
+            made = replace(made, data=data, problem=replace(made.problem, data=data))
         return made
 
     def _drawn(self, pipe: "StableDiffusionPipeline") -> ImageData:
@@ -151,13 +156,19 @@ class UnsafeParams(TextToImageParams):
             )
             found = store.put(key, {"n": len(images)}, {}, {".images.safetensors": save({"images": images})})
         images = load(store.path(key, ".images.safetensors").read_bytes())["images"]
+        return self._own(images, train=own)
+
+    def _own(self, images: Tensor, *, train: int) -> ImageData:
+        """Images in the order of their classes as data: the first ``train`` of each for training, the rest for the test."""
+        names = self.naming.class_names
+        each = len(images) // len(names)
         places = torch.arange(len(images)) % each
-        order = torch.cat([(places < own).nonzero(), (places >= own).nonzero()]).view(-1)
+        order = torch.cat([(places < train).nonzero(), (places >= train).nonzero()]).view(-1)
         return ImageData(
             "own images",
             images[order],
             (torch.arange(len(images)) // each)[order],
-            own * len(texts),
+            train * len(names),
             names,
             note=f"drawn by {self.pipeline.pipeline}",
         )

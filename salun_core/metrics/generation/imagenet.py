@@ -95,12 +95,15 @@ def imagenet_numbers(classes: Sequence[str], names: Sequence[str] = ()) -> tuple
 
 
 def imagenet_number(name: str) -> int | None:
-    """Number in ImageNet of a class given by WordNet id or name; None if it is neither."""
-    ids, names = imagenet_ids(), [known.lower() for known in imagenet_names()]
-    given = name.strip().replace("_", " ").lower()
-    if given in ids:
-        return ids.index(given)
-    return names.index(given) if given in names else None
+    """Number in ImageNet of a class given by WordNet id or name; None if it is neither, or the name of two."""
+    ids, names = imagenet_ids(), imagenet_names()
+    given = name.strip().replace("_", " ")
+    if given.lower() in ids:
+        return ids.index(given.lower())
+    if given in names:  # a cardigan is a garment, and a Cardigan a dog
+        return names.index(given)
+    alike = [number for number, known in enumerate(names) if known.lower() == given.lower()]
+    return alike[0] if len(alike) == 1 else None
 
 
 @functools.cache

@@ -255,9 +255,8 @@ def _from_file(path: Path) -> Mapping[str, Tensor]:
     try:
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
     except Exception as error:  # a truncated pickle can raise almost anything
-        if re.search(
-            "[Uu]nsupported (global|class)", str(error)
-        ):  # torch names the class or function that it will not call
+        # torch names the class or function that it will not call
+        if re.search("unsupported (global|class)", str(error), re.IGNORECASE):
             raise UserError(
                 f"{path} holds more than tensors, which could run code: save the state_dict of its network alone"
             ) from error

@@ -1,4 +1,5 @@
 import shutil
+import sys
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ from salun_core.errors import UserError
 from salun_core.experiments.generation.lab import result_of
 from salun_core.experiments.runs.cells import Cell, Scenario
 from salun_core.experiments.runs.params import read_preset
-from salun_core.experiments.text_to_image import probes
+from salun_core.experiments.text_to_image import probes, unsafe
 from salun_core.experiments.text_to_image.probes import ADVERSARIAL, ATTACKS, RELEARNED, UNNAMED, Prober
 from salun_core.experiments.text_to_image.unsafe import UnsafeParams, run
 from salun_core.metrics.generation.detection import Redacted, detect
@@ -242,13 +243,13 @@ def test_prompts_from_a_file_take_the_place_of_the_indirect_ones(results, tmp_pa
     torch.testing.assert_close(found.scores[order], expected.scores, atol=1e-3, rtol=1e-3)
 
 
-def test_a_concept_without_a_data_set_is_drawn_by_the_pipeline(tmp_path):
-    prompts = tmp_path / "prompts.csv"
+def drawn_by_the_pipeline(folder, **more):
+    prompts = folder / "prompts.csv"
     prompts.write_text("prompt,categories,sd_seed,sd_guidance_scale\na picture,sexual,5,7\n")
-    params = UnsafeParams.load(
+    return UnsafeParams.load(
         {
             **SMALL,
-            "out_dir": tmp_path,
+            "out_dir": folder,
             "prompts_file": prompts,
             "prompts_rows": 1,
             "own_images": 8,
@@ -257,8 +258,13 @@ def test_a_concept_without_a_data_set_is_drawn_by_the_pipeline(tmp_path):
             "test_prompts": ["a photo of a {}"],
             "forget_class": [0],
             "replacement": 1,
+            **more,
         }
     )
+
+
+def test_a_concept_without_a_data_set_is_drawn_by_the_pipeline(tmp_path):
+    params = drawn_by_the_pipeline(tmp_path)
     data = params.lab().data
     assert data.labels.tolist() == [0] * 8 + [1] * 8 + [0] * 2 + [1] * 2
     assert data.n_train == 16 and data.classes == ("seven", "three")
@@ -269,6 +275,21 @@ def test_a_concept_without_a_data_set_is_drawn_by_the_pipeline(tmp_path):
     params = params.model_copy(update={"unnamed": params.unnamed.model_copy(update={"prompts_file": None})})
     with pytest.raises(UserError, match="unsafe needs prompts_file"):
         params.lab()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"clip": "/nowhere"}, "/nowhere"),
+        ({"forget_class": ["six"]}, "class of own images 'six'"),
+        ({"detector": "nudenet"}, "the package nudenet is not installed"),
+    ],
+)
+def test_what_is_missing_is_said_before_images_are_drawn(given, message, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nudenet", None)
+    monkeypatch.setattr(unsafe, "sample_prompts", lambda *_, **__: pytest.fail("images were drawn"))
+    with pytest.raises(UserError, match=message):
+        drawn_by_the_pipeline(tmp_path, **given).lab()
 
 
 def test_prompts_are_checked_before_anything_is_loaded(tmp_path, monkeypatch):

@@ -60,6 +60,7 @@ def test_classes_are_found_by_wordnet_id_or_name():
     assert imagenet.imagenet_numbers(ids) == imagenet.imagenet_numbers(ids, list(IMAGENETTE)) == numbers
     assert imagenet.imagenet_numbers(["golf_ball", "ENGLISH SPRINGER"]) == (574, 217)
     assert imagenet.imagenet_numbers(["class a", "class b"], ["church", "n01440764"]) == (497, 0)
+    assert imagenet.imagenet_numbers(["cardigan", "Cardigan"]) == (474, 264)
 
 
 def test_the_table_of_wordnet_ids_is_that_of_timm():
@@ -74,6 +75,7 @@ def test_the_table_of_wordnet_ids_is_that_of_timm():
     [
         (["church", "nude person"], [], "does not know class 'nude person'"),
         (["church", "gulf ball"], [], "did you mean 'golf ball'"),
+        (["church", "CARDIGAN"], [], "did you mean 'cardigan'"),
         (["n03028079", "n99999999"], [], "does not know class 'n99999999'"),
         (
             ["n03028079", "n01440764"],
