@@ -1,6 +1,5 @@
 """Classifiers that others have trained: files of weights, and models of the Hugging Face hub."""
 
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 from salun_core.errors import UserError
 from salun_core.files import read_config, sha256
 from salun_core.models.classification.normalised import Normalised
-from salun_core.networks import check_loaded
+from salun_core.networks import check_loaded, read_tensors
 from salun_core.rng import isolated
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
@@ -140,18 +138,12 @@ class Checkpoint:
             path = path / "model.safetensors"
             if not path.is_file():
                 raise UserError(f"{self.path} holds no model.safetensors: name the file with the weights")
-        try:
-            if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors":
+            try:
                 return load_file(path)
-            held = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise UserError(
-                f"{path} holds more than tensors, which could run code: save model.state_dict() alone"
-            ) from error
-        except Exception as error:  # a damaged file can raise almost anything
-            raise UserError(
-                f"the checkpoint {path} is damaged or does not hold weights: copy it again"
-            ) from error
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{path} is truncated or damaged: copy it again") from error
+        held = read_tensors(path, "model.state_dict() alone")
         while isinstance(held, Mapping) and (inner := next((held[k] for k in WRAPPERS if k in held), None)):
             held = inner
         if not isinstance(held, Mapping) or not all(isinstance(v, Tensor) for v in held.values()):

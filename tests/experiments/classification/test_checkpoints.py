@@ -168,8 +168,15 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
     with pytest.raises(UserError, match="holds more than tensors"):
         Checkpoint(str(tmp_path / "whole.pt")).load(network(1))
     (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04 nothing")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="cut.pt is truncated or damaged"):
         Checkpoint(str(tmp_path / "cut.pt")).load(network(1))
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_a_file_that_holds_no_weights_at_all_is_not_suspected_of_code(tmp_path, ending):
+    (tmp_path / f"page.{ending}").write_bytes(b"<!DOCTYPE html> of a download that failed")
+    with pytest.raises(UserError, match=f"page.{ending} is truncated or damaged"):
+        Checkpoint(str(tmp_path / f"page.{ending}")).load(network(1))
 
 
 def vision_transformer(folder):
