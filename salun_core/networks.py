@@ -1,8 +1,10 @@
 """What is asked of any network, whatever it computes: where it is, in which mode, and that it is whole."""
 
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -88,6 +90,37 @@ def copied(model: nn.Module) -> nn.Module:
             raise
         raise UserError(
             f"the model cannot be copied ({error}): methods train a copy, so keep in it only what copy.deepcopy copies"
+        ) from error
+
+
+def read_tensors(path: Path | str, remedy: str, **how: Any) -> Any:
+    """What a file of ``torch.save`` holds, as tensors only: no code in it is run.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    remedy : str
+        What to save instead, where it holds other things.
+    **how
+        For ``torch.load``.
+
+    Raises
+    ------
+    UserError
+        If it is damaged, or holds more than tensors.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, **how)
+    except Exception as error:  # a truncated pickle can raise almost anything
+        if lacks_memory(error):
+            raise
+        if re.search(
+            "unsupported (global|class)", str(error), re.IGNORECASE
+        ):  # torch names what it will not call
+            raise UserError(f"{path} holds more than tensors, which could run code: save {remedy}") from error
+        raise UserError(
+            f"{path} is truncated or damaged, or was not written by torch.save: copy or save it again"
         ) from error
 
 

@@ -7,7 +7,6 @@ that may change. The paper's threshold appears here as ``keep``, the share of we
 import hashlib
 import io
 import json
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from salun_core.data.batches import Batch, as_loader
 from salun_core.errors import Diverged, UserError, lacks_memory, one_of
 from salun_core.files import parse_json, write_whole
-from salun_core.networks import check_trainable, copied, device_of, evaluating, gradients
+from salun_core.networks import check_trainable, copied, device_of, evaluating, gradients, read_tensors
 from salun_core.plugins import Failed, Table, called
 from salun_core.rng import isolated
 
@@ -497,14 +496,7 @@ def load_mask(path: Path | str, *, device: torch.device | str = "cpu") -> Mask:
 
 
 def _official_mask(path: Path | str) -> Mask:
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds more than tensors, which could run code: save the mask as a plain dict of tensors"
-        ) from error
-    except Exception as error:  # a truncated file can raise almost anything
-        raise UserError(f"the mask file {path} is damaged: copy it again") from error
+    found = read_tensors(path, "the mask as a plain dict of tensors")
     if not isinstance(found, dict) or not found or not all(isinstance(m, Tensor) for m in found.values()):
         raise UserError(f"{path} is not a saliency mask: give a dict of tensors by weight name")
     found = {name: values.to_dense() for name, values in found.items()}  # some are stored sparse

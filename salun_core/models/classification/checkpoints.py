@@ -1,14 +1,12 @@
 """Classifiers that others have trained: files of weights, and models of the Hugging Face hub."""
 
-import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 from salun_core.errors import UserError
 from salun_core.files import read_config, sha256
 from salun_core.models.classification.normalised import Normalised
-from salun_core.networks import check_loaded
+from salun_core.networks import check_loaded, read_tensors
 from salun_core.rng import isolated
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
@@ -140,18 +138,12 @@ class Checkpoint:
             path = path / "model.safetensors"
             if not path.is_file():
                 raise UserError(f"{self.path} holds no model.safetensors: name the file with the weights")
-        try:
-            if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors":
+            try:
                 return load_file(path)
-            held = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise UserError(
-                f"{path} holds more than tensors, which could run code: save model.state_dict() alone"
-            ) from error
-        except Exception as error:  # a damaged file can raise almost anything
-            raise UserError(
-                f"the checkpoint {path} is damaged or does not hold weights: copy it again"
-            ) from error
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{path} is truncated or damaged: copy it again") from error
+        held = read_tensors(path, "model.state_dict() alone")
         while isinstance(held, Mapping) and (inner := next((held[k] for k in WRAPPERS if k in held), None)):
             held = inner
         if not isinstance(held, Mapping) or not all(isinstance(v, Tensor) for v in held.values()):
@@ -169,12 +161,13 @@ def fitting(weights: Mapping[str, Tensor], network: nn.Module, source: str) -> d
     """
     wanted = network.state_dict()
     found = dict(weights)
-    for prefix in PREFIXES:
-        while found and all(name.startswith(prefix) for name in found) and not found.keys() <= wanted.keys():
-            found = {name.removeprefix(prefix): value for name, value in found.items()}
-    if isinstance(network, Normalised) and not any(name.startswith("net.") for name in found):
-        found = {f"net.{name}": value for name, value in found.items()}
+    inner = network.net.state_dict() if isinstance(network, Normalised) else wanted
+    # More than one wrapper may be around a network, in any order; a network may also have parts of such names.
+    while (prefix := _prefix(found)) and found.keys().isdisjoint(wanted.keys() | inner.keys()):
+        found = {name.removeprefix(prefix): value for name, value in found.items()}
     if isinstance(network, Normalised):
+        if not found.keys().isdisjoint(inner) or not any(name.startswith("net.") for name in found):
+            found = {f"net.{name}": value for name, value in found.items()}
         found = {name: wanted[name] for name in MOMENTS} | found
     # Networks without their normalisation layer, as the authors' code saves it, and counts that older versions lack.
     found |= {n: v for n, v in wanted.items() if n.endswith("num_batches_tracked") and n not in found}
@@ -183,9 +176,19 @@ def fitting(weights: Mapping[str, Tensor], network: nn.Module, source: str) -> d
     ]
     if wrong:
         name = wrong[0]
-        ours, theirs = (tuple(m[name].shape) if name in m else "none" for m in (wanted, found))
+        if name not in found:
+            said = "is missing there"
+        elif name not in wanted:
+            said = "is left over"
+        else:
+            said = f"has shape {tuple(found[name].shape)} there and {tuple(wanted[name].shape)} here"
         raise UserError(
-            f"the weights in {source} do not fit this network: {name} has shape {theirs} there and {ours} here "
+            f"the weights in {source} do not fit this network: {name} {said} "
             f"({len(dict.fromkeys(wrong))} of {len(wanted)} differ); choose arch and width as they were trained"
         )
     return {name: found[name].to(wanted[name].dtype) for name in wanted}
+
+
+def _prefix(names: Collection[str]) -> str:
+    """What a wrapper put before all names; an empty text if none did."""
+    return next((p for p in PREFIXES if names and all(name.startswith(p) for name in names)), "")

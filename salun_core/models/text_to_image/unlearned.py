@@ -16,6 +16,7 @@ from salun_core.errors import UserError
 from salun_core.files import read_config
 from salun_core.models.text_to_image.deltas import FORMAT, load_delta
 from salun_core.models.text_to_image.families import family_of, network_of
+from salun_core.networks import read_tensors
 
 TENSORS = (".safetensors",)
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
@@ -252,16 +253,8 @@ def _from_file(path: Path) -> Mapping[str, Tensor]:
             f"{path} has an unknown file type: give a diffusers folder, or a file that ends in "
             f"{', '.join(TENSORS + PICKLES)}"
         )
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
-    except Exception as error:  # a truncated pickle can raise almost anything
-        # torch names the class or function that it will not call
-        if re.search("unsupported (global|class)", str(error), re.IGNORECASE):
-            raise UserError(
-                f"{path} holds more than tensors, which could run code: save the state_dict of its network alone"
-            ) from error
-        raise UserError(f"{path} is truncated or damaged: copy it again") from error
-    return _tensors(held, path)
+    mmap = zipfile.is_zipfile(path) or None
+    return _tensors(read_tensors(path, "the state_dict of its network alone", mmap=mmap), path)
 
 
 def _tensors(held: Any, path: Path) -> dict[str, Tensor]:

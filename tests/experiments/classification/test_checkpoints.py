@@ -1,18 +1,21 @@
 """Classification that starts from a model that others have trained."""
 
 import json
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 from problems import same
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from salun_core.errors import UserError
 from salun_core.experiments.classification.method_comparison import ClassificationParams, run
 from salun_core.experiments.classification.stability import StabilityParams
 from salun_core.models import build_model
 from salun_core.models.classification.checkpoints import Checkpoint
+from salun_core.models.classification.normalised import Normalised
 from salun_core.pages.figures import classification as figures
 from salun_core.pages.tables import classification as tables
 from salun_core.pages.text import classification as text
@@ -158,6 +161,35 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(files, tmp_pat
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("wrapped", ["model._orig_mod.", "model.module.", "_orig_mod.module.model."])
+def test_several_wrappers_around_a_network_are_taken_off(tmp_path, wrapped):
+    state = network(5).net.state_dict()
+    torch.save({wrapped + name: value for name, value in state.items()}, tmp_path / "wrapped.pt")
+    assert same(Checkpoint(str(tmp_path / "wrapped.pt")).load(network(1)), network(5))
+
+
+@pytest.mark.parametrize("part", ["model", "module", "net"])
+def test_a_network_may_have_a_part_that_is_named_like_a_wrapper(tmp_path, part):
+    def built(seed):
+        torch.manual_seed(seed)
+        return Normalised(nn.Sequential(OrderedDict([(part, nn.Linear(3, 2))])), [0.3], [0.4])
+
+    for kept in (built(5).net, built(5)):
+        torch.save(kept.state_dict(), tmp_path / "own.pt")
+        assert same(Checkpoint(str(tmp_path / "own.pt")).load(built(1)), built(5))
+
+
+def test_a_weight_that_a_checkpoint_lacks_or_has_too_much_is_named(tmp_path):
+    state = network(5).net.state_dict()
+    bias = state.pop("fc.bias")
+    torch.save(state, tmp_path / "less.pt")
+    with pytest.raises(UserError, match=r"net.fc.bias is missing there \(1 of"):
+        Checkpoint(str(tmp_path / "less.pt")).load(network(1))
+    torch.save(state | {"fc.bias": bias, "head": bias}, tmp_path / "more.pt")
+    with pytest.raises(UserError, match=r"net.head is left over \(1 of"):
+        Checkpoint(str(tmp_path / "more.pt")).load(network(1))
+
+
 def test_an_experiment_that_needs_retrained_models_says_how_to_have_them(files):
     with pytest.raises(UserError, match="stability compares with retrained models: give retrained: train"):
         StabilityParams.load({"pretrained": str(files / "before.pth"), "tune": False})
@@ -168,8 +200,15 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
     with pytest.raises(UserError, match="holds more than tensors"):
         Checkpoint(str(tmp_path / "whole.pt")).load(network(1))
     (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04 nothing")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="cut.pt is truncated or damaged"):
         Checkpoint(str(tmp_path / "cut.pt")).load(network(1))
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_a_file_that_holds_no_weights_at_all_is_not_suspected_of_code(tmp_path, ending):
+    (tmp_path / f"page.{ending}").write_bytes(b"<!DOCTYPE html> of a download that failed")
+    with pytest.raises(UserError, match=f"page.{ending} is truncated or damaged"):
+        Checkpoint(str(tmp_path / f"page.{ending}")).load(network(1))
 
 
 def vision_transformer(folder):
