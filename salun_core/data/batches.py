@@ -300,6 +300,8 @@ def batch_of(item: Any, what: str = "the loader") -> Batch:
     """
     if isinstance(item, Mapping):
         images, labels = (next((item[k] for k in keys if k in item), None) for keys in (IMAGES, LABELS))
+        if labels is None:
+            labels = next((item[k] for k in PROMPTS if k in item), None)
         if images is None or labels is None:
             raise UserError(f"{what} gives a dict with {', '.join(map(str, item))}: {FORM}")
     elif isinstance(item, tuple | list) and len(item) >= 2:
@@ -308,6 +310,11 @@ def batch_of(item: Any, what: str = "the loader") -> Batch:
         raise UserError(f"{what} gives a {type(item).__name__}: {FORM}")
     if (not isinstance(labels, Tensor) and getattr(labels, "ndim", None) == 0) or isinstance(labels, int):
         raise UserError(f"{what} gives single images: put the data set into a torch.utils.data.DataLoader")
+    if _are_texts(labels) and labels:
+        raise UserError(
+            f"{what} gives texts in place of class numbers: number the classes; of prompts, give what a text-to-image "
+            "task has encoded, such as task.forget"
+        )
     try:
         images, labels = torch.as_tensor(images), torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:

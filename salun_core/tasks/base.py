@@ -1,5 +1,6 @@
 """What a method may ask of a task, whatever the task is."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -61,12 +62,21 @@ def check_training(build: Any, recipe: Any, kind: type) -> None:
     Raises
     ------
     UserError
-        If ``build`` cannot be called, or ``recipe`` does not have type ``kind``.
+        If ``build`` cannot be called with a seed, or ``recipe`` does not have type ``kind``.
     """
     if build is not None and not callable(build):
         raise UserError(
             f"build is a {type(build).__name__}: give a function of a seed that returns a network"
         )
+    try:
+        if build is not None:
+            inspect.signature(build).bind(0)
+    except ValueError:  # what is written in C may have no signature
+        pass
+    except TypeError as error:
+        raise UserError(
+            f"build cannot be called with a seed ({error}): give a function of a seed that returns a network"
+        ) from error
     if recipe is not None and not isinstance(recipe, kind):
         raise UserError(f"recipe is a {type(recipe).__name__}: give a {kind.__name__}")
 

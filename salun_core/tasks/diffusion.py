@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from salun_core.data.batches import Batches, Loader, as_loader
+from salun_core.data.batches import Batches, Loader, as_loader, check_labels
 from salun_core.errors import UserError, one_of
 from salun_core.models.diffusion.objectives import check_scheduler
 from salun_core.models.diffusion.unet import class_count, like, predict_noise
@@ -171,19 +171,26 @@ def diffusion_task(
     check_scheduler(scheduler)
     classes = class_count(unet)
     parts = {
-        role: as_loader(source, device=device_of(unet), what=role, classes=classes, unit=True)
+        role: as_loader(source, device=device_of(unet), what=role, unit=True)
         for role, source in (("forget", forget), ("retain", retain))
     }
     for role, part in parts.items():
         first = next(iter(part), None)
         if first is not None:
+            if int(first[1].max()) == classes:  # common: a network without a condition for "no class"
+                raise UserError(
+                    f"{role} gives label {classes}, but the last of the network's {classes + 1} conditions means no class: "
+                    "give a network trained with num_class_embeds = K + 1"
+                )
+            check_labels(first[1], role, classes)
             _check_denoiser(unet, *first, role)
+        parts[role] = as_loader(part, device=part.device, what=role, classes=classes)
     if build is None and hasattr(unet, "config"):
 
         def build(seed: int) -> nn.Module:
             return like(unet, seed=seed)
 
-    given = ("model", "parts", "build", "recipe", "schedule")
+    given = ("model", "parts", "build", "recipe", "schedule", "kind")
     known = [f.name for f in fields(DiffusionTask) if f.init and f.name not in given]
     for name in settings:
         one_of(name, known, "setting of a diffusion task")

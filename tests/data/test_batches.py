@@ -157,7 +157,12 @@ def test_no_more_than_two_batches_are_held():
         ([(torch.zeros(1, 2, 2), torch.tensor(3))], "DataLoader"),
         ([(np.zeros((1, 2, 2)), np.int64(3))], "DataLoader"),
         ([(torch.zeros(2, 1, 2, 2), torch.zeros(3))], "2 images with 3 labels"),
-        ([(torch.zeros(2, 1, 2, 2), ["cat", "dog"])], "not tensors"),
+        ([(torch.zeros(2, 1, 2, 2), [[1, 2], [3]])], "not tensors"),
+        ([(torch.zeros(2, 1, 2, 2), ["cat", "dog"])], r"texts in place of class numbers: .* task\.forget"),
+        (
+            [{"pixel_values": torch.zeros(1, 1, 2, 2), "prompts": ["a cat"]}],
+            "texts in place of class numbers",
+        ),
     ],
 )
 def test_what_is_no_loader_of_batches_is_refused(source, message):

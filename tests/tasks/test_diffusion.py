@@ -688,7 +688,14 @@ def test_retraining_asks_for_a_recipe_and_builds_a_network_of_the_same_kind():
         ({"unet": nn.DataParallel(tiny_unet(0))}, "give model.module"),
         ({"unet": nn.Conv2d(1, 1, 1)}, "takes no class"),
         ({"forget": [(torch.zeros(2, 1, 8, 8) - 1, torch.tensor([3, 3]))]}, "leave out normalisation"),
-        ({"forget": [(torch.zeros(2, 1, 8, 8), torch.tensor([3, 10]))]}, "label 10"),
+        (
+            {"forget": [(torch.zeros(2, 1, 8, 8), torch.tensor([3, 10]))]},
+            "label 10, but the last of .* 11 conditions means",
+        ),
+        (
+            {"forget": [(torch.zeros(2, 1, 8, 8), torch.tensor([3, 11]))]},
+            "label 11, but the model has classes 0 to 9",
+        ),
         ({"retain": [(torch.zeros(2, 3, 8, 8), torch.tensor([3, 3]))]}, "cannot read the images of retain"),
         ({"retain": []}, "retain set holds no images"),
         ({"relable": "random"}, "did you mean 'relabel'"),

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from torch import nn
 from torch.nn.utils import prune
 
@@ -295,6 +296,11 @@ def test_a_builder_that_builds_nothing_is_refused():
         METHODS["retrain"](task)
 
 
+def test_a_builder_that_takes_no_seed_is_refused_before_anything_is_computed():
+    with pytest.raises(UserError, match=r"build cannot be called with a seed \(too many positional"):
+        classification_task(network(), forget=WHOLE, retain=WHOLE, build=lambda: network(), recipe="digits")
+
+
 def unlearn_class(forget=None, scheduler=None, **settings):
     unet = build_unet(classes=3, channels=1, size=8, widths=[8, 8], seed=0)
     good = [batch(size=8)]
@@ -314,6 +320,8 @@ def unlearn_class(forget=None, scheduler=None, **settings):
     [
         ({"scheduler": {}}, "the scheduler is a dict"),
         ({"scheduler": "ddpm"}, "the scheduler is a str"),
+        ({"scheduler": DDPMScheduler}, "the scheduler is a type: .* such as DDPMScheduler\\(\\)"),
+        ({"kind": "classification"}, "unknown setting of a diffusion task 'kind'"),
         ({"recipe": 3}, "recipe is a int"),
         ({"mask_draws": None}, "mask_draws must be at least 1"),
         ({"forget": [batch((0, 3), size=8)]}, "label 3, but"),

@@ -148,9 +148,9 @@ def check_scheduler(schedule: Any) -> None:
     UserError
         See `objective_of`.
     """
-    if not hasattr(schedule, "config"):
+    if isinstance(schedule, type) or not hasattr(schedule, "config"):
         raise UserError(
-            f"the scheduler is a {type(schedule).__name__}: give one of diffusers, such as DDPMScheduler"
+            f"the scheduler is a {type(schedule).__name__}: give one of diffusers, such as DDPMScheduler()"
         )
     objective_of(schedule)
 
