@@ -84,7 +84,7 @@ def text_to_image(out):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("number", "made"), zip(WALKS, (classifier, text_to_image), strict=True))
+@pytest.mark.parametrize(("number", "made"), [*zip(WALKS, (classifier, text_to_image), strict=True)])
 def test_a_run_executes_every_file_on_the_way_and_as_many_as_the_page_says(number, made, tmp_path):
     computed, package = made(tmp_path), str(ROOT / "salun_core")
     files = set()

@@ -263,7 +263,7 @@ def test_a_diverging_method_is_a_result(tmp_path, results):
 
 def test_strengths_multiply_the_steps_of_every_method_under_its_own_and_under_other_masks() -> None:
     given = {"methods": ["original", "ga", "salun"], "masks": ["none", "salient", "random"]}
-    params = DiffusionParams.load({"preset": "quick", **given, "strengths": [0.1, 2]})
+    params = DiffusionParams.load({"preset": "quick", **given, "forget_steps": 50, "strengths": [0.1, 2]})
     ends = ("original", "retrain")
     cells = params.cells_of(Scenario("class", target=3), 0, (*ends, "ga", "salun"))
     along = [cell for cell in cells if cell.tags["study"] == "frontier"]
