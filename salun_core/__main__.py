@@ -327,7 +327,7 @@ def _read_values(pairs: Sequence[tuple[str, str]], what: str) -> dict[str, Any]:
             values[name] = text
         if values[name] is None:
             raise UserError(
-                f"{what} {name} is given without a value: leave it out to take the preset's, or write none to go without"
+                f"{what} {name} is given without a value: give one, or leave it out to take the default"
             )
     return values
 

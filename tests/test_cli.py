@@ -64,6 +64,12 @@ def test_results_for_a_paper_and_for_other_programs(folder, capsys, tmp_path):
     assert "--to" in capsys.readouterr().err
 
 
+def test_a_parameter_without_a_value_is_refused_without_advice_that_it_would_not_take(capsys):
+    assert main(["run", "classification", "-p", "width", "null"]) == 2
+    said = capsys.readouterr().err
+    assert "width is given without a value: give one, or leave it out" in said and "none" not in said
+
+
 def test_a_second_run_computes_nothing(folder, capsys):
     files = {p: p.stat().st_mtime_ns for p in (folder / "cells").rglob("*.json")}
     assert main(["run", "classification", "--out", str(folder), *SMALL]) == 0

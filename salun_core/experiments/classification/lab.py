@@ -137,8 +137,7 @@ class ClassifierLab(Lab):
         return {
             "kind": "classification",
             "dataset": self.data.name,
-            "arch": (brought.arch if (brought := self.problem.pretrained) else None) or self.problem.arch,
-            "width": self.problem.width,
+            **self.problem.network,
             "weights": sum(w.numel() for w in self.build(0).parameters()),
         }
 

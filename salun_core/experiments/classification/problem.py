@@ -75,6 +75,12 @@ class Problem:
         )
         return net.to(self.device)
 
+    @property
+    def network(self) -> dict[str, Any]:
+        """Name and width of the network; those given say nothing of a model of transformers."""
+        brought = self.pretrained.arch if self.pretrained is not None else None
+        return {"arch": brought or self.arch, "width": self.width if brought is None else None}
+
     def split(self, seed: int, scenario: Scenario) -> Split:
         """Sample ids by role. The validation part depends on the seed only."""
         return split_data(
@@ -132,8 +138,7 @@ class Problem:
             "classes": list(self.data.classes),
             "size": list(self.data.images.shape[1:]),
             "augmentation": [self.data.flip, self.data.pad],
-            "arch": self.arch,
-            "width": self.width,
+            **self.network,
             "recipe": asdict(self.recipe) | {"milestones": list(self.recipe.milestones)},
             "validation": self.validation,
             "bf16": self.bf16,

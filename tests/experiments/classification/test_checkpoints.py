@@ -228,6 +228,11 @@ def test_a_folder_of_transformers_with_its_preprocessing(tmp_path):
     given = {"pretrained": str(tmp_path / "vit"), "out_dir": str(tmp_path / "runs")}
     results = run(ClassificationParams.load(SMALL | given))
     assert set(results.cells["arch"]) == {"transformers:ViTForImageClassification"}
+    assert results.cells["width"].isna().all()
+    (what,) = {
+        json.dumps(r.key.what["original"]) for r in results.lab.store.all() if "original" in r.key.what
+    }
+    assert '"arch": "transformers:ViTForImageClassification"' in what and '"width": null' in what
     row = results.cells[results.cells["method"] == "original"].iloc[0]
     lab = results.lab
     stored = lab.evaluation(next(r for r in lab.store.all() if r.key.name == row["cell"]))
