@@ -160,6 +160,11 @@ class PairedDifferences:
         return len(self.apart)
 
     @property
+    def rivals(self) -> int:
+        """Rivals that enter at once."""
+        return self.apart.shape[1]
+
+    @property
     def mean(self) -> float:
         """The smallest of the mean differences: that to the best rival."""
         return float(self.apart.mean(axis=0).min())
@@ -194,6 +199,11 @@ class Resampled:
     mean: float
     draws: Array
     n: int
+
+    @property
+    def rivals(self) -> int:
+        """One."""
+        return 1
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Percentiles of the draws."""

@@ -36,29 +36,34 @@ PAPER = {"salient": "salun", "none": "rl"}  # rows of the paper's Table 1
 def strongest(entries: Sequence[Entry], claim: str) -> Entry | None:
     """The entry of a claim that the first page tells.
 
-    Of a recorded run if there is one, of the most values, and of these in the scenario of the paper's main table.
-    None where no run measures the claim.
+    Of a recorded run if there is one, of the most values, and of these in the scenario of the paper's main table and
+    against the most rivals. None where no run measures the claim.
     """
     mine = [(e, e.found) for e in entries if e.claim.name == claim and e.found is not None]
-    rank = [(e.run != "quick", found.evidence.n, found.scenario == MAIN) for e, found in mine]
+    rank = [
+        (e.run != "quick", found.evidence.n, found.scenario == MAIN, found.evidence.rivals)
+        for e, found in mine
+    ]
     return mine[rank.index(max(rank))][0] if mine else None
 
 
-def headline_findings(out_dir: Path | None = None) -> list[tuple[str, Entry | None]]:
-    """The questions of the first page, each with the entry of the ledger that answers it."""
-    entries = quick_ledger(out_dir)
-    return [(question, strongest(entries, claim)) for claim, question in QUESTIONS.items()]
+def headline_findings(entries: Sequence[Entry]) -> list[tuple[str, str, str]]:
+    """The questions of the first page, each with the verdict and what was measured; the latter is empty if nothing was."""
+    found = []
+    for claim, question in QUESTIONS.items():
+        entry = strongest(entries, claim)
+        word = NOT_RUN if entry is None else entry.verdict.word
+        said = "" if entry is None else " ".join([effect_of(entry), *otherwise(entry, entries)])
+        found.append((question, word[:1].upper() + word[1:], said))
+    return found
 
 
 def findings(out_dir: Path | None = None) -> Text:
     """Three findings as sentences: question, verdict, and the measured effect with its interval."""
-    said: list[tuple[Part, ...]] = []
-    for question, entry in headline_findings(out_dir):
-        if entry is None:
-            said.append((Bold(question), f" {NOT_RUN[:1].upper()}{NOT_RUN[1:]}."))
-            continue
-        word = entry.verdict.word
-        said.append((Bold(f"{question} {word[:1].upper()}{word[1:]}."), f" {effect_of(entry)}"))
+    said: list[tuple[Part, ...]] = [
+        (Bold(f"{question} {word}."), f" {effect}") if effect else (Bold(question), f" {word}.")
+        for question, word, effect in headline_findings(quick_ledger(out_dir))
+    ]
     return Text(Bullets(said))
 
 
@@ -74,12 +79,11 @@ def readme(text: str, runs: Sequence[Run] | None = None) -> str:
     """
     if runs is None:
         runs = [run for run in all_runs() if run.name != "quick"]
-    entries = ledger(runs)
-    lines = []
-    for claim, question in QUESTIONS.items():
-        if (entry := strongest(entries, claim)) is not None:
-            word = entry.verdict.word
-            lines.append(f"- **{question} {word[:1].upper()}{word[1:]}.** {effect_of(entry)}")
+    lines = [
+        f"- **{question} {word}.** {effect}"
+        for question, word, effect in headline_findings(ledger(runs))
+        if effect
+    ]
     if not lines:
         lines = [
             "Nothing is recorded at present. `make book` measures it on small images, and the first page says what came out."
@@ -92,15 +96,36 @@ def readme(text: str, runs: Sequence[Run] | None = None) -> str:
 
 def effect_of(entry: Entry) -> str:
     """What was measured, with its interval and number of values, and where."""
+    found = entry.found
+    assert found is not None
+    reason = f" It cannot be judged: {entry.verdict.reason}." if entry.verdict.reason else ""
+    where = f"run {entry.run}, {found.scenario}".removesuffix(", ")
+    words = found.what[:1].upper() + found.what[1:]
+    return f"{words}: {size_of(entry)}, n = {found.evidence.n}; {where}.{reason}"
+
+
+def size_of(entry: Entry) -> str:
+    """The mean with its unit and interval."""
     claim, found = entry.claim, entry.found
     assert found is not None
     low, high = found.evidence.interval()
     interval = "" if math.isnan(low) else f" ({claim.shown(low)} to {claim.shown(high)})"
     unit = "" if claim.unit == "factor" else " points"
-    reason = f" It cannot be judged: {entry.verdict.reason}." if entry.verdict.reason else ""
-    where = f"run {entry.run}, {found.scenario}".removesuffix(", ")
-    words = found.what[:1].upper() + found.what[1:]
-    return f"{words}: {claim.shown(found.evidence.mean)}{unit}{interval}, n = {found.evidence.n}; {where}.{reason}"
+    return f"{claim.shown(found.evidence.mean)}{unit}{interval}"
+
+
+def otherwise(entry: Entry, entries: Sequence[Entry]) -> list[str]:
+    """The same at other settings, where the run has that too: a verdict may turn on them."""
+    assert entry.found is not None
+    alike = [
+        (other, other.found.how)
+        for other in entries
+        if other.found is not None
+        and other.found.how != entry.found.how
+        and (other.claim.name, other.run, other.found.scenario)
+        == (entry.claim.name, entry.run, entry.found.scenario)
+    ]
+    return [f"{how[:1].upper()}{how[1:]}: {size_of(other)}, {other.verdict.word}." for other, how in alike]
 
 
 def guide(out_dir: Path | None = None) -> Text:

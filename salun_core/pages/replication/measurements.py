@@ -81,7 +81,7 @@ def nearest(run: Run, share: str) -> list[Measurement]:
     """SalUn's average gap against those of all other methods at once."""
     rows, note = run.rows("classification"), ""
     if rows.empty or share not in set(rows["scenario"]):
-        rows, note = run.rows("stability", "shares"), ", settings chosen for another share"
+        rows, note = run.rows("stability", "shares"), " with settings chosen for one share and kept for all"
     if rows.empty or share not in set(rows["scenario"]):
         return []
     return _against_rivals(run, rows[rows["scenario"] == share], AVERAGE, f"average gap{note}", share)
@@ -218,6 +218,7 @@ def salient_beats(run: Run, control: str) -> list[Measurement]:
                     0.0,
                     control_in_gaps(run, rows, AVERAGE),
                     str(rows["scenario"].iloc[0]),
+                    how,
                 )
             )
     return found

@@ -33,6 +33,8 @@ class Measurement:
         that was not measured.
     scenario : str
         Where it was measured.
+    how : str
+        At which settings, where the run measures the same claim at others too.
     """
 
     what: str
@@ -40,6 +42,7 @@ class Measurement:
     margin: float
     control: PairedDifferences | None
     scenario: str = ""
+    how: str = ""
 
 
 @dataclass(frozen=True)

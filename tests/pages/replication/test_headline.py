@@ -1,12 +1,14 @@
 """The first page says what the ledger says."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import result_frames
 
+from salun_core.metrics.statistics import PairedDifferences
 from salun_core.pages.replication import claims, headline
 from salun_core.pages.results import Run
 
@@ -40,7 +42,25 @@ def test_every_number_of_a_finding_is_in_the_ledger(runs):
 
 
 def test_a_recorded_run_speaks_before_the_quick_one(runs):
-    assert {entry.run for _, entry in headline.headline_findings() if entry} == {"kept"}
+    assert all("run kept" in said for _, _, said in headline.headline_findings(claims.ledger(runs)))
+
+
+def test_what_came_out_at_other_settings_is_said_beside_it_and_nothing_else(runs):
+    entry = headline.strongest(claims.ledger(runs), "salient beats random")
+    other, elsewhere = (
+        replace(entry, found=replace(entry.found, how=how, scenario=scenario))
+        for how, scenario in (("at other settings", entry.found.scenario), ("at others still", "class 3"))
+    )
+    said = headline.otherwise(entry, [entry, other, elsewhere, replace(other, run="quick")])
+    assert said == [f"At other settings: {headline.size_of(entry)}, {entry.verdict.word}."]
+
+
+def test_of_equal_entries_the_one_against_most_rivals_is_told(runs):
+    one = headline.strongest(claims.ledger(runs), "nearest at 10 %")
+    fewer = replace(
+        one, found=replace(one.found, evidence=PairedDifferences(one.found.evidence.apart[:, :1]))
+    )
+    assert headline.strongest([fewer, one], "nearest at 10 %") == one
 
 
 def test_a_question_without_a_run_says_so(monkeypatch):
