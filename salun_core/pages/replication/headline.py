@@ -104,14 +104,14 @@ def effect_of(entry: Entry) -> str:
     return f"{words}: {size_of(entry)}, n = {found.evidence.n}; {where}.{reason}"
 
 
-def size_of(entry: Entry) -> str:
+def size_of(entry: Entry, *, unit: bool = True) -> str:
     """The mean with its unit and interval."""
     claim, found = entry.claim, entry.found
     assert found is not None
     low, high = found.evidence.interval()
     interval = "" if math.isnan(low) else f" ({claim.shown(low)} to {claim.shown(high)})"
-    unit = "" if claim.unit == "factor" else " points"
-    return f"{claim.shown(found.evidence.mean)}{unit}{interval}"
+    points = " points" if unit and claim.unit == "points" else ""
+    return f"{claim.shown(found.evidence.mean)}{points}{interval}"
 
 
 def otherwise(entry: Entry, entries: Sequence[Entry]) -> list[str]:
@@ -125,7 +125,10 @@ def otherwise(entry: Entry, entries: Sequence[Entry]) -> list[str]:
         and (other.claim.name, other.run, other.found.scenario)
         == (entry.claim.name, entry.run, entry.found.scenario)
     ]
-    return [f"{how[:1].upper()}{how[1:]}: {size_of(other)}, {other.verdict.word}." for other, how in alike]
+    return [
+        f"{how[:1].upper()}{how[1:]} {other.verdict.word}: {size_of(other, unit=False)}."
+        for other, how in alike
+    ]
 
 
 def guide(out_dir: Path | None = None) -> Text:

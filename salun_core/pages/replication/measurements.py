@@ -185,6 +185,9 @@ def stable_over_settings(run: Run) -> list[Measurement]:
     ]
 
 
+SAME = "at equal settings"
+
+
 def salient_beats(run: Run, control: str) -> list[Measurement]:
     """Average gap of random labelling under a control minus that under the salient mask.
 
@@ -197,14 +200,14 @@ def salient_beats(run: Run, control: str) -> list[Measurement]:
     mine, other = variant(rows, "rl", "salient"), variant(rows, "rl", control)
     if mine.empty or other.empty:
         return []
-    compared = {"at equal settings": rows}
+    compared = {SAME: rows}
     if _tuned_apart(mine, other):
         swept = run.rows("saliency", "densities")
         compared = {"each tuned by itself": rows}
         if len(swept):
             swept = swept[swept["keep"] == mine["keep"].iloc[0]]
             alike = pd.concat([swept, rows[rows["method"] == "retrain"]], ignore_index=True)
-            compared["at the settings of the salient one"] = alike
+            compared[f"{SAME}, those of the salient one"] = alike
     found = []
     for how, table in compared.items():
         part = gaps(table)
@@ -218,7 +221,7 @@ def salient_beats(run: Run, control: str) -> list[Measurement]:
                     0.0,
                     control_in_gaps(run, rows, AVERAGE),
                     str(rows["scenario"].iloc[0]),
-                    how,
+                    how.partition(",")[0],
                 )
             )
     return found

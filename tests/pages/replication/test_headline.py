@@ -52,7 +52,7 @@ def test_what_came_out_at_other_settings_is_said_beside_it_and_nothing_else(runs
         for how, scenario in (("at other settings", entry.found.scenario), ("at others still", "class 3"))
     )
     said = headline.otherwise(entry, [entry, other, elsewhere, replace(other, run="quick")])
-    assert said == [f"At other settings: {headline.size_of(entry)}, {entry.verdict.word}."]
+    assert said == [f"At other settings {entry.verdict.word}: {headline.size_of(entry, unit=False)}."]
 
 
 def test_of_equal_entries_the_one_against_most_rivals_is_told(runs):
