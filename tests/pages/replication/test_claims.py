@@ -81,7 +81,7 @@ def test_masks_that_were_tuned_apart_are_compared_at_the_same_settings_too():
     rows.loc[half, "RA"] -= 0.08  # two points of the average gap
     apart, alike = only("salient beats random", run(saliency=rows))
     assert apart.what.endswith("each tuned by itself") and alike.what.endswith(
-        "at the settings of the salient one"
+        "at equal settings, those of the salient one"
     )
     assert apart.evidence.mean == pytest.approx(0.75, abs=0.1)
     assert alike.evidence.mean == pytest.approx(2, abs=0.1) and alike.evidence.n == 4
