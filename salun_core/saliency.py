@@ -439,11 +439,8 @@ def stored_mask_digest(path: Path | str) -> str:
     UserError
         If the file is missing, damaged, or not such a mask.
     """
-    with _packed(path) as (content, shapes, told):
-        found = _digest((name, shape, content.get_tensor(name)) for name, shape in shapes.items())
-        if told not in (None, found):
-            raise ValueError("its digest is another")
-        return found
+    with _packed(path) as (_, _, digest):
+        return digest
 
 
 def _digest(packed: Iterable[tuple[str, list[int], Tensor]]) -> str:
@@ -454,14 +451,18 @@ def _digest(packed: Iterable[tuple[str, list[int], Tensor]]) -> str:
 
 
 @contextmanager
-def _packed(path: Path | str) -> Iterator[tuple[Any, dict[str, list[int]], str | None]]:
-    """An open file of `save_mask`, the shapes by name and the digest it tells; what is wrong with it in a sentence."""
+def _packed(path: Path | str) -> Iterator[tuple[Any, dict[str, list[int]], str]]:
+    """An open file of `save_mask`, the shapes by name and the digest, which is checked; what is wrong in a sentence."""
     try:
         with safe_open(str(path), framework="pt") as content:
             header = content.metadata() or {}
             if header.get("format") != FORMAT:
                 raise UserError(f"{path} is not a saliency mask: give a file written by save_mask")
-            yield content, parse_json(header["shapes"]), header.get("sha256")
+            shapes = parse_json(header["shapes"])
+            digest = _digest((name, shape, content.get_tensor(name)) for name, shape in shapes.items())
+            if header.get("sha256", digest) != digest:
+                raise ValueError("its digest is another")
+            yield content, shapes, digest
     except FileNotFoundError as error:
         raise UserError(f"there is no mask file {path}: compute the mask first") from error
     except (SafetensorError, OSError, KeyError, ValueError) as error:
@@ -488,7 +489,6 @@ def load_mask(path: Path | str, *, device: torch.device | str = "cpu") -> Mask:
         start = b""  # what follows says what is wrong
     if start in TORCH_SAVE:
         return {name: marked.to(device) for name, marked in _official_mask(path).items()}
-    stored_mask_digest(path)
     with _packed(path) as (content, shapes, _):
         return {
             name: unpacked_bits(content.get_tensor(name), shape).to(device) for name, shape in shapes.items()
