@@ -653,6 +653,17 @@ def test_the_distance_is_that_of_pytorch_fid(n):
     assert frechet_distance(a, b) == pytest.approx(theirs, rel=1e-9 if n > 20 else 1e-3)
 
 
+def test_the_distance_of_few_images_is_the_same_both_ways_and_zero_from_themselves():
+    rng = np.random.default_rng(1)
+    a, b = (Moments.measured(rng.normal(shift, 1, size=(n, 30))) for shift, n in ((0.0, 9), (0.5, 14)))
+    assert a.factor.shape == (30, 8) and b.factor.shape == (30, 13)
+    assert np.allclose(b.factor @ b.factor.T, b.covariance, rtol=0, atol=1e-12)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9)
+    assert frechet_distance(b, b) == pytest.approx(0, abs=1e-9)
+    same = Moments.measured(np.ones((5, 30)))
+    assert frechet_distance(b, same) == pytest.approx(((b.mean - 1) ** 2).sum() + np.trace(b.covariance))
+
+
 def streamed(role):
     part = tiny_task().parts[role].resized(20)
     return [dict(zip(("pixel_values", "labels"), batch, strict=True)) for batch in part]

@@ -13,7 +13,6 @@ from threading import Thread
 from typing import Any
 
 import pandas as pd
-import torch
 
 from salun_core.errors import UserError, one_of
 from salun_core.experiments import EXPERIMENTS
@@ -105,15 +104,15 @@ def rehearse(acts: Sequence[Act], *, workers: int = 1) -> Iterator[Outcome]:
         return
     # Generators take longest, and are started first, so that none runs alone at the end.
     acts = sorted(acts, key=lambda act: not act.draws)
-    os.environ["TQDM_DISABLE"] = "1"  # in the processes to come, whose bars would write over each other
+    # In the processes to come: their bars would write over each other, and each library would start a thread a core.
+    os.environ |= {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     # A process for each, as in the run that is rehearsed: nothing is left over from another preset.
     with ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, max_tasks_per_child=1) as pool:
         yield from pool.map(_in_a_folder, acts)
 
 
 def _begin_worker() -> None:
-    """One thread, and an end as soon as the process that started this one is gone, killed for instance."""
-    torch.set_num_threads(1)
+    """End as soon as the process that started this one is gone, killed for instance."""
     parent = parent_process()
     assert parent is not None
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,13 @@ class Moments:
             raise UserError("a Fréchet distance needs at least 2 images in each set: sample more")
         return cls(features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False)), len(features))
 
+    @cached_property
+    def factor(self) -> "Matrix":
+        """A matrix F (D, r) with F F^T the covariance; r is its rank, below both D and the number of images."""
+        values, vectors = np.linalg.eigh(self.covariance)
+        there = _not_rounding(values)
+        return vectors[:, there] * np.sqrt(values[there])
+
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The same as tensors for a file, their names beginning with ``name``."""
         values = {"mean": self.mean, "covariance": self.covariance}
@@ -82,20 +90,25 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     r"""Squared Fréchet distance of the normal distributions fitted to two sets of features.
 
     :math:`\|\mu_a - \mu_b\|^2 + \mathrm{tr}(\Sigma_a + \Sigma_b - 2 (\Sigma_a \Sigma_b)^{1/2})`. Lower is better, and
-    it falls with the number of images. The last trace is that of the square root of
-    :math:`\Sigma_a^{1/2} \Sigma_b \Sigma_a^{1/2}`, whose eigenvalues are real also where there are fewer images than
-    features. pytorch-fid, with which it agrees, takes a general square root, which is several times slower.
+    it falls with the number of images. With :math:`\Sigma_b = F F^\top`, the last trace is that of the square root of
+    :math:`F^\top \Sigma_a F`, whose eigenvalues are real also where there are fewer images than features.
+    pytorch-fid, with which it agrees, takes a general square root, which is several times slower. What is kept of
+    ``b`` serves the next distance from it, so let ``b`` be the set that others are compared with.
 
     References
     ----------
     Heusel et al., GANs trained by a two time-scale update rule, NeurIPS 2017; pytorch-fid 0.3.0.
     """
-    values, vectors = np.linalg.eigh(a.covariance)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    common = np.sqrt(np.linalg.eigvalsh(root @ b.covariance @ root).clip(0)).sum()
+    values = np.linalg.eigvalsh(b.factor.T @ a.covariance @ b.factor)
+    common = np.sqrt(values[_not_rounding(values)]).sum()
     traces = np.trace(a.covariance) + np.trace(b.covariance)
     # Rounding can leave identical sets a hair below zero.
     return max(0.0, float(np.square(a.mean - b.mean).sum() + traces - 2 * common))
+
+
+def _not_rounding(values: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+    """Which eigenvalues of a positive semi-definite matrix, in ascending order, are more than rounding of 0."""
+    return values > values.max(initial=0) * len(values) * np.finfo(np.float64).eps
 
 
 def classifier_features(model: nn.Module, *, batch_size: int = 256) -> Features:

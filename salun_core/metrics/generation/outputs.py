@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -44,9 +45,15 @@ class Reference:
 
     @classmethod
     def load(cls, path: Path) -> "Reference":
-        """Read what `to_bytes` wrote."""
-        tensors, header = _read(path)
-        return cls(header["name"], Moments.of(tensors, "real"), Moments.of(tensors, "held_out"))
+        """Read what `to_bytes` wrote, once for all cells that share it.
+
+        Raises
+        ------
+        UserError
+            If the file is missing or damaged.
+        """
+        changed = path.stat() if path.is_file() else None
+        return _reference(path, changed and (changed.st_mtime_ns, changed.st_size))
 
 
 @dataclass(frozen=True)
@@ -180,6 +187,12 @@ def mean_of(outputs: GeneratedOutputs, name: str) -> float | None:
 
 def _has(outputs: GeneratedOutputs, kind: str) -> bool:
     return not kind or kind in outputs.kinds
+
+
+@lru_cache(maxsize=4)
+def _reference(path: Path, changed: tuple[int, int] | None) -> Reference:
+    tensors, header = _read(path)
+    return Reference(header["name"], Moments.of(tensors, "real"), Moments.of(tensors, "held_out"))
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -101,3 +101,18 @@ def test_stored_outputs_give_the_same_metrics(tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"x\.outputs\.safetensors is damaged"):
         GeneratedOutputs.load(path)
+
+
+def test_a_reference_is_read_once_and_again_where_its_file_has_changed(tmp_path):
+    path = tmp_path / "reference.safetensors"
+    path.write_bytes(outputs().reference.to_bytes())
+    first = Reference.load(path)
+    assert Reference.load(path) is first
+    path.write_bytes(replace(outputs().reference, name="another").to_bytes())
+    assert Reference.load(path).name == "another"
+    path.write_bytes(b"half a file")
+    with pytest.raises(UserError, match="damaged"):
+        Reference.load(path)
+    path.unlink()
+    with pytest.raises(UserError, match="cannot read"):
+        Reference.load(path)
