@@ -72,20 +72,28 @@ document.addEventListener("keydown", move);
 // A link into something folded opens it, in browsers that do not do so themselves.
 const unfold = () => {
   const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  const folded = target && target.closest("details:not([open])");
-  if (!folded) return;
-  folded.open = true;
-  target.scrollIntoView();
+  if (!target) return;
+  const part = target.closest("section")?.querySelector(":scope > details.part"); // folded below its own heading
+  const closed = [part, ...around(target)].filter((fold) => fold && !fold.open);
+  for (const fold of closed) fold.open = true;
+  if (closed.length) target.scrollIntoView();
+};
+const around = (inner) => {
+  const fold = inner.parentElement?.closest("details");
+  return fold ? [fold, ...around(fold)] : [];
 };
 addEventListener("hashchange", unfold);
 addEventListener("load", unfold);
+document.addEventListener("click", (event) => {
+  if (event.target instanceof Element && event.target.closest("a[href^='#']")) setTimeout(unfold); // to the same place again
+});
 
 // On paper nothing can be unfolded. Answers and outputs are open there; code that draws is left out, and of the
 // reference one line for each module stays, as the rest would be as long as the book. Paper is light.
 let folded = [], theme;
 
 addEventListener("beforeprint", () => {
-  folded = [...document.querySelectorAll("details:is(.sd-dropdown, .hide):not([open])")]
+  folded = [...document.querySelectorAll("details:is(.sd-dropdown, .hide, .part):not([open])")]
     .filter((fold) => !fold.querySelector("dl.py") && !fold.closest(".tag_hide-input"));
   for (const fold of folded) fold.open = true;
   theme = document.documentElement.dataset.theme;
@@ -115,3 +123,49 @@ const place = () => {
 };
 narrow.addEventListener("change", place);
 document.readyState === "loading" ? document.addEventListener("DOMContentLoaded", place) : place();
+
+// A page that is very long on a telephone shows its beginning and its headings there, and each heading opens what
+// stands below it.
+const LONG = 9000; // pixels; formulas that are set later make a page a little longer
+const sections = () => [...document.querySelectorAll(".bd-article > section > section")];
+const all = Object.assign(document.createElement("button"), { className: "open-parts", type: "button" });
+
+const name = () => {
+  all.textContent = document.querySelector("details.part:not([open])") ? "Open all sections" : "Close all sections";
+};
+all.addEventListener("click", () => {
+  const open = all.textContent.startsWith("Open");
+  for (const part of document.querySelectorAll("details.part")) part.open = open;
+});
+
+const fold = (section) => {
+  const [heading, ...rest] = section.querySelectorAll(":scope > *:not(span:empty)");
+  const part = document.createElement("details"), summary = document.createElement("summary");
+  const { top, bottom } = section.getBoundingClientRect();
+  part.className = "part";
+  part.open = scrollY > 0 && top < innerHeight / 2 && bottom > 0; // what is being read stays open
+  part.addEventListener("toggle", name);
+  summary.append(heading);
+  part.append(summary, ...rest);
+  section.append(part);
+};
+
+const spread = (part) => {
+  const [summary, ...rest] = part.children;
+  part.replaceWith(...summary.children, ...rest);
+};
+
+const foldParts = () => {
+  const parts = document.querySelectorAll("details.part");
+  if (!narrow.matches) {
+    parts.forEach(spread);
+    all.remove();
+  } else if (!parts.length && document.documentElement.scrollHeight > LONG && sections().length) {
+    sections()[0].before(all);
+    sections().forEach(fold);
+    name();
+    unfold();
+  }
+};
+narrow.addEventListener("change", foldParts);
+document.readyState === "complete" ? foldParts() : addEventListener("load", foldParts);

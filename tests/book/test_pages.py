@@ -166,16 +166,20 @@ def test_a_page_loads_fits_and_can_be_read_by_all(browser, address, book, page):
         assert shown.locator("article .math mjx-container").count() >= formulas
         assert shown.locator("[data-mml-node=merror]").count() == 0
         assert shown.locator("svg.svg-inline--fa animate").count() == 0  # what stands for a missing icon
-        assert shown.evaluate("document.documentElement.scrollHeight") < 10_000
         fetched = shown.evaluate("performance.getEntriesByType('resource').map(e => e.name)")
         files = {unquote(urlparse(name).path).lstrip("/") for name in fetched if name.startswith(address)}
         assert packed(book / page) + sum(packed(book / file) for file in files) < 1e6
+        for size in (WIDE, PHONE):
+            look_at(shown, size, "light")
+            assert shown.evaluate("document.documentElement.scrollHeight") < 10_000
         for size, scheme, _ in LOOKS:
             look_at(shown, size, scheme)
+            shown.evaluate(OPEN)
             found[f"{size['width']}, {scheme}"] = shown.evaluate(OVERFLOW) + shown.evaluate(CUT_CODE)
         assert wrong == []  # before axe, which fetches style sheets once more, some from where they are not
         for size, scheme, rules in LOOKS:
             look_at(shown, size, scheme)
+            shown.evaluate(OPEN)
             found[f"{size['width']}, {scheme}"] += barriers(shown, rules)
         assert {look: faults for look, faults in found.items() if faults} == {}
     finally:
@@ -188,6 +192,9 @@ def look_at(shown, size, scheme) -> None:
     shown.emulate_media(color_scheme=scheme)
     shown.wait_for_function(f"document.documentElement.dataset.theme === {scheme!r}")
 
+
+# Sections that are folded on a telephone are looked at as well.
+OPEN = "document.querySelectorAll('details.part').forEach(part => { part.open = true; })"
 
 # Elements that make the page wider than the window, innermost ones.
 OVERFLOW = """() => {
@@ -277,6 +284,47 @@ def test_the_verdict_of_a_main_table_is_seen_on_a_telephone(browser, address):
         wide = table.locator("th").all_inner_texts()
         assert wide.index("Avg. Gap") == wide.index("MIA") + 1
         assert dict(zip(narrow, texts, strict=True)) == dict(zip(wide, row.all_inner_texts(), strict=True))
+        assert wrong == []
+    finally:
+        shown.context.close()
+
+
+def test_a_long_page_is_its_headings_on_a_telephone(browser, address):
+    """Opened by touch, keyboard and links; all open where the window is wide and on paper."""
+    page = address + "book/method.html"
+    shown, wrong = visit(browser, page, size=PHONE, scheme="light")
+    parts, opened = shown.locator("details.part"), shown.locator("details.part[open]")
+    ends = shown.locator("#sources p").first
+    try:
+        parts.first.wait_for()
+        assert parts.count() == shown.locator("article > section > section").count() > 3
+        assert opened.count() == 0
+        parts.first.locator("> summary").click()
+        parts.nth(1).locator("> summary").focus()
+        shown.keyboard.press("Enter")
+        assert opened.count() == 2
+        assert not ends.is_visible()
+        shown.evaluate("location.hash = 'sources'")
+        ends.wait_for()
+        parts.last.locator("> summary").click()
+        assert not ends.is_visible()
+        shown.evaluate("document.body.insertAdjacentHTML('beforeend', '<a href=#sources id=again>again</a>')")
+        shown.evaluate("document.getElementById('again').click()")  # the address stays the same
+        ends.wait_for()
+        shown.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert opened.count() == parts.count()
+        shown.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert opened.count() == 3
+        button = shown.get_by_role("button", name="Open all sections")
+        button.click()
+        assert opened.count() == parts.count()
+        shown.get_by_role("button", name="Close all sections").click()
+        assert opened.count() == 0
+        text = shown.locator("article").text_content().replace("Open all sections", "")
+        shown.set_viewport_size(WIDE)
+        parts.first.wait_for(state="detached")
+        assert ends.is_visible()
+        assert "".join(shown.locator("article").text_content().split()) == "".join(text.split())
         assert wrong == []
     finally:
         shown.context.close()
