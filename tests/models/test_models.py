@@ -247,7 +247,7 @@ def test_every_weight_of_the_smallest_network_learns_from_the_smallest_images():
     assert idle("resnet18", 8) > 0.6  # its last stages see one pixel: kernels meet little but padding
 
 
-@pytest.mark.parametrize("entering", [4, 16])
+@pytest.mark.parametrize("entering", [4, 8, 16])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_pointwise_convolution_is_that_of_torch_in_two_steps_or_one(entering, stride):
     plain = nn.Conv2d(entering, 6, 1, stride, bias=False)
@@ -264,10 +264,11 @@ def test_a_pointwise_convolution_is_that_of_torch_in_two_steps_or_one(entering, 
 
 
 @pytest.mark.long
-def test_a_narrow_residual_network_survives_training_with_channels_last():
+@pytest.mark.parametrize(("width", "size"), [(4, 8), (4, 64), (8, 64), (12, 96)])
+def test_a_narrow_residual_network_survives_training_with_channels_last(width, size):
     code = (
         "import torch; from salun_core.models.classification.resnet import ResNet18\n"
-        "net = ResNet18(10, 1, 4).to(memory_format=torch.channels_last)\n"
-        "for size in (64, 61, 13) * 5: net(torch.randn(size, 1, 8, 8)).sum().backward()\n"
+        f"net = ResNet18(10, 1, {width}).to(memory_format=torch.channels_last)\n"
+        f"for n in (16, 13, 3) * 3: net(torch.randn(n, 1, {size}, {size})).sum().backward()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -102,8 +102,8 @@ def rehearse(acts: Sequence[Act], *, workers: int = 1) -> Iterator[Outcome]:
     if workers == 1:
         yield from map(_in_a_folder, acts)
         return
-    # Generators take longest, and are started first, so that none runs alone at the end.
-    acts = sorted(acts, key=lambda act: not act.draws)
+    # Generators and large data sets take longest, and are started first, so that none runs alone at the end.
+    acts = sorted(acts, key=lambda act: (not act.draws, not act.given))
     # In the processes to come: their bars would write over each other, and each library would start a thread a core.
     os.environ |= {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     # A process for each, as in the run that is rehearsed: nothing is left over from another preset.

@@ -5,16 +5,17 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NARROW = 8
+NARROW = 16
 """Channels below which strided 1x1 convolutions are computed in two steps, see `Pointwise`."""
 
 
 class Pointwise(nn.Conv2d):
     """A 1x1 convolution with a stride and no bias.
 
-    On processors without AVX-512, torch 2.15 writes past its buffers in the backward pass of such a convolution of
-    fewer than eight channels whose images lie channels last, and the process dies. There the places are picked before
-    the channels are mixed, which gives the same sums.
+    On a processor, torch 2.15 writes past its buffers in the backward pass of such a convolution whose images lie
+    channels last and have fewer channels than a vector register has numbers, eight or, with AVX-512, sixteen; whether
+    the process dies depends on the size of the maps. There the places are picked before the channels are mixed, which
+    gives the same sums.
 
     Parameters
     ----------
