@@ -200,28 +200,28 @@ def salient_beats(run: Run, control: str) -> list[Measurement]:
     mine, other = variant(rows, "rl", "salient"), variant(rows, "rl", control)
     if mine.empty or other.empty:
         return []
-    compared = {SAME: rows}
+    compared = [(SAME, "", rows)]
     if _tuned_apart(mine, other):
         swept = run.rows("saliency", "densities")
-        compared = {"each tuned by itself": rows}
+        compared = [("each tuned by itself", "", rows)]
         if len(swept):
             swept = swept[swept["keep"] == mine["keep"].iloc[0]]
             alike = pd.concat([swept, rows[rows["method"] == "retrain"]], ignore_index=True)
-            compared[f"{SAME}, those of the salient one"] = alike
+            compared.append((SAME, ", those of the salient one", alike))
     found = []
-    for how, table in compared.items():
+    for how, whose, table in compared:
         part = gaps(table)
         ours, theirs = (values_of(variant(part, "rl", mask), AVERAGE) for mask in ("salient", control))
         values = differences(ours, [theirs])
         if len(values):
             found.append(
                 Measurement(
-                    f"average gap of random labelling with the {control.replace('_', ' ')} mask minus with the salient one, {how}",
+                    f"average gap of random labelling with the {control.replace('_', ' ')} mask minus with the salient one, {how}{whose}",
                     PairedDifferences(values, resolution_of(table, AVERAGE)),
                     0.0,
                     control_in_gaps(run, rows, AVERAGE),
                     str(rows["scenario"].iloc[0]),
-                    how.partition(",")[0],
+                    how,
                 )
             )
     return found
