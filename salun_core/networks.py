@@ -48,7 +48,8 @@ def check_trainable(model: nn.Module) -> None:
     Raises
     ------
     UserError
-        If it, or a part of it, is a program of ``torch.jit``, or was made in inference mode.
+        If it, or a part of it, is a program of ``torch.jit``, or was made in inference mode, or has a weight that is
+        not finite.
     """
     check_whole(model)
     if any(isinstance(part, torch.jit.ScriptModule) for part in model.modules()):
@@ -65,6 +66,23 @@ def check_trainable(model: nn.Module) -> None:
                 f"the model was made under torch.inference_mode ({name} can have no gradient): give copy.deepcopy(model), "
                 "made outside of it"
             )
+    check_finite(model)
+
+
+def check_finite(model: nn.Module, whose: object = "the model") -> None:
+    """Refuse a network with a weight that is not a number, or infinite.
+
+    Raises
+    ------
+    UserError
+        That begins with ``whose``, a name of the network or of its file, and names the weight.
+    """
+    for name, weight in model.named_parameters():
+        if nn.parameter.is_lazy(weight) or weight.is_meta or torch.isfinite(weight).all():
+            continue
+        raise UserError(
+            f"{whose} has weights that are not finite ({name}): its training diverged; give another checkpoint"
+        )
 
 
 def copied(model: nn.Module) -> nn.Module:

@@ -250,6 +250,48 @@ def test_a_method_leaves_the_callers_model_and_random_numbers_alone():
     assert isinstance(unlearned.model, nn.Module)
 
 
+class Scaling(nn.Module):
+    """Normalises what it is given in place, as some published networks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = small_network(3)
+
+    def forward(self, images):
+        return self.inner(images.sub_(0.5).mul_(2))
+
+
+def test_a_network_that_writes_into_its_images_leaves_the_callers_batches_alone():
+    held = {name: list(loader) for name, loader in loaders().items()}
+    copies = {name: [tuple(t.clone() for t in batch) for batch in part] for name, part in held.items()}
+    task = classification_task(Scaling(), forget=held["forget"], retain=held["retain"])
+    unlearned = METHODS["rl"](task, steps=3, lr=0.01)
+    first, second = (evaluate(unlearned.model, **held) for _ in range(2))
+    assert str(first) == str(second)
+    for name, part in held.items():
+        assert all(
+            torch.equal(a, b)
+            for batch, copy in zip(part, copies[name], strict=True)
+            for a, b in zip(batch, copy, strict=True)
+        )
+
+
+def test_weights_that_are_not_finite_are_refused_at_once():
+    model = small_network(3)
+    next(model.parameters()).data[0] = float("nan")
+    parts = loaders()
+    with pytest.raises(UserError, match="the model has weights that are not finite"):
+        classification_task(model, forget=parts["forget"], retain=parts["retain"])
+
+
+def test_a_mask_without_its_name_is_asked_for_by_name():
+    model, parts = small_network(3), loaders()
+    task = classification_task(model, forget=parts["forget"], retain=parts["retain"])
+    mask = saliency_mask(model, parts["forget"], task.loss)
+    with pytest.raises(UserError, match="without a name: write mask="):
+        METHODS["salun"](task, mask)
+
+
 STREAMED = """
     import resource
     import sys

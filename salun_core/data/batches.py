@@ -109,7 +109,7 @@ class Batches:
     def _scaled(self, images: Tensor) -> Tensor:
         # Reordered first: a byte is moved where a float would be four.
         images = images.contiguous(memory_format=torch.channels_last)
-        return images.float().div_(255) if images.dtype == torch.uint8 else images
+        return _scaled(images)
 
 
 @dataclass(frozen=True)
@@ -247,8 +247,12 @@ class Stream:
                 check_labels(labels, self.what, self.classes)
             if self.unit and images.is_floating_point():
                 _check_unit(images, self.what)
-            images, labels = images.to(self.device), labels.to(self.device)
-            yield (images.float().div_(255) if images.dtype == torch.uint8 else images), labels
+            yield _scaled(images.to(self.device)), labels.to(self.device)
+
+
+def _scaled(images: Tensor) -> Tensor:
+    """Bytes to [0, 1]; other images as they are. A copy either way: a network may write into what it is given."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images.clone()
 
 
 Loader = Batches | Stream

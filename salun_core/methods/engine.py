@@ -120,7 +120,7 @@ class Method:
         """Dotted name of the module that defines the method."""
         return self.run.__module__
 
-    def __call__(self, task: Task, **settings: Any) -> Unlearned:
+    def __call__(self, task: Task, *unnamed: Any, **settings: Any) -> Unlearned:
         """Run the method; refuse a task of another kind, and settings that `check_settings` refuses.
 
         Gradients are recorded, also inside ``torch.no_grad``.
@@ -129,6 +129,11 @@ class Method:
             raise UserError(
                 f"{self.label} was given a {type(task).__name__} to unlearn: give a task, from classification_task, "
                 "diffusion_task or text_to_image_task"
+            )
+        if unnamed:
+            raise UserError(
+                f"{self.label} was given a {type(unnamed[0]).__name__} without a name: write mask=… or the name of the "
+                f"setting, one of {', '.join(self.defaults)}"
             )
         if self.tasks and task.kind not in self.tasks:
             raise UserError(f"{self.label} works on {', '.join(self.tasks)} only, not on {task.kind}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from salun_core.errors import UserError
 from salun_core.files import read_config, sha256
 from salun_core.models.classification.normalised import Normalised
-from salun_core.networks import check_loaded, read_tensors
+from salun_core.networks import check_finite, check_loaded, read_tensors
 from salun_core.rng import isolated
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
@@ -106,7 +106,7 @@ class Checkpoint:
         Raises
         ------
         UserError
-            If the weights are not those of such a network.
+            If the weights are not those of such a network, or not finite.
         """
         if self.transformer is not None:
             from transformers import AutoModelForImageClassification
@@ -120,9 +120,10 @@ class Checkpoint:
                     f"the model in {self.path} is incomplete or damaged: copy it again"
                 ) from error
             check_loaded(info, self.path)
-            return self._normalised(net).eval()
-        weights = fitting(self._weights(), network, self.source)
-        network.load_state_dict(weights)
+            network = self._normalised(net)
+        else:
+            network.load_state_dict(fitting(self._weights(), network, self.source))
+        check_finite(network, self.source)
         return network.eval()
 
     def _normalised(self, net: nn.Module) -> nn.Module:

@@ -16,7 +16,7 @@ from salun_core.errors import UserError
 from salun_core.files import read_config
 from salun_core.models.text_to_image.deltas import FORMAT, load_delta
 from salun_core.models.text_to_image.families import family_of, network_of
-from salun_core.networks import read_tensors
+from salun_core.networks import check_finite, read_tensors
 
 TENSORS = (".safetensors",)
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
@@ -212,6 +212,7 @@ def _filled(network: nn.Module, weights: Mapping[str, Tensor], source: Path) -> 
     with torch.no_grad():
         for name, value in weights.items():
             state[name].copy_(value)
+    check_finite(model, source)
     return model.eval()
 
 

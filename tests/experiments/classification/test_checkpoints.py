@@ -60,6 +60,16 @@ def test_weights_are_found_under_the_names_that_others_give_them(files, ending):
     assert torch.equal(loaded(images), network(5).eval()(images))
 
 
+def test_a_checkpoint_that_diverged_is_refused_by_its_name(tmp_path):
+    state = network(5).net.state_dict()
+    state["fc.weight"][0, 0] = float("inf")
+    save_file(state, tmp_path / "diverged.safetensors")
+    with pytest.raises(
+        UserError, match=r"diverged.safetensors has weights that are not finite \(net.fc.weight\)"
+    ):
+        Checkpoint(str(tmp_path / "diverged.safetensors")).load(network(1))
+
+
 @pytest.fixture(scope="module")
 def found(files, tmp_path_factory):
     given = {"pretrained": str(files / "before.safetensors"), "retrained": str(files / "after.safetensors")}
