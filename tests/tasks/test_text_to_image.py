@@ -1,5 +1,6 @@
 import copy
 import json
+import logging
 import shutil
 from dataclasses import replace
 
@@ -494,13 +495,18 @@ def rename(folder, key, value):
     (folder / "model_index.json").write_text(json.dumps({**index, key: value}))
 
 
-def test_pickles_are_read_on_request_only(broken):
+def test_pickles_are_read_on_request_only_and_without_a_remark(broken, monkeypatch):
     file = broken / "unet/diffusion_pytorch_model.safetensors"
     torch.save(pipeline().unet.state_dict(), file.with_suffix(".bin"))
     file.unlink()
     with pytest.raises(UserError, match=r"\.bin is a pickle"):
         load_pipeline(broken)
+    remarks: list[str] = []
+    heard = logging.Handler()
+    monkeypatch.setattr(heard, "emit", lambda record: remarks.append(record.getMessage()))
+    monkeypatch.setattr(logging.getLogger("diffusers"), "handlers", [heard])
     assert same(load_pipeline(broken, pickle=True).unet, pipeline().unet)
+    assert remarks == []
 
 
 class Trap:

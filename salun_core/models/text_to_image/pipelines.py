@@ -338,18 +338,27 @@ def silent() -> Iterator[None]:
     bars = [
         library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()
     ]
-    loud = logging.getLogger("transformers")
-    level = loud.level
-    loud.setLevel(logging.ERROR)
     for library in bars:
         library.disable_progress_bar()
     try:
-        with quiet():
+        # Diffusers calls it an error that a folder has pickles in place of safetensors, and goes on.
+        with quiet(), _at(logging.ERROR, "transformers"), _at(logging.CRITICAL, "diffusers"):
             yield
     finally:
-        loud.setLevel(level)
         for library in bars:
             library.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _at(level: int, name: str) -> Iterator[None]:
+    """Let a logger tell what is at this level or above."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _check_folder(folder: Path, *, pickle: bool) -> None:
@@ -371,8 +380,8 @@ def _check_folder(folder: Path, *, pickle: bool) -> None:
         if not files and not pickle:
             pickled = next((folder / part).glob("*.bin"), None)
             raise UserError(
-                f"{pickled} is a pickle, which can run code: convert it to safetensors, or ask for it by name "
-                "(pickle=True)"
+                f"{pickled} is a pickle, which can run code: convert it to safetensors, or allow it (pickle: true in "
+                "parameters, pickle=True in Python)"
                 if pickled
                 else f"{folder / part / stem}.safetensors is missing: copy the pipeline again, whole"
             )
