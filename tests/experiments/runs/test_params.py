@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 
@@ -6,6 +8,7 @@ from salun_core.experiments import EXPERIMENTS
 from salun_core.experiments.classification.method_comparison import ClassificationParams
 from salun_core.experiments.runs import trained
 from salun_core.experiments.runs.params import assigned_names, read_preset
+from salun_core.paths import project_root
 
 
 def load(**given):
@@ -131,3 +134,21 @@ def test_the_papers_models_are_trained_in_single_precision_also_on_a_gpu(name):
     training = EXPERIMENTS[name].params.load({"preset": "paper"}).training
     assert not training.bf16(torch.device("cuda"))
     assert trained.Trained(precision="auto").bf16(torch.device("cuda"))
+
+
+RECORDED = sorted((project_root() / "data" / "recorded").glob("*/results/*.json"))
+
+
+@pytest.mark.parametrize("file", RECORDED, ids=lambda file: f"{file.stem} {file.parts[-3]}")
+def test_a_recorded_preset_says_what_it_was_recorded_with(file, tmp_path):
+    """Also where it builds on another preset, which may have changed since."""
+    then = json.loads(file.read_text("utf8"))["params"]
+    place = {"data_dir": str(tmp_path)} if then["dataset"] == "imagefolder" else {}
+    now = EXPERIMENTS[file.stem].params.load({"preset": file.parts[-3], **place}).shown()
+    left_out = {"data_dir", "out_dir", "recorded"}
+    differ = {name: (then.get(name), now.get(name)) for name in {*then, *now} - left_out}
+    assert {
+        n: pair
+        for n, pair in differ.items()
+        if len({json.dumps(value, sort_keys=True) for value in pair}) > 1
+    } == {}
