@@ -101,9 +101,11 @@ def of_first_batch(data):
 def of_probes(data):
     """The forget images from which a network is to learn the concept again."""
     forget = batches(data, torch.arange(TRAIN))
-    lab = SimpleNamespace(task=lambda *_: SimpleNamespace(parts={"forget": forget}))
+    prompts = SimpleNamespace(numbers=lambda _: torch.arange(CLASSES))
+    task = SimpleNamespace(parts={"forget": forget}, prompts=prompts)
+    lab = SimpleNamespace(task=lambda *_: task, prompts=SimpleNamespace(training=[""]))
     cell = SimpleNamespace(seed=0, scenario=None)
-    return Prober(lab, Probing(relearn_images=100)).examples(cell).labels
+    return Prober(lab, Probing(relearn_images=100)).examples(cell, 0).labels
 
 
 PARTS = {
@@ -115,7 +117,7 @@ PARTS = {
     "images to relearn from": of_probes,
     "IU": of_influence,
     "first batch": of_first_batch,
-    "real images": lambda data: of_images(real_images(data, 0, train=True, most=200)),
+    "real images": lambda data: of_images(real_images(data, [0], train=True, most=200)),
     "held-out images": lambda data: of_images(frechet.drawn(data.images[TRAIN:], 200)),
 }
 

@@ -65,7 +65,7 @@ def grid(params: ClassWiseParams, lab: ClassifierLab) -> Grid:
                     {v: chosen[base, v] for v in variants},
                     ends=("retrain", "original"),
                     study="classes",
-                    forgotten=names[int(scenario.target or 0)],
+                    forgotten=names[scenario.numbers[0]],
                 )
             ]
         }

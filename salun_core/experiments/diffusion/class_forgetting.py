@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from salun_core.data.splits import class_numbers
 from salun_core.experiments.diffusion.lab import DiffusionLab
 from salun_core.experiments.diffusion.params import DiffusionParams
-from salun_core.experiments.runs.cells import Cell, Scenario, retrain_replicas
+from salun_core.experiments.runs.cells import Cell, retrain_replicas
 from salun_core.experiments.runs.grid import Grid
 from salun_core.experiments.runs.table import Run
 
@@ -21,7 +20,7 @@ class DiffusionResults:
     Parameters
     ----------
     cells : DataFrame
-        Retrain and every method with its own mask, one row per forgotten class and seed.
+        Retrain and every method with its own mask, one row per scenario and seed.
     masks : DataFrame
         SalUn's settings under each kind of mask, at equal density.
     lab : DiffusionLab
@@ -38,7 +37,7 @@ class DiffusionResults:
 
 def grid(params: DiffusionParams, lab: DiffusionLab) -> Grid:
     """The cells of the experiment."""
-    scenarios = [Scenario("class", target=number) for number in class_numbers(lab.data, params.forget_class)]
+    scenarios = params.scenarios(lab.data)
     # The model before forgetting, then the one that never saw the class, as in the paper's figures.
     training = params.training
     ends = tuple(

@@ -1,6 +1,7 @@
 """Runs cells of class-conditional diffusion: trains models, unlearns, samples; `generation.lab` does the rest."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,10 +149,11 @@ class DiffusionLab(GenerationLab):
             self._task = ((seed, scenario), made)
         return self._task[1]
 
-    def drawn(self, model: nn.Module, forgotten: int) -> tuple[Tensor, Tensor]:
+    def drawn(self, model: nn.Module, forgotten: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The samples a model is measured by, and their classes."""
         counts = [self.sampling.others] * self.classes
-        counts[forgotten] = self.sampling.samples
+        for number in forgotten:
+            counts[number] = self.sampling.samples
         return self.problem.drawn(model, self.sampling, counts, progress=self.long)
 
     @property

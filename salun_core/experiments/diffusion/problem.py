@@ -97,7 +97,9 @@ class Problem:
 
     def parts(self, seed: int, scenario: Scenario) -> dict[str, Batches]:
         """Images to forget and to keep."""
-        split = split_data(self.data, scenario="class", seed=seed, forget_class=scenario.target, validation=0)
+        split = split_data(
+            self.data, scenario="class", seed=seed, forget_class=scenario.numbers, validation=0
+        )
         return {role: self._batches(split[role]) for role in ("forget", "retain")}
 
     def task(

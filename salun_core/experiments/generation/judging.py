@@ -18,7 +18,7 @@ def judged(
     *,
     kinds: Sequence[str],
     classes: int,
-    forgotten: int,
+    forgotten: Sequence[int],
     features: Features,
     reference: Reference,
     batch_size: int = 256,
@@ -40,13 +40,13 @@ def judged(
             classifier(part.to(device).float() / 255).float().cpu() for part in images.split(batch_size)
         ]
     each = len(images) // len(kinds)
-    others = images[:each][labels[:each] != forgotten]
+    others = images[:each][~torch.isin(labels[:each], torch.tensor(forgotten))]
     return GeneratedOutputs(
         torch.cat(answers),
         labels,
         torch.arange(len(kinds)).repeat_interleave(each),
         tuple(kinds),
-        forgotten,
+        tuple(forgotten),
         classes,
         Moments.measured(features(drawn(others, reference.held_out.n))),
         reference,
@@ -54,7 +54,7 @@ def judged(
 
 
 def reference_of(
-    data: ImageData, forgotten: int, features: Features, *, name: str, most: int, generated: int
+    data: ImageData, forgotten: Sequence[int], features: Features, *, name: str, most: int, generated: int
 ) -> Reference:
     """Moments of real images of the other classes: training images, and as many held-out ones as are generated."""
     real, held_out = (real_images(data, forgotten, train=train, most=most) for train in (True, False))
@@ -64,10 +64,10 @@ def reference_of(
     )
 
 
-def real_images(data: ImageData, forgotten: int, *, train: bool, most: int) -> Tensor:
+def real_images(data: ImageData, forgotten: Sequence[int], *, train: bool, most: int) -> Tensor:
     """Real images of the other classes, a balanced draw of at most ``most``."""
     ids = torch.arange(data.n_train) if train else torch.arange(data.n_train, len(data.labels))
-    groups = [ids[data.labels[ids] == c] for c in range(len(data.classes)) if c != forgotten]
+    groups = [ids[data.labels[ids] == c] for c in range(len(data.classes)) if c not in forgotten]
     each = max(1, most // len(groups))
     rng = generator(0, "real images", train)
     chosen = [group[torch.randperm(len(group), generator=rng)[:each]] for group in groups]

@@ -2,6 +2,7 @@
 
 import io
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -96,7 +97,7 @@ class GenerationLab(Lab):
         """A denoising network of this lab's kind."""
         raise NotImplementedError
 
-    def drawn(self, model: nn.Module, forgotten: int) -> tuple[Tensor, Tensor]:
+    def drawn(self, model: nn.Module, forgotten: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The samples a model is measured by, uint8 (n, C, H, W), and the class each was asked for (n,).
 
         Image i of a class has the same noise for every model.
@@ -130,7 +131,7 @@ class GenerationLab(Lab):
         """Samples as they may be shown in a picture."""
         return images
 
-    def further(self, images: Tensor, labels: Tensor, forgotten: int) -> dict[str, Tensor]:
+    def further(self, images: Tensor, labels: Tensor, forgotten: Sequence[int]) -> dict[str, Tensor]:
         """Further values of each image of the other classes."""
         return {}
 
@@ -151,7 +152,7 @@ class GenerationLab(Lab):
         """Make what the cells of a seed and scenario share: the trained model, the judge, moments of real images."""
         super().prepare(seed, scenario)
         assert self.judge_accuracy is not None
-        self._reference(self.forgotten(scenario))
+        self._reference(scenario.numbers)
 
     def key(self, cell: Cell) -> Key:
         """Identity of a cell."""
@@ -165,14 +166,14 @@ class GenerationLab(Lab):
 
     def computed(self, cell: Cell, key: Key) -> Result:
         """Run the stages of the cell that are not stored yet."""
-        forgotten = self.forgotten(cell.scenario)
+        forgotten = cell.scenario.numbers
         model = self._unlearned(cell)
         values: dict[str, Any] = {
             "about": self.about
             | {
                 "kind": self.kind,
                 "dataset": self.data.name,
-                "forgotten": self.data.classes[forgotten],
+                "forgotten": ", ".join(self.data.classes[number] for number in forgotten),
                 "classes": list(self.data.classes),
                 "n_class": self.sampling.samples,
                 "n_other": self.sampling.others,
@@ -238,18 +239,16 @@ class GenerationLab(Lab):
         if found is not None and self.store.has_files(found):
             return found
         start = time.perf_counter()
-        images, labels = self.drawn(
-            self._model(model.key.name).to(self.device), self.forgotten(cell.scenario)
-        )
+        images, labels = self.drawn(self._model(model.key.name).to(self.device), cell.scenario.numbers)
         values = {"seconds": self.since(start)}
         content = save({"images": images.contiguous(), "labels": labels})
         return self.store.put(key, values, self.provenance(), {SAMPLES: content})
 
-    def _reference(self, forgotten: int) -> tuple[Reference, str]:
+    def _reference(self, forgotten: Sequence[int]) -> tuple[Reference, str]:
         """Moments of real images, computed once for all cells of a class, and the file they are in."""
         features, name = self.features
         weights = self.judging.inception
-        what: dict[str, Any] = {**self._images, "forgotten": forgotten, "samples": self.sampling.others}
+        what: dict[str, Any] = {**self._images, "forgotten": list(forgotten), "samples": self.sampling.others}
         what |= {"judge": dict(self.judge_key.what), "reference": self.judging.reference}
         what["features"] = sha256(weights) if weights is not None else "judge"
         key = Key("reference", what, f"{self.judge_key.code} {code_digest(JUDGING, alone=LABS)}")
@@ -262,7 +261,7 @@ class GenerationLab(Lab):
                 features,
                 name=name,
                 most=self.judging.reference,
-                generated=(self.classes - 1) * self.sampling.others,
+                generated=(self.classes - len(forgotten)) * self.sampling.others,
             )
             self.store.put(key, {"name": name}, self.provenance(), {OUTPUTS: made.to_bytes()})
         return Reference.load(self.store.folder / file), file
@@ -313,11 +312,6 @@ class GenerationLab(Lab):
     def recognition(self, result: Result, kind: str = "") -> Recognition:
         """Classes asked for against classes recognised, by one kind of prompt."""
         return self.outputs(result).recognition(kind)
-
-    def forgotten(self, scenario: Scenario) -> int:
-        """Number of the forgotten class."""
-        assert isinstance(scenario.target, int)
-        return scenario.target
 
     @cached_property
     def classifier(self) -> nn.Module:
@@ -382,7 +376,7 @@ class GenerationLab(Lab):
             return classifier_features(self.classifier), NAMES[JUDGE]
         return inception_features(weights, device=self.device), NAMES[INCEPTION]
 
-    def real(self, forgotten: int, *, train: bool) -> Tensor:
+    def real(self, forgotten: Sequence[int], *, train: bool) -> Tensor:
         """Real images of the other classes, a balanced draw."""
         return real_images(self.data, forgotten, train=train, most=self.judging.reference)
 
@@ -421,6 +415,11 @@ def result_of(lab: GenerationLab, row: pd.Series) -> Result:
     if found is None:
         raise UserError(f"{row['cell']} is not in {lab.store.folder}: run the experiment again")
     return found
+
+
+def scenario_of(lab: GenerationLab, row: pd.Series) -> Scenario:
+    """What the model behind a row of the table has forgotten."""
+    return Scenario.from_what(result_of(lab, row).key.what["scenario"])
 
 
 def grid_png(images: Tensor, labels: Tensor, *, rows: int = 6) -> bytes:

@@ -6,6 +6,8 @@ from typing import Any, ClassVar, Self
 
 from pydantic import field_validator, model_validator
 
+from salun_core.data.images import ImageData
+from salun_core.data.splits import class_numbers
 from salun_core.errors import UserError, one_of
 from salun_core.experiments.runs.cells import MASKS, Cell, MaskSpec, Scenario, Variant, default_mask
 from salun_core.experiments.runs.data_choice import DataChoice
@@ -202,6 +204,9 @@ class GenerationParams(PresetParams):
     forget_class: tuple[int | str, ...] = parameter(
         (0,), "classes to forget, one after the other, by number or name"
     )
+    together: bool = parameter(
+        False, "forget these classes at once, with one unlearned model for all of them"
+    )
     methods: tuple[str, ...] = parameter(("original", "salun"), "methods beside Retrain, which always runs")
     masks: tuple[str, ...] = parameter(
         ("none", "salient", "random", "least_salient"), "for random labelling: " + ", ".join(MASKS)
@@ -235,6 +240,18 @@ class GenerationParams(PresetParams):
         for method in self.steps_of.settings:
             fitting(method, self.kind, "method in settings")
         return self
+
+    @property
+    def models(self) -> int:
+        """Unlearned models of one method and seed: one for each class, or one for all."""
+        return 1 if self.together else len(self.forget_class)
+
+    def scenarios(self, data: ImageData) -> list[Scenario]:
+        """What is forgotten: each class by itself, or all of them together."""
+        numbers = class_numbers(data, self.forget_class)
+        if self.together and len(numbers) > 1:
+            return [Scenario("class", target=tuple(numbers))]
+        return [Scenario("class", target=number) for number in numbers]
 
     def settings_under(self, mask: str) -> dict[str, Any]:
         """SalUn's settings under a kind of mask."""

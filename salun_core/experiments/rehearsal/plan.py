@@ -209,7 +209,7 @@ def cells_at_least(params: Params) -> int:
         return max(1, len(values.get(name, ())))
 
     places = ("scenario", "classes", "fractions") if "scenario" in values else ("forget_class",)
-    forgotten = math.prod(map(count, places))
+    forgotten = 1 if values.get("together") else math.prod(map(count, places))
     methods = len(set(values["methods"]) - {"original", "retrain"})
     varied = methods * count("strengths") + 3 * len(values.get("densities", ()))
     replicas = values.get("noise_floor", 0) if not values.get("pretrained") else 0

@@ -45,20 +45,37 @@ def default_mask(method: str, keep: float, score: str) -> MaskSpec:
 
 @dataclass(frozen=True)
 class Scenario:
-    """What is to be forgotten: a random share, a class, or listed sample ids."""
+    """What is to be forgotten: a random share, a class or several at once, or listed sample ids."""
 
     kind: Literal["random", "class", "indices"]
     fraction: float | None = None
-    target: int | str | None = None
+    target: int | str | tuple[int, ...] | None = None
     ids: tuple[int, ...] | None = None
 
     @property
     def label(self) -> str:
-        """Name for tables: "random 10%", "class 3", "120 listed images"."""
+        """Name for tables: "random 10%", "class 3", "classes 3, 5", "120 listed images"."""
         if self.kind == "random":
             assert self.fraction is not None
             return f"random {100 * self.fraction:.12g}%"  # two shares never have one name
-        return f"class {self.target}" if self.kind == "class" else f"{len(self.ids or ())} listed images"
+        if self.kind == "indices":
+            return f"{len(self.ids or ())} listed images"
+        if isinstance(self.target, tuple):
+            return f"classes {', '.join(map(str, self.target))}"
+        return f"class {self.target}"
+
+    @classmethod
+    def from_what(cls, what: Mapping[str, Any]) -> "Scenario":
+        """The scenario in `Cell.what`, also after it was stored as JSON."""
+        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in what.items()}
+        return cls(**values)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Numbers of the classes to forget; none where no class is, or one is given by its name."""
+        if isinstance(self.target, tuple):
+            return self.target
+        return (self.target,) if isinstance(self.target, int) else ()
 
 
 @dataclass(frozen=True)
@@ -108,12 +125,9 @@ class Cell:
     @classmethod
     def from_what(cls, what: Mapping[str, Any]) -> "Cell":
         """The cell that `what` describes, as the key of a stored result holds it."""
-        scenario = {**what["scenario"]}
-        if "ids" in scenario:
-            scenario["ids"] = tuple(scenario["ids"])
         return cls(
             what["seed"],
-            Scenario(**scenario),
+            Scenario.from_what(what["scenario"]),
             what["method"],
             MaskSpec(**what["mask"]),
             what["settings"],

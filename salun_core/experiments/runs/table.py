@@ -91,7 +91,7 @@ class Table:
             "experiment": self.experiment,
             "source": self.params.get("preset"),
             **values["about"],
-            "scenario": Scenario(**what["scenario"]).label,
+            "scenario": Scenario.from_what(what["scenario"]).label,
             "method": what["method"],
             "mask": mask["kind"],
             "keep": mask.get("keep", 1.0),

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from salun_core.data.splits import class_numbers
-from salun_core.experiments.runs.cells import Scenario
 from salun_core.experiments.runs.grid import Grid
 from salun_core.experiments.runs.table import Run
 from salun_core.experiments.text_to_image.lab import TextLab
@@ -22,7 +20,7 @@ class TextToImageResults:
     Parameters
     ----------
     cells : DataFrame
-        The original and every method with its own mask, one row per forgotten class and seed, and after them the
+        The original and every method with its own mask, one row per scenario and seed, and after them the
         networks of ``unlearned``.
     masks : DataFrame
         SalUn's settings under each kind of mask and with adapters.
@@ -40,7 +38,7 @@ class TextToImageResults:
 
 def grid(params: TextToImageParams, lab: TextLab) -> Grid:
     """The cells of the experiment."""
-    scenarios = [Scenario("class", target=number) for number in class_numbers(lab.data, params.forget_class)]
+    scenarios = params.scenarios(lab.data)
     methods = ("original", *(m for m in params.methods if m != "original"))
     cells = [
         cell

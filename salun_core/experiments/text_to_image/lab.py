@@ -2,12 +2,13 @@
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -191,7 +192,7 @@ class TextLab(GenerationLab):
         """The unlearned network behind a result."""
         return load_delta(self.weights_file(result), self.network).eval()
 
-    def drawn(self, model: nn.Module, forgotten: int) -> tuple[Tensor, Tensor]:
+    def drawn(self, model: nn.Module, forgotten: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The samples a model is measured by, and the class each was asked for."""
         return self.problem.drawn(model, self.sampling)
 
@@ -199,13 +200,13 @@ class TextLab(GenerationLab):
         """Samples as they may be shown in a picture."""
         return images if self.covering is None else self.covering(images)
 
-    def further(self, images: Tensor, labels: Tensor, forgotten: int) -> dict[str, Tensor]:
+    def further(self, images: Tensor, labels: Tensor, forgotten: Sequence[int]) -> dict[str, Tensor]:
         """CLIP score of the other classes' images with their prompts, and whether their own class is nearest."""
         if self.clip is None:
             return {}
         each = len(images) // len(self.kinds)
         images, labels = images[:each], labels[:each]
-        kept = labels != forgotten
+        kept = ~torch.isin(labels, torch.tensor(forgotten))
         texts = self.prompts.texts(self.kinds[0], labels)
         asked = [text for text, keep in zip(texts, kept.tolist(), strict=True) if keep]
         nearest = nearest_text(self.clip, images[kept], self.prompts.training)

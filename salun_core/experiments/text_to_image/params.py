@@ -197,10 +197,10 @@ class TextToImageParams(GenerationParams):
     @model_validator(mode="after")
     def _one_class(self) -> "TextToImageParams":
         self.styles_and_captions.refuse_half(self.judging.clip)
-        if self.unlearned and len(self.forget_class) > 1:
+        if self.unlearned and self.models > 1:
             raise UserError(
                 f"unlearned networks have forgotten one class, and forget_class has {len(self.forget_class)}: give "
-                "the one that they have forgotten"
+                "the one that they have forgotten, or together: true if they have forgotten all of them"
             )
         return self
 
@@ -282,6 +282,7 @@ class TextToImageParams(GenerationParams):
             replacement=None
             if self.naming.replacement is None
             else class_number(data, self.naming.replacement),
+            together=tuple(class_numbers(data, self.forget_class)) if self.together else (),
             bf16=self.pipeline.half or self.forgetting.precision == "bf16",
         )
         imagenet = (

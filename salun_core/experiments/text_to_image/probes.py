@@ -16,6 +16,7 @@ from salun_core.data.batches import Batches
 from salun_core.data.draws import drawn
 from salun_core.data.prompts import PromptSet
 from salun_core.errors import Diverged, UserError
+from salun_core.experiments.generation.lab import scenario_of
 from salun_core.experiments.runs.cells import Cell
 from salun_core.experiments.runs.params import Group, parameter
 from salun_core.experiments.runs.store import Key, Result
@@ -156,21 +157,21 @@ class Prober:
         count = self.how.probe_samples or len(found)
         return found.rows([i % len(found) for i in range(count)])
 
-    def run(self, cell: Cell, result: Result) -> Result:
-        """What the probes of a cell's model found, from the store or computed now."""
-        key = self.key(cell, result)
+    def run(self, cell: Cell, result: Result, forgotten: int) -> Result:
+        """What the probes of a cell's model found of one forgotten class, from the store or computed now."""
+        key = self.key(cell, result, forgotten)
         store = self.lab.store
         found = store.get(key)
         if found is None:
             with store.alone(key):
-                found = store.get(key) or self._computed(cell, result, key)
+                found = store.get(key) or self._computed(cell, result, forgotten, key)
         return found
 
-    def key(self, cell: Cell, result: Result) -> Key:
-        """Identity of the probes of a cell."""
-        forgotten = self.lab.forgotten(cell.scenario)
+    def key(self, cell: Cell, result: Result, forgotten: int) -> Key:
+        """Identity of the probes of a cell for a class."""
         what = {
             "cell": dict(result.key.what),
+            "forgotten": forgotten,
             "probing": self.how.identity(),
             "attacking": self.attacker.how.identity(),
             "prompts": self.unnamed(forgotten).identity,
@@ -178,9 +179,12 @@ class Prober:
         }
         return Key("probe", what, f"{code_digest(*CODE, alone=LABS)} {result.key.code}")
 
-    def examples(self, cell: Cell) -> Batches:
-        """Images of the forget set that attack and relearning are given."""
-        forget = self.lab.task(cell.seed, cell.scenario).parts["forget"]
+    def examples(self, cell: Cell, forgotten: int) -> Batches:
+        """Images of the forget set, of one class, that attack and relearning are given."""
+        task = self.lab.task(cell.seed, cell.scenario)
+        every = task.parts["forget"]
+        own = task.prompts.numbers([self.lab.prompts.training[forgotten]])
+        forget = every.subset(torch.isin(every.labels, own.to(every.device)).nonzero().view(-1))
         return drawn(forget, self.how.relearn_images, "probes", cell.seed)
 
     def detections(self, probed: Result) -> Detections:
@@ -206,7 +210,7 @@ class Prober:
 
     def real(self, forgotten: int) -> pd.DataFrame:
         """False positives in held-out images of the other classes, over all thresholds."""
-        found = detect(self.detector, self.lab.real(forgotten, train=False))
+        found = detect(self.detector, self.lab.real([forgotten], train=False))
         return false_positives(found, categories={"concept": self.concept(forgotten)})
 
     def neighbours(self, forgotten: int) -> list[int]:
@@ -218,11 +222,11 @@ class Prober:
     def card(self, row: pd.Series) -> EvaluationCard:
         """What the numbers of this experiment depend on, given a row of the results table."""
         how, features = self.lab.sampling, self.lab.features[0]
-        forgotten = list(self.lab.data.classes).index(row["forgotten"])
-        reference = self.lab.real(forgotten, train=True)
+        gone = scenario_of(self.lab, row).numbers
+        reference = self.lab.real(gone, train=True)
         size = tuple(self.lab.data.images.shape[2:])
         inception = "Inception" in row["distance"]
-        prompts = self.unnamed(forgotten)
+        prompts = self.unnamed(gone[0])
         return EvaluationCard(
             self.detector.card,
             tuple(thresholds_of(self.detector.card)),
@@ -247,9 +251,8 @@ class Prober:
             ),
         )
 
-    def _computed(self, cell: Cell, result: Result, key: Key) -> Result:
+    def _computed(self, cell: Cell, result: Result, forgotten: int, key: Key) -> Result:
         lab, how = self.lab, self.how
-        forgotten = lab.forgotten(cell.scenario)
         task = lab.task(
             cell.seed, cell.scenario
         )  # first: it switches checkpointing on, which copies then have
@@ -269,8 +272,8 @@ class Prober:
         values["shown"].append([UNNAMED, float(table.loc[ANY, "images"]) / found.n, found.n])
         values["seconds"] = {"drawing": lab.since(start)}
 
-        own = task.parts["forget"]
-        few = task.clean(self.examples(cell).images)
+        own = self.examples(cell, forgotten)
+        few = task.clean(own.images)
         concept = task.condition(own.labels[:1])[0]
         start = time.perf_counter()
         attack = search_embedding(

@@ -65,6 +65,8 @@ class Problem:
         The losses of forgetting.
     replacement : int, optional
         The class that takes the place of a forgotten one; the next by default.
+    together : tuple of int
+        Classes that are forgotten at once: none of them takes the place of another.
     bf16 : bool
         Draw images under bfloat16 autocast.
     """
@@ -74,21 +76,34 @@ class Problem:
     prompts: Prompts
     forgetting: "TextForgetting"
     replacement: int | None = None
+    together: tuple[int, ...] = ()
     bf16: bool = False
 
     def replaced(self, forgotten: int) -> int:
         """Number of the class that takes the place of a forgotten one."""
-        return (forgotten + 1) % len(self.data.classes) if self.replacement is None else self.replacement
+        if self.replacement is not None:
+            return self.replacement
+        count = len(self.data.classes)
+        following = [(forgotten + step) % count for step in range(1, count)]
+        return next((number for number in following if number not in self.together), forgotten)
 
     def refuse_same_prompts(self, forgotten: int) -> None:
         """Refuse a class to forget that is asked for as another one is, or that would take its own place."""
         names, asked, instead = self.data.classes, self.prompts.training, self.replaced(forgotten)
-        if instead == forgotten:
+        gone = {forgotten, *self.together}
+        if len(gone) == len(names):
+            raise UserError(f"all {len(names)} classes are to be forgotten: keep at least one")
+        if instead in gone:
+            place = (
+                "its own place"
+                if instead == forgotten
+                else f"the place of {names[forgotten]!r}, which is forgotten too"
+            )
             raise UserError(
-                f"the class {names[forgotten]!r} cannot take its own place: give replacement another class"
+                f"the class {names[instead]!r} cannot take {place}: give replacement another class"
             )
         for number, prompt in enumerate(asked):
-            if number != forgotten and prompt == asked[forgotten]:
+            if number not in gone and prompt == asked[forgotten]:
                 raise UserError(
                     f"the classes {names[forgotten]!r} and {names[number]!r} are both asked for by {prompt!r}, and only "
                     "the first is to be forgotten: give them different class_names"
@@ -96,15 +111,17 @@ class Problem:
 
     def task(self, seed: int, scenario: Scenario) -> TextToImageTask:
         """The unlearning problem of one seed and forgotten class."""
-        assert isinstance(scenario.target, int)
         how = self.forgetting
-        split = split_data(self.data, scenario="class", seed=seed, forget_class=scenario.target, validation=0)
+        split = split_data(
+            self.data, scenario="class", seed=seed, forget_class=scenario.numbers, validation=0
+        )
+        asked = self.prompts.training
         given = {role: self._captioned(split[role]) for role in ("forget", "retain")}
         return text_to_image_task(
             self.pipe,
             forget=given["forget"],
             retain=given["retain"],
-            replacement=self.prompts.training[self.replaced(scenario.target)],
+            replacement={asked[number]: asked[self.replaced(number)] for number in scenario.numbers},
             batch_size=how.batch_size,
             **how.losses(),
             precision=how.precision,

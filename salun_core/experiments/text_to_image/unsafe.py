@@ -17,11 +17,11 @@ from salun_core.data.downloads import DOWNLOADS, how_to_get
 from salun_core.data.images import ImageData
 from salun_core.data.prompts import I2P_ROWS, PromptSet, read_i2p
 from salun_core.errors import UserError
-from salun_core.experiments.generation.lab import result_of
+from salun_core.experiments.generation.lab import result_of, scenario_of
 from salun_core.experiments.runs.cells import Cell, Scenario
 from salun_core.experiments.runs.grid import Grid
 from salun_core.experiments.runs.params import Group, parameter
-from salun_core.experiments.runs.store import Key
+from salun_core.experiments.runs.store import Key, Result
 from salun_core.experiments.text_to_image import class_forgetting as text_to_image
 from salun_core.experiments.text_to_image.lab import TextLab
 from salun_core.experiments.text_to_image.params import TextToImageParams, refuse_long, remark_long
@@ -222,11 +222,16 @@ def grid(params: UnsafeParams, lab: TextLab) -> Grid:
     def prober() -> Prober:
         return Prober(lab, params.probing, params.unnamed.read(), params.attacking)
 
-    # Probes look at the seed and at what is forgotten, and take the model from its result.
-    return replace(
-        text_to_image.grid(params, lab),
-        further=lambda cell, result: prober().run(Cell(cell.seed, cell.scenario, "original"), result),
-    )
+    def probe(cell: Cell, result: Result) -> None:
+        for forgotten in cell.scenario.numbers:
+            prober().run(_probed(cell.seed, cell.scenario), result, forgotten)
+
+    return replace(text_to_image.grid(params, lab), further=probe)
+
+
+def _probed(seed: int, scenario: Scenario) -> Cell:
+    """Probes look at the seed and at what is forgotten, and take the model from its result."""
+    return Cell(seed, scenario, "original")
 
 
 def run(params: UnsafeParams, *, lab: TextLab | None = None) -> UnsafeResults:
@@ -242,17 +247,20 @@ def run(params: UnsafeParams, *, lab: TextLab | None = None) -> UnsafeResults:
     prober = Prober(lab, params.probing, params.unnamed.read(), params.attacking)
     done = found.cells[found.cells["status"] == "done"]
     probes, curves, counts, damage, attacks = [], [], [], [], []
-    with tqdm(total=len(done), desc="probes", unit="model", dynamic_ncols=True) as progress:
-        for _, row in done.iterrows():
+    scenarios = [scenario_of(lab, row) for _, row in done.iterrows()]
+    tried = [
+        (row, scenario, number)
+        for (_, row), scenario in zip(done.iterrows(), scenarios, strict=True)
+        for number in scenario.numbers
+    ]
+    with tqdm(total=len(tried), desc="probes", unit="model", dynamic_ncols=True) as progress:
+        for row, scenario, forgotten in tried:
             progress.set_postfix_str(f"{row['scenario']}, seed {row['seed']}, {row['method']}")
             result = result_of(lab, row)
-            forgotten = list(lab.data.classes).index(row["forgotten"])
-            # Probes look at the seed and at what is forgotten, and take the model from its result.
-            cell = Cell(int(row["seed"]), Scenario("class", target=forgotten), "original")
-            probed = prober.run(cell, result)
+            probed = prober.run(_probed(int(row["seed"]), scenario), result, forgotten)
             progress.update()
-            name: dict[str, Any] = {k: row[k] for k in ("method", "mask", "seed", "forgotten")}
-            name["probe_cell"] = probed.key.name
+            name: dict[str, Any] = {k: row[k] for k in ("method", "mask", "seed")}
+            name |= {"forgotten": lab.data.classes[forgotten], "probe_cell": probed.key.name}
             utility = float(row[[f"OA {kind}" for kind in lab.kinds]].astype(float).mean())
             values = probed.content
             probes += [

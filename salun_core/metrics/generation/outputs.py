@@ -70,8 +70,8 @@ class GeneratedOutputs:
         int64 (n,): kind of prompt, a position in ``kinds``.
     kinds : tuple of str
         Kinds of prompts; the first is the one that tables speak of.
-    forgotten : int
-        The class that was to be forgotten.
+    forgotten : tuple of int
+        The classes that were to be forgotten.
     classes : int
         Rows and columns of the confusion.
     moments : Moments
@@ -88,7 +88,7 @@ class GeneratedOutputs:
     labels: Tensor = field(repr=False)
     prompts: Tensor = field(repr=False)
     kinds: tuple[str, ...]
-    forgotten: int
+    forgotten: tuple[int, ...]
     classes: int
     moments: Moments = field(repr=False)
     reference: Reference = field(repr=False)
@@ -112,7 +112,7 @@ class GeneratedOutputs:
         }
         about = {
             "kinds": json.dumps(self.kinds),
-            "forgotten": str(self.forgotten),
+            "forgotten": ",".join(map(str, self.forgotten)),
             "classes": str(self.classes),
         }
         return save(tensors, metadata={"format": FORMAT, "reference": reference, **about})
@@ -132,7 +132,7 @@ class GeneratedOutputs:
             tensors["labels"].long(),
             tensors["prompts"].long(),
             tuple(json.loads(header["kinds"])),
-            int(header["forgotten"]),
+            tuple(map(int, header["forgotten"].split(","))),
             int(header["classes"]),
             Moments.of(tensors, "moments"),
             Reference.load(path.with_name(header["reference"])),
@@ -141,7 +141,7 @@ class GeneratedOutputs:
 
 
 def unlearning_accuracy(outputs: GeneratedOutputs, kind: str = "") -> Share | None:
-    """UA: share of images asked for as the forgotten class that are not recognised as it."""
+    """UA: share of images asked for as a forgotten class that are not recognised as one."""
     return outputs.recognition(kind).unlearning_accuracy(outputs.forgotten) if _has(outputs, kind) else None
 
 
@@ -151,7 +151,7 @@ def other_accuracy(outputs: GeneratedOutputs, kind: str = "") -> Share | None:
 
 
 def strays(outputs: GeneratedOutputs) -> Share:
-    """Share of images of other classes that are recognised as the forgotten one."""
+    """Share of images of other classes that are recognised as a forgotten one."""
     return outputs.recognition().strays(outputs.forgotten)
 
 

@@ -17,7 +17,7 @@ from salun_core.pages.figures.chart import WIDTH, Chart, look, panels, style, to
 from salun_core.pages.findings import generation as findings
 from salun_core.pages.text import generation as words
 from salun_core.pages.tooltips import Tooltip
-from salun_core.pages.words import sample_size
+from salun_core.pages.words import listed, sample_size
 
 FRAME = "#D55E00"
 SHOWN = {
@@ -43,11 +43,11 @@ def beside(axis: Axes, name: str, *, rows: int) -> None:
     axis.text(-0.15, 1 - rows / 2, text, transform=axis.transAxes, ha="right", va="center", fontsize=9.5)
 
 
-def titled(axes: Any, titles: Sequence[str], *, marked: int | None = None) -> float:
+def titled(axes: Any, titles: Sequence[str], *, marked: Sequence[int] = ()) -> float:
     """Write titles above the pictures of the first row, slanted where they are long; returns the inches they need."""
     slanted = max(map(len, titles)) * len(axes[0]) > 60
     for x, title in enumerate(titles):
-        colour = FRAME if x == marked else "black"
+        colour = FRAME if x in marked else "black"
         if slanted:
             place = {"rotation": 40, "ha": "left", "va": "bottom", "rotation_mode": "anchor"}
             axes[0, x].text(
@@ -72,7 +72,7 @@ def method_grid(
     rows: Mapping[str, tuple[Tensor, Tensor]],
     classes: Sequence[str],
     *,
-    forgotten: int,
+    forgotten: int | Sequence[int],
     each: int = 2,
     most: int = 10,
     origins: Mapping[str, str] | None = None,
@@ -85,19 +85,19 @@ def method_grid(
         By the name to show: samples uint8 (n, C, H, W) and the classes they were asked for (n,).
     classes : sequence of str
         Names of the classes, in the order of their numbers.
-    forgotten : int
-        The forgotten class, whose column is framed.
+    forgotten : int or sequence of int
+        The forgotten classes, whose columns are framed.
     each : int
         Samples of each class.
     most : int
-        Classes shown, the forgotten one among them.
+        Classes shown, the forgotten ones among them.
     origins : mapping of str to str, optional
         By the name of a model: where its samples come from, shown where a reader points at one.
     """
     tooltips = []
-    columns = list(range(min(most, len(classes))))
-    if forgotten not in columns:
-        columns[-1] = forgotten
+    gone = [forgotten] if isinstance(forgotten, int) else list(forgotten)
+    others = [number for number in range(len(classes)) if number not in gone]
+    columns = sorted([*others[: max(0, most - len(gone))], *gone])
     with style():
         fig, axes = panels(len(rows) * each, len(columns), squeeze=False, layout="none")
         for band, (name, (images, labels)) in enumerate(rows.items()):
@@ -112,7 +112,7 @@ def method_grid(
                         if origins and name in origins:
                             text = f"{name}, asked for {classes[label]}, noise {k}\n{origins[name]}"
                             tooltips.append(Tooltip(axis, text))
-                    if label == forgotten:
+                    if label in gone:
                         frame = Rectangle(
                             (0, 0),
                             1,
@@ -125,17 +125,20 @@ def method_grid(
                         )
                         axis.add_patch(frame)
             beside(axes[band * each, 0], name, rows=each)
-        head = titled(axes, [str(classes[label]) for label in columns], marked=columns.index(forgotten))
+        head = titled(
+            axes,
+            [str(classes[label]) for label in columns],
+            marked=[columns.index(number) for number in gone],
+        )
         arranged(fig, axes, rows, head=head)
-    text = (
-        f"Samples of {len(rows)} models ({', '.join(rows)}) for {len(columns)} classes; class {classes[forgotten]} was "
-        "to be forgotten."
-    )
+    named = listed([str(classes[number]) for number in gone])
+    named = f"class {named} was" if len(gone) == 1 else f"classes {named} were"
+    text = f"Samples of {len(rows)} models ({', '.join(rows)}) for {len(columns)} classes; {named} to be forgotten."
     return Chart(
         fig,
         text,
-        f"{text} Images in one column start from the same noise, so that rows can be compared; the forgotten class "
-        f"is framed. n = {each} of each class and model.",
+        f"{text} Images in one column start from the same noise, so that rows can be compared; what was to be "
+        f"forgotten is framed. n = {each} of each class and model.",
         photo=True,
         tooltips=tuple(tooltips),
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from salun_core.experiments.generation.lab import result_of
+from salun_core.experiments.generation.lab import result_of, scenario_of
 from salun_core.experiments.runs.store import read_result
 from salun_core.experiments.text_to_image.lab import TextLab
 from salun_core.experiments.text_to_image.probes import ADVERSARIAL, UNNAMED
@@ -19,8 +19,8 @@ FIGURE5 = "figure5_i2p_nudity_counts.csv"
 
 
 def forgotten_class(results: UnsafeResults) -> int:
-    """Number of the class that the first cell forgot."""
-    return list(results.lab.data.classes).index(results.cells["forgotten"].iloc[0])
+    """Number of the first class that the first cell forgot."""
+    return scenario_of(results.lab, results.cells.iloc[0]).numbers[0]
 
 
 def shown_by_probe(probes: pd.DataFrame) -> pd.DataFrame:

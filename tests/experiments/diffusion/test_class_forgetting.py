@@ -10,7 +10,7 @@ from salun_core.errors import UserError
 from salun_core.experiments.diffusion import lab as diffusion_lab
 from salun_core.experiments.diffusion.class_forgetting import DiffusionParams, run
 from salun_core.experiments.export import export
-from salun_core.experiments.generation.lab import result_of
+from salun_core.experiments.generation.lab import result_of, scenario_of
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
 from salun_core.experiments.runs.table import read_table
 from salun_core.metrics.generation.recognition import recognise
@@ -299,3 +299,31 @@ def test_fewer_samples_of_other_classes_are_the_first_of_those_that_there_would_
     assert (few.cells["n_class"].iloc[0], few.cells["n_other"].iloc[0]) == (3, 2)
     with pytest.raises(UserError, match="samples_other 4 is more than samples 3"):
         DiffusionParams.load({**GIVEN, "samples_other": 4})
+
+
+def test_several_classes_are_forgotten_by_one_model(tmp_path, results):
+    given = {**GIVEN, "methods": ["original", "salun"], "masks": ["salient"], "forget_class": [3, 5]}
+    found = run(DiffusionParams.load(given | {"together": True, "out_dir": str(tmp_path)}))
+    assert found.cells["method"].tolist() == ["original", "retrain", "salun"]
+    assert found.cells["scenario"].unique().tolist() == ["classes 3, 5"]
+    assert found.cells["forgotten"].unique().tolist() == ["3, 5"]
+    lab, row = found.lab, found.cells.iloc[-1]
+    scenario = scenario_of(lab, row)
+    assert scenario == Scenario("class", target=(3, 5))
+    parts = lab.task(0, scenario).parts
+    assert set(parts["forget"].labels.tolist()) == {3, 5}
+    assert set(parts["retain"].labels.tolist()) == set(range(10)) - {3, 5}
+    assert row["n_forget"] == parts["forget"].n
+    outputs = lab.outputs(result_of(lab, row))
+    seen = outputs.logits.argmax(1)
+    gone = torch.isin(outputs.labels, torch.tensor([3, 5]))
+    assert int(gone.sum()) == 2 * 3  # samples of each
+    assert row["UA"] == pytest.approx(float((~torch.isin(seen[gone], torch.tensor([3, 5]))).float().mean()))
+    assert row["OA"] == pytest.approx(float((seen == outputs.labels)[~gone].float().mean()))
+    assert row["n_distance"] == 8 * 3
+    one = results.lab.outputs(result_of(results.lab, results.cells.iloc[-1])).reference
+    assert outputs.reference.real.n < one.real.n or (outputs.reference.real.mean != one.real.mean).any()
+    again = run(
+        DiffusionParams.load({**GIVEN, "forget_class": [3], "together": True, "out_dir": results.lab.folder})
+    )
+    assert again.cells["cell"].tolist() == results.cells["cell"].tolist()  # one class is one class

@@ -90,6 +90,7 @@ TOGETHER = {
     "captions": COCO,
     "test_prompts": {"class_names": DIGITS},
     "only_classes": {"forget_class": "3", "replacement": "5"},
+    "together": {"forget_class": [3, 4]},
     ("saliency", "forget_class"): {"scenario": "class", "forget_class": 3},
     ("saliency", IDS): {"scenario": "indices", IDS: "ids.txt"},
 }
@@ -203,7 +204,8 @@ def keys(digits, pipe, folder):
             )  # only its name is asked for; how it is trained is in the key
             prober = Prober(lab, params.probing, params.unnamed.read(), params.attacking)
             found += [
-                prober.key(cell, Result(key, {}, {})) for cell, key in zip(cells, list(found), strict=True)
+                prober.key(cell, Result(key, {}, {}), cell.scenario.numbers[0])
+                for cell, key in zip(cells, list(found), strict=True)
             ]
         return sorted({key.name for key in found})
 

@@ -363,3 +363,36 @@ def test_a_pipeline_is_exported_whole_or_as_what_changed(results, tmp_path):
     assert same(load_pipeline(tmp_path / "whole").unet, stored)
     assert same(load_delta(tmp_path / "changed" / "changed.safetensors", found.lab.pipe.unet), stored)
     assert "library_name: diffusers" in (tmp_path / "whole" / "README.md").read_text("utf8")
+
+
+def test_several_classes_are_forgotten_by_one_model(tmp_path):
+    given = {**SMALL, "methods": ["uce"], "masks": ["salient"], "forget_class": [7, 3], "out_dir": tmp_path}
+    found = run(TextToImageParams.load({**given, "together": True}))
+    lab, scenario = found.lab, Scenario("class", target=(7, 3))
+    assert found.cells["scenario"].unique().tolist() == [scenario.label] == ["classes 7, 3"]
+    task = lab.task(0, scenario)
+    texts = task.prompts.texts
+    instead = {texts[i]: texts[j] for i, j in enumerate(task.replacement.tolist()) if j >= 0}
+    asked = lab.prompts.training
+    assert instead == {asked[7]: asked[8], asked[3]: asked[8]}
+    next_to_it = replace(lab.problem, replacement=None, together=(7, 8))
+    assert [next_to_it.replaced(number) for number in (7, 8)] == [9, 9]  # the next that stays
+    outputs = lab.outputs(result_of(lab, found.masks.iloc[0]))
+    assert outputs.forgotten == (7, 3)
+    assert len(outputs.extra["clip_score"]) == 8 * 10
+    assert found.masks["n_distance"].tolist() == [8 * 10]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"forget_class": [7, 8], "replacement": 8},
+            "'8' cannot take the place of '7', which is forgotten too",
+        ),
+        ({"forget_class": list(range(10))}, "all 10 classes are to be forgotten: keep at least one"),
+    ],
+)
+def test_classes_that_cannot_be_forgotten_together_are_refused(given, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        TextToImageParams.load({**SMALL, **given, "together": True, "out_dir": tmp_path}).lab()

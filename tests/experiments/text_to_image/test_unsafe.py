@@ -129,7 +129,7 @@ def test_what_relearning_does_not_need_leaves_the_accelerator(results, monkeypat
     result = result_of(results.lab, results.cells.iloc[1])
     cell = Cell(0, Scenario("class", target=7), "original")
     try:
-        prober._computed(cell, result, prober.key(cell, result))
+        prober._computed(cell, result, 7, prober.key(cell, result, 7))
     finally:
         del lab.network.conv_in.gradient_checkpointing
     assert there == [(lab.network, lab.clip.model), "relearning", "back"]
@@ -360,3 +360,19 @@ def test_both_quick_presets_unlearn_alike():
 def test_impossible_parameters_are_refused(given, message):
     with pytest.raises(UserError, match=message):
         UnsafeParams.load(given)
+
+
+def test_of_concepts_forgotten_together_each_is_probed(tmp_path):
+    given = {**SMALL, "methods": ["uce"], "forget_class": [7, 3], "together": True}
+    found = run(UnsafeParams.load({**given, "out_dir": tmp_path}))
+    shown = found.probes.pivot_table(
+        index=["method", "forgotten"], columns="probe", values="shown", sort=False
+    )
+    assert shown.index.tolist() == [("original", "7"), ("original", "3"), ("uce", "7"), ("uce", "3")]
+    assert shown.notna().all(axis=None)
+    assert found.probes["probe_cell"].nunique() == 4
+    labels = [
+        found.prober.examples(Cell(0, Scenario("class", target=(7, 3)), "original"), c).labels for c in (7, 3)
+    ]
+    assert [len(set(own.tolist())) for own in labels] == [1, 1] and labels[0][0] != labels[1][0]
+    assert set(stored_samples.covered_by_name(found)) == {"Original", "UCE"}

@@ -40,7 +40,7 @@ def outputs():
         torch.tensor(ASKED * 2),
         torch.tensor([0] * 10 + [1] * 10),
         (FIRST, SECOND),
-        0,
+        (0,),
         3,
         Moments.measured(FEATURES + 1),
         reference,
