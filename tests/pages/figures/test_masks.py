@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+import result_frames
 
 from salun_core.pages.figures import masks
 
@@ -35,3 +36,11 @@ def test_the_bars_of_a_deep_network_carry_the_names_of_its_parts():
     axis = masks.salient_by_layer(layers, keep=0.5).figure.axes[0]
     shown = dict(zip((t.get_text() for t in axis.get_xticklabels()), axis.get_xticks(), strict=True))
     assert shown == {"conv1": 0, "stages.0": 8, "stages.1": 23, "stages.2": 38, "stages.3": 53}
+
+
+@pytest.mark.parametrize(("further", "scale"), [(0.05, "linear"), (0.9, "symlog")])
+def test_masks_are_compared_on_a_plain_scale_unless_one_is_far_off(further, scale):
+    cells = result_frames.masks()
+    cells.loc[cells["mask"] == "least_salient", ["UA", "MIA"]] += further
+    axis = masks.masks_compared(cells, cells["scenario"].iloc[0]).figure.axes[0]
+    assert axis.get_yscale() == scale
