@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from salun_core.errors import UserError, lacks_memory
 
-WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
+COPIES = ("DataParallel", "DistributedDataParallel")  # around a whole network
+PIECES = ("FullyShardedDataParallel", "FSDPModule")  # which leave a part of every weight in this process
 
 
 def check_whole(model: object) -> None:
@@ -26,10 +27,17 @@ def check_whole(model: object) -> None:
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"the model is a {type(model).__name__}: give a torch.nn.Module")
-    for wrapper in WRAPPERS:
+    for wrapper in COPIES:
         if any(base.__name__ == wrapper for base in type(model).__mro__):
-            inside = "model.module" if hasattr(model, "module") else "the whole model, gathered on one device"
-            raise UserError(f"the model is wrapped in {wrapper}: give {inside}, and wrap the result again")
+            raise UserError(
+                f"the model is wrapped in {wrapper}: give model.module, and wrap the result again"
+            )
+    for place, part in model.named_modules():
+        if shards := next((base.__name__ for base in type(part).__mro__ if base.__name__ in PIECES), None):
+            raise UserError(
+                f"{f'part {place} of the model' if place else 'the model'} is wrapped in {shards}: give the whole model, "
+                "gathered on one device, and wrap the result again"
+            )
     weights = dict(model.named_parameters())
     if not weights:
         raise UserError("the model has no weights: nothing can be unlearned in it")

@@ -1,6 +1,9 @@
 """A task from a model and loaders that know nothing of this project."""
 
 import copy
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
@@ -171,11 +174,47 @@ def sharded():
     return net
 
 
+SHARDED = """
+    import torch
+    import torch.distributed as dist
+    from torch import nn
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+    from salun_core import classification_task
+    from salun_core.errors import UserError
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    loader = [(torch.rand(9, 3, 2, 2), torch.arange(9) % 3)]
+    whole, part, new = (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)) for _ in range(3))
+    whole = FullyShardedDataParallel(whole, device_id=torch.device("cpu"))
+    part[1] = FullyShardedDataParallel(part[1], device_id=torch.device("cpu"))
+    fully_shard(new, mesh=init_device_mesh("cpu", (1,)))
+    for model in (whole, part, new):
+        try:
+            classification_task(model, forget=loader, retain=loader)
+        except UserError as error:
+            print(error)
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.long
+def test_networks_in_pieces_on_several_devices_are_refused_in_a_sentence():
+    words = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SHARDED)]
+    said = subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()
+    remedy = "give the whole model, gathered on one device, and wrap the result again"
+    assert said == [
+        f"the model is wrapped in FullyShardedDataParallel: {remedy}",
+        f"part 1 of the model is wrapped in FullyShardedDataParallel: {remedy}",
+        f"the model is wrapped in FSDPModule: {remedy}",
+    ]
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
         (nn.DataParallel(small_network(0)), "DataParallel: give model.module"),
-        (type("FSDPModule", (nn.Linear,), {})(1, 1), "FSDPModule"),
         (sharded(), "DTensor"),
         (nn.Linear(3, 3, device="meta"), "not loaded"),
         (nn.Flatten(), "no weights"),
