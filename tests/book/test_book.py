@@ -433,8 +433,9 @@ NOT_MEASURES = {
 
 def glossary() -> dict[str, str]:
     """Every term of the glossary with its meaning."""
-    text = (ROOT / "book/glossary.md").read_text("utf8").partition(":::{glossary}\n")[2].partition("\n:::")[0]
-    entries = (part.partition("\n") for part in text.strip().split("\n\n"))
+    parts = (ROOT / "book/glossary.md").read_text("utf8").split(":::{glossary}\n")[1:]
+    every = [entry for part in parts for entry in part.partition("\n:::")[0].strip().split("\n\n")]
+    entries = (entry.partition("\n") for entry in every)
     return {term: meaning for term, _, meaning in entries}
 
 

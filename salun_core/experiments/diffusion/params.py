@@ -146,8 +146,8 @@ class DiffusionParams(GenerationParams):
         training.recipe(self.forgetting.batch_size)  # refuses impossible values
         if "retrained" in training.brought and self.models * len(self.seeds) > 1:
             raise UserError(
-                f"retrained {training.retrained} is one model: give one forget_class, or together: true, and one number "
-                f"in seeds, got {list(self.forget_class)} and {list(self.seeds)}"
+                f"retrained {training.retrained} was trained without one class: give one forget_class, or together: true "
+                f"where it is several, and one number in seeds; got {list(self.forget_class)} and {list(self.seeds)}"
             )
         if self.sampling.sample_steps > self.unet.diffusion_steps:
             raise UserError(
