@@ -71,7 +71,7 @@ MASK_LABELS = {
     "none": "no mask",
     "salient": "salient mask",
     "random": "random mask",
-    "random_per_layer": "random mask by layer",
+    "random_per_layer": "random mask per layer",
     "least_salient": "least salient mask",
 }
 WIDTH = 6.5  # inches: a phone shows it in a frame that scrolls

@@ -47,7 +47,7 @@ def salient_by_layer(layers: pd.DataFrame, *, keep: float, note: str = "") -> Ch
         axis.set_xticks([(first + last) / 2 for first, last, _ in groups], [name for *_, name in groups])
         axis.tick_params("x", rotation=90 if len(groups) > 4 else 0, length=0, labelsize=8.5)
         axis.set(
-            xlabel="weight tensors by part of the network, from input to output",
+            xlabel="weight tensors by part of the network, in the order of its code",
             ylabel="salient share (%)",
             ylim=(0, 100),
             xlim=(-1, len(layers)),
@@ -187,7 +187,7 @@ def over_density(density: pd.DataFrame, retrain: pd.DataFrame) -> Chart:
                 )
             axis.set_title(metric)
         for axis in axes[1]:
-            axis.set_xlabel("weights kept (%)")
+            axis.set_xlabel("weights that may change (%)")
         for axis in axes[:, 0]:
             axis.set_ylabel("%")
         handles, labels = axes[0, 0].get_legend_handles_labels()

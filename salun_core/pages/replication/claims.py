@@ -91,6 +91,10 @@ def read_claims() -> list[Claim]:
         raise UserError(f"{path} is not a list of claims: {error}; restore it from git") from error
 
 
+SHOWN_IN = {"digits-frontier": "ddpm"}
+"""Pages of recorded runs that the chapter of recorded results does not show."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One line of the ledger: a claim, and how one run judges it.
@@ -115,6 +119,17 @@ class Entry:
     verdict: Verdict
     at_half: str = ""
     at_double: str = ""
+
+    @property
+    def page(self) -> str:
+        """The page that shows the run."""
+        return self.claim.chapter if self.run == "quick" else SHOWN_IN.get(self.run, "recorded")
+
+    @property
+    def where(self) -> str:
+        """Run, scenario, and the settings that were compared, as far as there is a choice."""
+        found = self.found
+        return "none" if found is None else ", ".join(filter(None, (self.run, found.scenario, found.how)))
 
 
 def ledger(runs: Sequence[Run] | None = None, claims: Sequence[Claim] | None = None) -> list[Entry]:
@@ -157,6 +172,7 @@ def frame(entries: Sequence[Entry]) -> pd.DataFrame:
             low, high = entry.found.evidence.interval()
             row |= {
                 "scenario": entry.found.scenario,
+                "settings": entry.found.how,
                 "effect": entry.found.evidence.mean,
                 "low": low,
                 "high": high,
@@ -181,7 +197,7 @@ def ledger_table(entries: Sequence[Entry]) -> Table:
             "Verdict": entry.verdict.word + (f"\n({entry.verdict.reason})" if entry.verdict.reason else ""),
             "Claim": claim.name.replace(" ", "\n", 1) if len(claim.name) > 16 else claim.name,
             "Paper": place,
-            "Run": f"{entry.run}, {found.scenario}".rstrip(", ") if found else "none",
+            "Run": entry.where,
             "Effect": "",
             "n": "",
             "Margin": "",
@@ -197,13 +213,13 @@ def ledger_table(entries: Sequence[Entry]) -> Table:
                 "Margin": f"×{claim.margin:g}" if claim.unit == "factor" else f"{claim.margin:g}",
                 "p": p_value(entry.verdict.p_difference),
             }
-            links[index, "Run"] = f"{claim.chapter}.html" if entry.run == "quick" else "recorded.html"
+            links[index, "Run"] = f"{entry.page}.html"
         lines.append(line)
     caption = (
         "Claims of the paper with their location and the paper's numbers, and our verdicts. Effect: in points with its 95% interval "
         "over training seeds (for stability over settings, over settings), positive if it supports the claim; × means how "
         "many times faster. Margin: smaller effects count as none. p: P value for no effect, adjusted for all claims of a "
-        "run, so an interval that only just excludes 0 may not suffice. Settings were chosen once; intervals do not reflect "
+        "run, so an interval that excludes 0 may not suffice. Settings were chosen once; intervals do not reflect "
         "how that choice would vary with other tuning seeds"
     )
     return Table(pd.DataFrame(lines), caption, links=links, roomy="Paper")

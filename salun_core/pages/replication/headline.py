@@ -21,7 +21,7 @@ from salun_core.pages.replication.verdicts import NOT_RUN
 from salun_core.pages.results import Run, all_runs
 
 QUESTIONS = {
-    "salient beats random": "Does it matter that the weights are the salient ones?",
+    "salient beats random": "Is it better to change the salient weights than random ones?",
     "nearest at 10 %": "Is SalUn nearest to retraining?",
     "run time": "Is it cheaper than retraining?",
 }
@@ -132,14 +132,14 @@ def otherwise(entry: Entry, entries: Sequence[Entry]) -> list[str]:
 
 
 def guide(out_dir: Path | None = None) -> Text:
-    """Every claim that a run measures, in one line, linked to its chapter."""
+    """Every claim that a run measures, in one line, linked to the page that shows the run."""
     entries = quick_ledger(out_dir)
     said: list[tuple[Part, ...]] = []
     for claim in dict.fromkeys(entry.claim.name for entry in entries):
         entry = strongest(entries, claim)
         if entry is not None:
-            link = Link(claim, f"../notebooks/{entry.claim.chapter}.ipynb")
-            said.append((link, ": ", *measured(entry)))
+            link = Link(claim, f"../notebooks/{entry.page}.ipynb")
+            said.append((link, ": ", *measured(entry), *(f" {each}" for each in otherwise(entry, entries))))
     return Text(Bullets(said))
 
 

@@ -140,7 +140,7 @@ def against_all(mine: pd.Series, others: Mapping[str, pd.Series]) -> tuple[Array
     found = differences(mine, list(whole.values()))
     means = {name: float(values.loc[mine.index].mean()) for name, values in whole.items()}
     best = (
-        f"the best of {len(whole)} other methods ({name_of(min(means, key=lambda n: means[n]))} by its mean)"
+        f"the best of {len(whole)} other methods ({name_of(min(means, key=lambda n: means[n]))} on average)"
     )
     missing = [name_of(name) for name in others if name not in whole]
     return found, best, f" (without {', '.join(missing)}, which lack seeds or diverged)" if missing else ""

@@ -56,6 +56,13 @@ class Table:
     roomy: str = ""
     numbered: bool = True
 
+    @property
+    def sentences(self) -> str:
+        """The caption from its first capital to its full stop, which a mere title does not have."""
+        title = ": " not in self.caption and ". " not in self.caption
+        ended = title or self.caption.endswith((".", "?", "!"))
+        return self.caption[:1].upper() + self.caption[1:] + ("" if ended else ".")
+
     def _repr_html_(self) -> str:
         kinds = {
             column: ("numbers" if is_numeric(self.frame[column]) else "words")
@@ -71,7 +78,7 @@ class Table:
                 cells.append({"kind": kind, "text": value, "origin": origin, "link": link})
             rows.append({"best": index in self.bold, "cells": cells})
         return PAGE.render(
-            caption=self.caption[:1].upper() + self.caption[1:],
+            caption=self.sentences,
             label=self.caption.partition(":")[0],
             numbered=self.numbered,
             head=[{"kind": kinds[column], "text": column} for column in self.frame.columns],
@@ -97,7 +104,7 @@ class Table:
         kinds = ["r" if is_numeric(self.frame[column]) else "l" for column in self.frame.columns]
         return styled.to_latex(
             hrules=True,
-            caption=latex(self.caption[:1].upper() + self.caption[1:]),
+            caption=latex(self.sentences),
             label=label or None,
             column_format="".join(kinds),
             position="tb",

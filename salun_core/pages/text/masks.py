@@ -20,7 +20,8 @@ from salun_core.pages.words import counted, listed
 def sentences(cells: pd.DataFrame) -> Text:
     """Whether the salient mask is nearer to Retrain than the other masks, by method."""
     found = findings.masks_compared(cells)
-    return Text(*(against(control) for control in found.controls), rule(found))
+    brackets = f"In brackets: reduction of the average gap in points, over {counted(found.seeds, 'seed')}."
+    return Text(*(against(control) for control in found.controls), f"{brackets} {rule(found)}")
 
 
 def against(found: AgainstControl) -> str:
@@ -49,19 +50,31 @@ def rule(found: MaskComparison) -> str:
         if found.floor
         else ""
     )
-    return (
-        f"In brackets: reduction of the average gap in points, over {counted(found.seeds, 'seed')}. A difference is clear if its 95% "
-        f"t interval excludes 0. {how}{noise}"
-    )
+    return f"A difference is clear if its 95% t interval excludes 0. {how}{noise}"
 
 
 def summary(found: MaskComparison) -> str:
-    """For how many methods the salient mask is clearly nearer than each control."""
-    said = [
-        f"{named(control.control)} for {len(control.nearer)} of {len(control.methods)} methods"
-        for control in found.controls
+    """Than which controls the salient mask is clearly nearer, clearly farther, or neither, and for how many methods."""
+
+    def those(relation: str) -> list[str]:
+        several = [(control, len(getattr(control, relation))) for control in found.controls]
+        return [
+            named(control.control)
+            + (f" for {count} of {len(control.methods)} methods" if len(control.methods) > 1 else "")
+            for control, count in several
+            if count
+        ]
+
+    parts = [
+        f"{words} {listed(names)}"
+        for words, relation in (
+            ("clearly nearer to Retrain than", "nearer"),
+            ("clearly farther from Retrain than", "farther"),
+            ("not clearly different from", "unclear"),
+        )
+        if (names := those(relation))
     ]
-    return f"The salient mask is clearly nearer to Retrain than {listed(said)}."
+    return f"The salient mask is {'; '.join(parts)}."
 
 
 def named(kind: str) -> str:

@@ -9,7 +9,7 @@ from salun_core.pages.words import listed
 def error_rates(found: ErrorRates) -> str:
     """How often the rule errs, and what it takes to find an advantage."""
     needs = [
-        f"{units} training seeds find an advantage of {size:g} floors"
+        f"{units} training seeds find an advantage of {size:g} {'floor' if size == 1 else 'floors'}"
         for units, size in found.needed.items()
         if math.isfinite(size)
     ]

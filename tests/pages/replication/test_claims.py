@@ -152,10 +152,10 @@ def test_settings_are_resampled_in_pairs():
 def test_a_generator_is_judged_by_the_lesser_of_forgetting_and_keeping():
     (both,) = only("Imagenette", run(text_to_image=drawn()))
     assert both.evidence.mean == pytest.approx(15.3)
-    assert "UCE by its mean" in both.what
+    assert "UCE on average" in both.what
     (unnamed,) = only("unsafe content", run(unsafe=drawn()))
     assert unnamed.evidence.mean == pytest.approx(-20.0)
-    assert "ESD by its mean" in unnamed.what
+    assert "ESD on average" in unnamed.what
 
 
 def test_samples_that_are_all_alike_are_known_to_one_sample_only():

@@ -68,9 +68,9 @@ def test_a_question_without_a_run_says_so(monkeypatch):
     assert str(headline.findings()).count("Not run.") == 3
 
 
-def test_the_guide_links_each_measured_claim_to_its_chapter(runs):
+def test_the_guide_links_each_measured_claim_to_the_page_that_shows_the_run(runs):
     text = headline.guide()._repr_markdown_()
-    assert re.search(r"\[salient beats random\]\(\.\./notebooks/saliency\.ipynb\)", text)
+    assert re.search(r"\[salient beats random\]\(\.\./notebooks/recorded\.ipynb\)", text)
 
 
 def test_the_figure_shows_every_mask_and_the_papers_values(runs):

@@ -21,7 +21,7 @@ def test_headers_have_a_scope_and_the_region_a_name():
     assert [head["scope"] for head in found.find_all("th")] == ["col"] * 3
     region = found.select_one("[role=region]")
     assert region["aria-label"] == "results" and region["tabindex"] == "0"
-    assert found.figcaption.get_text() == "Results: of two methods"
+    assert found.figcaption.get_text() == "Results: of two methods."
 
 
 def test_bold_rows_links_tooltips_and_line_breaks():
@@ -69,7 +69,7 @@ def test_a_table_for_a_paper_has_rules_a_caption_and_its_best_row_bold():
         "\\bottomrule",
     ]
     assert r"\begin{tabular}{lrl}" in text and r"\label{tab:one}" in text
-    assert r"\caption{Results: 50\% of \$x}" in text
+    assert r"\caption{Results: 50\% of \$x.}" in text
     assert r"Method & UA (\%) & Why \\" in text
     assert r"A\_1 & 1.00 $\pm$ 0.10 (2.00) & \textbackslash{}a\{b\} \\" in text
     assert r"\textbf{B \& C} & \textbf{--} & \textbf{\textless{}x\textgreater{}} \\" in text
