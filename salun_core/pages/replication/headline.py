@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from salun_core.metrics.gaps import AVERAGE, gaps, noise_floor, summary
 from salun_core.metrics.statistics import by_unit
@@ -215,8 +217,19 @@ def draw(axis: Axes, found: Comparison) -> None:
     axis.set_ylim(len(found.apart) - 0.5, -0.5)  # the first on top
     axis.set_xlim(left=0)
     axis.set_xlabel("average gap to Retrain (points)")
-    hollow = Line2D([], [], ls="", marker="o", mfc="none", mec="black", label="the paper's Table 1, CIFAR-10")
-    axis.legend(handles=[hollow], loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
+    marks: list[Artist] = [
+        Line2D([], [], ls="", marker="o", mfc="none", mec="black", label="the paper's Table 1, CIFAR-10")
+    ]
+    if len(found.floor):
+        marks.append(Patch(color="0.88", label="two retrained models"))
+    axis.legend(
+        handles=marks,
+        ncols=2,
+        columnspacing=1,
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+        borderaxespad=0.2,
+    )
 
 
 def figure(out_dir: Path | None = None) -> Chart:
