@@ -274,6 +274,7 @@ def test_the_verdict_of_a_main_table_is_seen_on_a_telephone(browser, address):
     shown, wrong = visit(browser, address + "notebooks/recorded.html", size=PHONE, scheme="light")
     try:
         shown.wait_for_load_state("load")  # a slow page is idle before it is read to its end
+        shown.evaluate(OPEN)
         table = shown.locator("table.results", has=shown.locator("th", has_text="Avg. Gap")).first
         row = table.locator("tbody tr").nth(2).locator("td")
         narrow, texts = table.locator("th").all_inner_texts(), row.all_inner_texts()
@@ -442,6 +443,7 @@ def test_a_piece_answers_to_touch(browser, address, piece_page):
     shown = context.new_page()
     try:
         shown.goto(address + piece_page, wait_until="networkidle")
+        shown.evaluate(OPEN)
         figure = piece_of(shown)
         said = figure.locator("output")
         figure.locator("input[type=radio]:not(:checked)").first.tap()

@@ -242,7 +242,7 @@ def figure(out_dir: Path | None = None) -> Chart:
     """
     found = comparison(out_dir)
     with style():
-        fig, axis = panels(width=NARROW, height=0.27 * len(found.apart) + 0.85)
+        fig, axis = panels(width=NARROW, height=0.24 * len(found.apart) + 0.78)
         draw(axis, found)
     means = ", ".join(f"{MASK_LABELS[mask]} {mine.mean():.2f}" for mask, mine in found.apart.items())
     first = found.first
