@@ -16,6 +16,7 @@ from salun_core.data.on_disk import in_memory
 from salun_core.data.sources.image_folder import pictures
 from salun_core.errors import UserError
 from salun_core.experiments import EXPERIMENTS
+from salun_core.experiments.generation.params import GenerationParams
 from salun_core.experiments.rehearsal.networks import (
     SD_UNET,
     SD_VAE,
@@ -208,8 +209,8 @@ def cells_at_least(params: Params) -> int:
     def count(name: str) -> int:
         return max(1, len(values.get(name, ())))
 
-    places = ("scenario", "classes", "fractions") if "scenario" in values else ("forget_class",)
-    forgotten = 1 if values.get("together") else math.prod(map(count, places))
+    places = ("scenario", "classes", "fractions")
+    forgotten = params.models if isinstance(params, GenerationParams) else math.prod(map(count, places))
     methods = len(set(values["methods"]) - {"original", "retrain"})
     varied = methods * count("strengths") + 3 * len(values.get("densities", ()))
     replicas = values.get("noise_floor", 0) if not values.get("pretrained") else 0
@@ -343,7 +344,7 @@ def _parts(scenario: Scenario, shape: Shape) -> dict[str, float]:
     """Images of the forget and of the retain set."""
     share = {
         "random": scenario.fraction or 0.0,
-        "class": 1 / shape.classes,
+        "class": (len(scenario.numbers) or 1) / shape.classes,
         "indices": len(scenario.ids or ()) / shape.train,
     }[scenario.kind]
     return {"forget": share * shape.train, "retain": (1 - share) * shape.train}
@@ -404,7 +405,8 @@ def _diffusion(params: Any, shape: Shape, cells: Sequence[Cell], accelerator: bo
     )
     training = values["steps"] * values["batch_size"]
     brought = values.get("pretrained") is not None
-    samples = params.sampling.samples + (shape.classes - 1) * params.sampling.others
+    gone = len(cells[0].scenario.numbers)  # the same for all cells
+    samples = gone * params.sampling.samples + (shape.classes - gone) * params.sampling.others
     drawn = _passes(values) * samples * net.flops
     flops = 0.0 if brought else 3.0 * net.flops * training * len(values["seeds"])
     for cell in cells:
@@ -463,15 +465,16 @@ def _text_to_image(params: Any, shape: Shape, cells: Sequence[Cell], accelerator
         host += (2 if accelerator else 1) * FLOAT * net.weights
     if values.get("own_images"):
         flops += (shape.train + shape.test) * image
-    if "relearn_steps" in values:  # every model is probed
+    if "relearn_steps" in values:  # every model is probed, for each class that it has forgotten
+        probes = sum(len(cell.scenario.numbers) for cell in cells)
         prompts = values["probe_samples"] or values["prompts_rows"]
         steps = values["attack_steps"] * values["attack_batch"] + values["relearn_steps"] * 8
         steps += 2 * values["prompt_steps"] * values["prompt_batch"]
         shown = values["attack_samples"] * 7 + values["relearn_samples"] * (
             1 + values["relearn_steps"] // values["relearn_every"]
         )
-        flops += len(cells) * ((prompts + shown) * image + 3 * steps * net.flops)
-        disk["probes"] = len(cells) * values["pictures"] * pixels
+        flops += probes * ((prompts + shown) * image + 3 * steps * net.flops)
+        disk["probes"] = probes * values["pictures"] * pixels
         device = max(device, parts + probing_memory(values, net, clip, accelerator=accelerator))
     return Needs(len(cells), flops, max(device, drawing), host, disk)
 

@@ -321,7 +321,7 @@ class Prober:
                 )
         except Diverged as error:
             raise UserError(f"{error} (relearn_lr)") from error
-        values["curve"] = curve
+        values |= {"curve": curve, "relearn_images": own.n}
         # The most it ever showed: a model that relearns and then overfits has come back all the same.
         values["shown"].append([RELEARNED, max(share for _, share in curve), how.relearn_samples])
         values["seconds"]["relearning"] = lab.since(start)

@@ -17,7 +17,7 @@ from salun_core.data.downloads import DOWNLOADS, how_to_get
 from salun_core.data.images import ImageData
 from salun_core.data.prompts import I2P_ROWS, PromptSet, read_i2p
 from salun_core.errors import UserError
-from salun_core.experiments.generation.lab import result_of, scenario_of
+from salun_core.experiments.generation.lab import result_of
 from salun_core.experiments.runs.cells import Cell, Scenario
 from salun_core.experiments.runs.grid import Grid
 from salun_core.experiments.runs.params import Group, parameter
@@ -247,16 +247,14 @@ def run(params: UnsafeParams, *, lab: TextLab | None = None) -> UnsafeResults:
     prober = Prober(lab, params.probing, params.unnamed.read(), params.attacking)
     done = found.cells[found.cells["status"] == "done"]
     probes, curves, counts, damage, attacks = [], [], [], [], []
-    scenarios = [scenario_of(lab, row) for _, row in done.iterrows()]
-    tried = [
-        (row, scenario, number)
-        for (_, row), scenario in zip(done.iterrows(), scenarios, strict=True)
-        for number in scenario.numbers
-    ]
+    tried = []
+    for _, row in done.iterrows():
+        result = result_of(lab, row)
+        scenario = Scenario.from_what(result.key.what["scenario"])
+        tried += [(row, result, scenario, number) for number in scenario.numbers]
     with tqdm(total=len(tried), desc="probes", unit="model", dynamic_ncols=True) as progress:
-        for row, scenario, forgotten in tried:
+        for row, result, scenario, forgotten in tried:
             progress.set_postfix_str(f"{row['scenario']}, seed {row['seed']}, {row['method']}")
-            result = result_of(lab, row)
             probed = prober.run(_probed(int(row["seed"]), scenario), result, forgotten)
             progress.update()
             name: dict[str, Any] = {k: row[k] for k in ("method", "mask", "seed")}
@@ -271,7 +269,7 @@ def run(params: UnsafeParams, *, lab: TextLab | None = None) -> UnsafeResults:
             curves += [
                 name
                 | {"step": step, "shown": share, "n": params.probing.relearn_samples}
-                | {"images": min(params.probing.relearn_images, int(row["n_forget"]))}
+                | {"images": values["relearn_images"]}
                 for step, share in values["curve"]
             ]
             table = detection_counts(prober.detections(probed), categories=prober.categories)

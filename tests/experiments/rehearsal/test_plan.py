@@ -324,6 +324,19 @@ def test_a_grid_has_as_many_cells_as_its_lists_say_at_least(experiment, preset):
     assert 0 < plan.cells_at_least(params) <= plan.needs(params, stand_in).cells
 
 
+@pytest.mark.parametrize("experiment", ["diffusion", "unsafe"])
+def test_classes_forgotten_together_are_one_model_that_draws_and_is_probed_for_each(experiment):
+    def planned(**given):
+        params = EXPERIMENTS[experiment].params.load({"preset": "quick", **given})
+        return plan.needs(params), plan.cells_at_least(params)
+
+    (one, least), (both, together) = planned(forget_class=[3]), planned(forget_class=[3, 4], together=True)
+    (apart, twice) = planned(forget_class=[3, 4])
+    assert one.cells == both.cells < apart.cells and least == together < twice
+    assert one.flops <= both.flops < apart.flops
+    assert both.disk.get("probes", 0) == 2 * one.disk.get("probes", 0)
+
+
 def test_folders_of_pictures_are_counted(tmp_path):
     for part, count in (("train", 3), ("val", 2)):
         for name in ("a", "b"):

@@ -371,6 +371,7 @@ def test_of_concepts_forgotten_together_each_is_probed(tmp_path):
     assert shown.index.tolist() == [("original", "7"), ("original", "3"), ("uce", "7"), ("uce", "3")]
     assert shown.notna().all(axis=None)
     assert found.probes["probe_cell"].nunique() == 4
+    assert (found.curves["images"] == found.params.probing.relearn_images).all()
     labels = [
         found.prober.examples(Cell(0, Scenario("class", target=(7, 3)), "original"), c).labels for c in (7, 3)
     ]
