@@ -1,6 +1,7 @@
 """The book on paper: as one PDF, and as a browser prints a page."""
 
 import re
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -8,14 +9,15 @@ from browsing import WIDE, launched
 from paper import print_pdf
 
 STATIC = Path(__file__).resolve().parents[2] / "book/_static"
-PAGE = """<!DOCTYPE html><html data-theme="dark"><title>Book</title><style>{style}</style>
+PAGE = """<!DOCTYPE html><html data-theme="dark"><title>Book</title><style>{folds}</style><style>{style}</style>
 <body class="bd-article"><h1>Part</h1><h2>Chapter</h2>
 <details class="sd-dropdown" id="answer"><summary>Answer</summary>42</details>
 <details class="sd-dropdown" id="module"><summary>module</summary><dl class="py"></dl></details>
 <details class="sd-dropdown" open id="read"><summary>Read</summary>open already</details>
 <div class="cell tag_hide-input"><details class="hide" id="drawing"><summary>Show code</summary>plot()</details></div>
 <div class="cell tag_hide-output"><details class="hide" id="output"><summary>Show output</summary>
-  <p style="break-before: page">a table</p></details></div>
+  <p style="break-before: page">a table</p>
+  <table class="results"><tr><td class="numbers">22.86 ± 1.58</td><td style="width: 100%">{words}</td></tr></table></details></div>
 <div class="cell tag_hide-cell"><details class="hide" id="solution"><summary>Show cell</summary>x = 1</details></div>
 <div class="dt-container">a table of a thousand rows</div><div class="on-paper">The table is left out.</div>
 <mjx-container display="true"><svg width="3000" height="40" viewBox="0 0 3000 40">
@@ -27,8 +29,10 @@ PAGE = """<!DOCTYPE html><html data-theme="dark"><title>Book</title><style>{styl
 def page(tmp_path):
     """A page with whatever a page folds, and the style and the script of the book."""
     file = tmp_path / "all.html"
+    folds = resources.files("myst_nb").joinpath("static/mystnb.css").read_text("utf8")
     style, script = ((STATIC / name).read_text("utf8") for name in ("companion.css", "companion.js"))
-    file.write_text(PAGE.replace("{style}", style).replace("{script}", script), "utf8")
+    content = PAGE.replace("{folds}", folds).replace("{style}", style).replace("{script}", script)
+    file.write_text(content.replace("{words}", "words " * 200), "utf8")
     return file
 
 
@@ -54,6 +58,31 @@ def test_on_paper_answers_outputs_and_solutions_are_open_and_afterwards_as_they_
         shown.evaluate("dispatchEvent(new Event('afterprint'))")
         assert opened(shown) == before == {"read"}
         assert shown.evaluate(theme) == "dark"
+
+
+def test_what_is_opened_for_paper_is_seen_at_once_and_without_its_button(page):
+    with launched() as browser:
+        shown = browser.new_page(viewport=WIDE)
+        shown.goto(page.as_uri())
+        shown.emulate_media(media="print")
+        shown.evaluate("dispatchEvent(new Event('beforeprint'))")  # and the page is taken right now:
+        for fold in ("output", "solution"):
+            inside = shown.locator(f"#{fold} > *")
+            looks = inside.evaluate_all(
+                "all => all.map(e => getComputedStyle(e)).map(s => [s.opacity, s.animationName])"
+            )
+            assert looks and all(look == ["1", "none"] for look in looks)
+            assert not shown.locator(f"#{fold} > summary").is_visible()
+
+
+def test_a_number_keeps_its_spread_in_its_line(page):
+    with launched() as browser:
+        shown = browser.new_page(viewport=WIDE)
+        shown.goto(page.as_uri())
+        shown.evaluate("dispatchEvent(new Event('beforeprint'))")
+        shown.emulate_media(media="print")
+        lines = "cell => { const all = document.createRange(); all.selectNodeContents(cell); return all.getClientRects().length; }"
+        assert shown.locator("td.numbers").evaluate(lines) == 1
 
 
 def test_paper_shows_nothing_that_needs_a_screen(page):
