@@ -3,7 +3,7 @@
 // screen readers find what they know; what a change shows is also said in a sentence.
 
 const make = (name, attributes = {}, ...children) => {
-  const drawn = ["svg", "g", "path", "circle", "polyline", "line", "rect", "text", "title"].includes(name);
+  const drawn = ["svg", "g", "path", "circle", "polyline", "line", "rect", "text", "title", "clipPath"].includes(name);
   const element = drawn ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
   element.append(...children);
@@ -12,15 +12,15 @@ const make = (name, attributes = {}, ...children) => {
 
 let pieces = 0;
 
-// A group of radio buttons; `changed` gets the number of the chosen one.
-const choice = (legend, labels, changed) => {
+// A group of radio buttons; `changed` gets the number of the chosen one. `marks` show what belongs to each in a drawing.
+const choice = (legend, labels, changed, marks = []) => {
   const name = `piece-${pieces++}`;
   const box = make("fieldset", {}, make("legend", {}, legend));
   labels.forEach((label, i) => {
     const button = make("input", { type: "radio", name, value: i });
     button.checked = i === 0;
     button.addEventListener("change", () => changed(i));
-    box.append(make("label", {}, button, ` ${label}`));
+    box.append(make("label", {}, button, " ", ...(marks[i] ? [marks[i], " "] : []), label));
   });
   return box;
 };
@@ -51,14 +51,14 @@ const range = (values, write) => {
 
 // Paths to walk along: radio buttons choose one, a slider moves on it. `draw(path, at)` shows a place and returns
 // its name; each path remembers how far the reader was, and paths of one kind share it.
-const walk = (legend, paths, draw) => {
+const walk = (legend, paths, draw, marks = []) => {
   const places = {};
   let path = paths[0];
   const control = slider("", 0, 0, (value) => show(value));
   const buttons = choice(legend, paths.map((p) => p.label), (i) => {
     path = paths[i];
     show(Math.min(places[path.scrub] ?? 0, path.frames.length - 1));
-  });
+  }, marks);
   const show = (at) => {
     places[path.scrub] = at;
     control.input.max = path.frames.length - 1;
@@ -132,25 +132,43 @@ const trajectories = (data) => {
   image.append(make("text", { x: (left + width) / 2, y: height - 6, "text-anchor": "middle" }, data.x.label),
     make("text", { x: 12, y: (height - bottom) / 2, "text-anchor": "middle", transform: `rotate(-90 12 ${(height - bottom) / 2})` }, data.y.label));
 
+  // What lies beyond the axes is cut off, a little outside of them, so that marks on an axis stay whole.
+  const edge = 5, clip = `piece-clip-${pieces++}`;
+  const field = { x: left - edge, y: 10 - edge, width: width - 16 - left + 2 * edge, height: height - bottom - 10 + 2 * edge };
+  const isWithin = (cx, cy) => cx >= field.x && cx <= field.x + field.width && cy >= field.y && cy <= field.y + field.height;
+  const lines = make("g", { "clip-path": `url(#${clip})` });
   const here = make("circle", { r: 7, class: "here" });
+  const places = []; // of every look in the picture: which path, which look, where
   data.paths.forEach((path, i) => {
-    const at = path.frames.map((frame) => [x(frame.UA), y(frame.TA)]);
-    if (i) image.append(make("polyline", { points: at.map((p) => p.join()).join(" "), stroke: path.colour }));
+    const at = path.frames.map((seen) => [x(seen.UA), y(seen.TA)]);
+    if (i) lines.append(make("polyline", { points: at.map((p) => p.join()).join(" "), stroke: path.colour }));
     at.forEach(([cx, cy], j) => {
-      image.append(i ? make("circle", { cx, cy, r: 2.6, fill: path.colour }) : make("path", { d: `M${cx - 4} ${cy}h8m-4-4v8`, class: "cross" }));
-      const target = make("circle", { cx, cy, r: 9, class: "target" });
-      target.addEventListener("click", () => go(i, j));
-      image.append(target);
+      lines.append(i ? make("circle", { cx, cy, r: 2.6, fill: path.colour }) : make("path", { d: `M${cx - 4} ${cy}h8m-4-4v8`, class: "cross" }));
+      if (isWithin(cx, cy)) places.push({ i, j, cx, cy });
     });
   });
-  image.append(here);
+  image.append(make("clipPath", { id: clip }, make("rect", field)), lines, here, make("rect", { ...field, class: "target" }));
+
+  // Marks lie on each other: a click goes to the nearest one, and one of the chosen path is nearer than it looks.
+  const NEAR = 8;
+  let chosen = 0;
+  image.addEventListener("click", (event) => {
+    const { x: cx, y: cy } = new DOMPoint(event.clientX, event.clientY).matrixTransform(image.getScreenCTM().inverse());
+    const apart = (place) => Math.hypot(place.cx - cx, place.cy - cy);
+    const mine = places.filter((place) => place.i === chosen && apart(place) <= NEAR);
+    const nearest = (mine.length ? mine : places).reduce((one, other) => (apart(other) < apart(one) ? other : one));
+    go(nearest.i, nearest.j);
+  });
 
   const said = make("output"), tiles = make("ul", { class: "tiles" });
 
   const { box, go } = walk("Path", data.paths, (path, at) => {
     const frame = path.frames[at], retrain = path === data.paths[0];
+    chosen = data.paths.indexOf(path);
     here.setAttribute("cx", x(frame.UA));
     here.setAttribute("cy", y(frame.TA));
+    const outside = !isWithin(x(frame.UA), y(frame.TA));
+    here.classList.toggle("outside", outside);
     const before = retrain ? data.original : path.frames[Math.max(at - 1, 0)].answers;
     const changed = data.images.map((_, i) => i).filter((i) => frame.answers[i] !== before[i]);
     const first = changed.slice(0, 12);
@@ -162,10 +180,14 @@ const trajectories = (data) => {
     const where = retrain ? `${at + 1} of ${path.frames.length}` : `${frame.step} of ${path.frames.at(-1).step}`;
     const since = retrain ? "from the original model's" : at ? "since the last look" : "so far";
     const more = changed.length > first.length ? `, ${first.length} of them below` : "";
-    said.textContent = `${path.label}, ${retrain ? "model" : "step"} ${where}: UA ${frame.UA.toFixed(1)} %, TA ${frame.TA.toFixed(1)} %. `
+    said.textContent = `${path.label}, ${retrain ? "model" : "step"} ${where}: UA ${frame.UA.toFixed(1)} %, TA ${frame.TA.toFixed(1)} %${outside ? " (outside the picture)" : ""}. `
       + `${changed.length} of ${data.images.length} answers ${retrain ? "differ" : "changed"} ${since}${more}.`;
     return where;
-  });
+  }, data.paths.map((path, i) => {
+    const mark = make("span", { class: "swatch", "aria-hidden": "true" }, i ? "" : "+");
+    if (i) mark.style.background = path.colour;
+    return mark;
+  }));
   go(data.paths.length > 1 ? 1 : 0, 0);
   return [box, image, said, tiles];
 };

@@ -37,6 +37,8 @@ PIECE = html_template(
 <script type="application/json">{{ data }}</script><figcaption>{{ caption }}</figcaption></figure>"""
 )
 
+EYE = "Settings chosen by eye, so that paths can be seen"  # in trajectories.py
+
 CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73")
 SIDE = 200  # units of a drawn plane
 
@@ -207,10 +209,10 @@ def trajectories(found: Trajectories, *, images: int = 160) -> Piece:
     for name, frames in measured.items():
         stepped = [{"step": step, **frame} for step, frame in zip(found.steps, frames, strict=True)]
         paths.append({"label": name_of(name), "colour": LOOK[name][0], "scrub": "Step", "frames": stepped})
-    every = [*retrained, *(frame for frames in measured.values() for frame in frames)]
+    x, y = near_cloud(measured, retrained)
     data = {
-        "x": axis_of([frame["UA"] for frame in every], "UA (%)"),
-        "y": axis_of([frame["TA"] for frame in every], "TA (%)"),
+        "x": x,
+        "y": y,
         "sprite": sprite(found.data, [i for _, i in shown]),
         "classes": [str(name) for name in found.data.classes],
         "images": [{"role": role, "label": int(found.data.labels[i])} for role, i in shown],
@@ -227,9 +229,47 @@ def trajectories(found: Trajectories, *, images: int = 160) -> Piece:
     n_forget, n_test = found.task.forget.n, found.task.parts["test"].n
     caption = (
         f"{finding} {found.data.name}, {n_forget} forget and {n_test} test images, one split; crosses are retrained models. Every "
-        "path starts at the original model, upper left."
+        f"path starts at the original model, upper left. {EYE}.{beyond(measured, x, y)}"
     )
     return Piece("trajectories", data, paths_chart(measured, retrained, finding), caption)
+
+
+Path = Sequence[Mapping[str, Any]]  # what `at` tells of a model, look by look
+
+
+def near_cloud(measured: Mapping[str, Path], retrained: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The axes of UA and TA within which the cloud of retrained models can be told from the paths near it.
+
+    Around the original model and the cloud there is as much room again as lies between them, and at least 5 points:
+    a path that runs to the far corner would otherwise press all others into one.
+    """
+    start = next(iter(measured.values()))[0]
+    room = max(5, *(abs(frame[m] - start[m]) for frame in retrained for m in ("UA", "TA")))
+
+    def axis(metric: str) -> dict[str, Any]:
+        core = [frame[metric] for frame in [start, *retrained]]
+        every = [frame[metric] for frames in measured.values() for frame in frames] + core
+        bounds = [max(min(every), min(core) - room), min(max(every), max(core) + room)]
+        return axis_of(bounds, f"{metric} (%)")
+
+    return axis("UA"), axis("TA")
+
+
+def is_within(frame: Mapping[str, Any], x: Mapping[str, Any], y: Mapping[str, Any]) -> bool:
+    """Whether a model is in the picture."""
+    return bool(x["low"] <= frame["UA"] <= x["high"] and y["low"] <= frame["TA"] <= y["high"])
+
+
+def beyond(measured: Mapping[str, Path], x: Mapping[str, Any], y: Mapping[str, Any]) -> str:
+    """Which paths leave the picture, and where to, in words; nothing if none does."""
+    said = []
+    for name, frames in measured.items():
+        outside = [frame for frame in frames if not is_within(frame, x, y)]
+        if outside:
+            far = max(outside, key=lambda frame: frame["UA"] - frame["TA"])
+            back = ", and comes back" if is_within(frames[-1], x, y) else ""
+            said.append(f"{name_of(name)} as far as UA {far['UA']:.0f}% and TA {far['TA']:.0f}%{back}")
+    return f" Paths leave the picture: {'; '.join(said)}." if said else ""
 
 
 def pictures(found: Trajectories, count: int) -> list[tuple[str, int]]:
@@ -287,11 +327,12 @@ def sprite(data: ImageData, ids: Sequence[int], *, columns: int = 16) -> dict[st
 
 
 def paths_chart(
-    measured: Mapping[str, Sequence[Mapping[str, Any]]],
-    retrained: Sequence[Mapping[str, Any]],
+    measured: Mapping[str, Path],
+    retrained: Path,
     finding: str,
 ) -> Chart:
-    """All paths and the cloud in one picture."""
+    """All paths near the cloud, and the cloud, in one picture."""
+    horizontal, vertical = near_cloud(measured, retrained)
     with style():
         fig, axis = panels(height=3.8)
         for name, frames in measured.items():
@@ -302,6 +343,9 @@ def paths_chart(
         for i, frame in enumerate(retrained):
             axis.plot(frame["UA"], frame["TA"], "+", color="black", ms=8, label="Retrain" if i == 0 else None)
         axis.set(xlabel="UA: forget images answered wrongly (%)", ylabel="TA: test accuracy (%)")
+        for limits, shown in ((axis.set_xlim, horizontal), (axis.set_ylim, vertical)):
+            margin = 0.02 * (shown["high"] - shown["low"])  # marks on an edge stay whole
+            limits(shown["low"] - margin, shown["high"] + margin)
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return Chart(fig, finding)
 

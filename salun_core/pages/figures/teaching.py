@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from scipy import stats
 
 from salun_core.experiments.classification.trajectories import Trajectories
@@ -14,7 +15,8 @@ from salun_core.metrics import METRICS
 from salun_core.metrics.classification.mia import attack, confidence, matched_by_class
 from salun_core.metrics.classification.outputs import Evaluation
 from salun_core.metrics.gaps import METRICS as FOUR
-from salun_core.pages.figures.chart import LOOK, Chart, panels, style
+from salun_core.pages.figures.chart import LOOK, WIDTH, Chart, panels, style
+from salun_core.pages.figures.interactive import EYE
 
 SIDES = {"retain": ("members (retain)", "#0072B2"), "test": ("non-members (test)", "#E69F00")}
 BINS = np.linspace(0, 1, 26)
@@ -97,21 +99,24 @@ def suspects(found: Trajectories, seen: Evaluation, name: str, *, each: int = 8)
     outside = flagged(seen, values)
     grids = {"taken for never trained on": outside, "taken for trained on": ~outside}
     with style():
-        fig, axes = panels(2, each, height=2.6, squeeze=False)
-        for line, (label, mine) in zip(axes, grids.items(), strict=True):
+        fig = Figure(figsize=(WIDTH, 3.1))
+        # A title of half the figure: as text of the first picture, the words would widen its column or get no room.
+        halves = fig.add_gridspec(2, 1)
+        for i, (label, mine) in enumerate(grids.items()):
+            part = fig.add_subfigure(halves[i])
+            part.suptitle(label, x=0.01, ha="left", fontsize=9.5)
+            line = part.subplots(1, each, squeeze=False)[0]
             for axis in line:
                 axis.axis("off")
             chosen = np.flatnonzero(mine)
             chosen = chosen[np.argsort(values[chosen], kind="stable")][:each]
-            for axis, i in zip(line, chosen, strict=False):
-                image = found.data.images[int(seen.ids[rows[i]])].permute(1, 2, 0).numpy()
+            for axis, j in zip(line, chosen, strict=False):
+                image = found.data.images[int(seen.ids[rows[j]])].permute(1, 2, 0).numpy()
                 grey = {"cmap": "gray_r", "vmin": 0, "vmax": 255} if image.shape[2] == 1 else {}
                 axis.imshow(image.squeeze(), interpolation="nearest", **grey)
                 axis.set_title(
-                    f"{found.data.classes[int(seen.labels[rows[i]])]}: {values[i]:.2f}", fontsize=9
+                    f"{found.data.classes[int(seen.labels[rows[j]])]}: {values[j]:.2f}", fontsize=9
                 )
-            # Out of the layout, or the first picture would have a column as wide as the words.
-            line[0].text(0, 1.45, label, transform=line[0].transAxes, fontsize=9.5).set_in_layout(False)
     finding = f"{int(outside.sum())} of {len(values)} forget images are taken for images never trained on"
     caption = f"{name}. {finding}; each is shown with its true class and the probability of that class, the least confident of each kind first."
     return Chart(fig, f"{finding}.", caption, photo=True)
@@ -137,6 +142,7 @@ def floor_chart(table: pd.DataFrame) -> Chart:
     pairs = 100 * np.abs(retrained[first] - retrained[second])
     names = ["retrain", *others["model"]]
     distances = [pairs, *(100 * np.abs(retrained - row) for row in others[list(FOUR)].to_numpy(float))]
+    far = far_off([values.mean() for values in distances])
     with style():
         fig, axes = panels(1, len(FOUR) + 1, height=0.34 * len(names) + 1.2, sharey=True)
         for k, (axis, title) in enumerate(zip(axes, ("mean", *FOUR), strict=True)):
@@ -145,6 +151,12 @@ def floor_chart(table: pd.DataFrame) -> Chart:
             for y, (name, values) in enumerate(zip(names, distances, strict=True)):
                 mine = values.mean(axis=1) if k == 0 else values[:, k - 1]
                 colour, marker = LOOK[name]
+                if y in far:
+                    where = axis.get_yaxis_transform()
+                    axis.text(
+                        1, y, f"{mine.mean():.0f} →", color=colour, transform=where, va="center", ha="right"
+                    )
+                    continue
                 axis.plot(mine, [y] * len(mine), ".", color=colour, alpha=0.5, ms=5, mew=0, clip_on=False)
                 axis.plot(mine.mean(), y, marker, color=colour, mec="white", mew=0.6, zorder=3, clip_on=False)
             axis.set_title(title)
@@ -153,13 +165,24 @@ def floor_chart(table: pd.DataFrame) -> Chart:
         axes[0].invert_yaxis()
         fig.supxlabel("distance to a retrained model (percentage points)", fontsize=10.5)
     typical, largest = pairs.mean(), pairs.mean(axis=1).max()
+    said = ", ".join(f"{name_of(names[y])} ({distances[y].mean():.0f} points)" for y in sorted(far))
+    left_out = f" Outside the picture, with the mean at the arrow: {said}." if far else ""
     finding = f"Two retrained models lie {typical:.1f} points apart on the mean of the four metrics, up to {largest:.1f}: the noise floor"
     return Chart(
         fig,
         f"{finding}.",
         f"{finding}. Dots: {len(pairs)} pairs of {len(retrained)} retrained models, or one method against each; "
-        "large markers: means; grey: the range that retraining alone produces.",
+        f"large markers: means; grey: the range that retraining alone produces.{left_out} {EYE}.",
     )
+
+
+def far_off(means: Sequence[float], *, times: float = 5) -> set[int]:
+    """Which of some distances would press all smaller ones together: those over so many ``times`` the next smaller."""
+    order = np.argsort(means)
+    for i in range(1, len(order)):
+        if means[order[i]] > times * means[order[i - 1]] and i > 1:  # the first is the floor itself
+            return {int(place) for place in order[i:]}
+    return set()
 
 
 def coverage(counts: Sequence[int] = (2, 3, 4, 5, 6, 8, 10, 20), *, draws: int = 20_000) -> pd.DataFrame:
@@ -190,7 +213,9 @@ def coverage_chart(table: pd.DataFrame) -> Chart:
         for kind, (label, colour, marker) in looks.items():
             axis.plot(table["n"], 100 * table[kind], marker=marker, color=colour, label=label)
         axis.axhline(95, color="black", lw=0.8, ls="--")
-        axis.set(xlabel="number of seeds", ylabel="intervals that contain\nthe true mean (%)")
+        axis.set(
+            xlabel="number of seeds", ylabel="intervals that contain\nthe true mean (%)", xticks=table["n"]
+        )
         axis.legend()
     three = table[table["n"] == 3].iloc[0]
     finding = (
