@@ -199,12 +199,15 @@ const trajectories = (data) => {
 const keep = (data) => {
   const masks = Object.keys(data.masks);
   let mask = masks[0], rate = data.rates[0];
-  const [width, height, foot] = [420, 120, 18], bar = width / data.layers.length;
-  const image = make("svg", { viewBox: `0 0 ${width} ${height + foot}`, role: "img", "aria-label": "Share of each layer that may change, from input to output", class: "chart" });
+  const [width, height, head, foot, left] = [420, 120, 26, 18, 46], bar = (width - left) / data.layers.length;
+  const image = make("svg", { viewBox: `0 ${-head} ${width} ${head + height + foot}`, role: "img", "aria-label": "Share of each layer that may change, from input to output", class: "chart" });
   const names = data.layers.map(() => make("title"));
-  const bars = names.map((name, i) => make("rect", { x: i * bar + 0.5, width: Math.max(bar - 1, 1), class: "bar" }, name));
-  const line = make("line", { x1: 0, x2: width, class: "keep" });
-  image.append(...bars, line, make("text", { x: 0, y: height + foot - 4 }, "first layer"),
+  const bars = names.map((name, i) => make("rect", { x: left + i * bar + 0.5, width: Math.max(bar - 1, 1), class: "bar" }, name));
+  const line = make("line", { x1: left, x2: width, class: "keep" });
+  image.append(make("text", { x: left, y: 15 - head }, "share of each layer that may change"),
+    ...[0, 1].flatMap((share) => [make("line", { x1: left, x2: width, y1: height * (1 - share), y2: height * (1 - share) }),
+      make("text", { x: left - 6, y: height * (1 - share) + 4, "text-anchor": "end" }, percent(share))]),
+    ...bars, line, make("text", { x: left, y: height + foot - 4 }, "first layer"),
     make("text", { x: width, y: height + foot - 4, "text-anchor": "end" }, "last layer"));
   const body = make("tbody");
   const table = make("table", {}, make("caption", {}, "Percent, means over seeds"),
@@ -218,8 +221,10 @@ const keep = (data) => {
   const draw = (at) => {
     const state = here()[at];
     const shareOf = (value) => `${+(100 * value).toFixed(1)} %`;
-    control.name.textContent = `Keep: ${shareOf(state.keep)}`;
-    control.input.setAttribute("aria-valuetext", shareOf(state.keep));
+    // Why the slider does not move.
+    const only = here().length < 2 ? ` (tuned at ${shareOf(state.keep)} only)` : "";
+    control.name.textContent = `Keep: ${shareOf(state.keep)}${only}`;
+    control.input.setAttribute("aria-valuetext", `${shareOf(state.keep)}${only}`);
     bars.forEach((element, i) => {
       element.setAttribute("height", state.layers[i] * height);
       element.setAttribute("y", height * (1 - state.layers[i]));
@@ -228,11 +233,10 @@ const keep = (data) => {
     line.setAttribute("y1", height * (1 - state.keep));
     line.setAttribute("y2", height * (1 - state.keep));
     body.replaceChildren(row(data.masks[mask], state), row("Retrain", data.retrain));
-    const lost = data.metrics.some((name) => state[name] === null);
-    const gap = data.metrics.reduce((sum, name) => sum + Math.abs(state[name] - data.retrain[name]), 0) / data.metrics.length;
     const [low, high] = [Math.min(...state.layers), Math.max(...state.layers)];
     const layer = (share) => `${shareOf(share)} of ${data.layers[state.layers.indexOf(share)]}`;
-    const distance = lost ? "The model diverged" : `${gap.toFixed(1)} points from Retrain on average (n = ${state.n})`;
+    const lost = state.lost ? `, ${state.lost} diverged` : "";
+    const distance = state.gap === null ? "The model diverged" : `Average gap to Retrain ${state.gap.toFixed(2)} points (n = ${state.n}${lost})`;
     said.textContent = `${data.masks[mask]}, learning rate ${rate}, ${shareOf(state.keep)} of the weights may change: `
       + `${low === high ? `${shareOf(low)} of every layer` : `${layer(low)} to ${layer(high)}`}. ${distance}.`;
     tiles.replaceChildren(...data.labels.map((label, i) => {

@@ -26,6 +26,7 @@ from salun_core.experiments.runs.cells import MaskSpec
 from salun_core.methods import name_of
 from salun_core.metrics import METRICS
 from salun_core.metrics.classification.outputs import Evaluation
+from salun_core.metrics.gaps import AVERAGE, by_method, gaps
 from salun_core.metrics.gaps import METRICS as FOUR
 from salun_core.pages.figures.chart import LOOK, MASK_LABELS, MASK_LOOK, Chart, panels, style
 from salun_core.pages.markup import html_template, safe_html, script_json
@@ -374,6 +375,7 @@ def keep(results: MaskResults, *, pictures: int = 12) -> Piece:
     tuned = results.cells[(results.cells["method"] == "rl") & results.cells["mask"].isin(kinds)]
     rates = {"the same for all masks": results.density, "chosen for each mask": tuned}
     shares = {share: shares_by_layer(scores, float(share)) for share in sorted(set(results.density["keep"]))}
+    replicas = results.cells[results.cells["method"] == "retrain"]
     states: list[dict[str, Any]] = []
     for rate, rows in rates.items():
         for (mask, share), mine in rows.groupby(["mask", "keep"], sort=False):
@@ -383,7 +385,7 @@ def keep(results: MaskResults, *, pictures: int = 12) -> Piece:
                     "mask": str(mask),
                     "keep": float(share),
                     "layers": (shares.get(share) or shares_by_layer(scores, float(share)))[str(mask)],
-                    "n": int(mine["seed"].nunique()),
+                    **gap_of(mine, replicas),
                     **means_of(mine),
                     "answers": answers_of(lab, mine[mine["seed"] == seed], ids),
                 }
@@ -391,10 +393,13 @@ def keep(results: MaskResults, *, pictures: int = 12) -> Piece:
     least, most = min(shares), max(shares)
     said = []
     for mask in kinds:
-        both = [distance(results.density, retrain, mask, share) for share in (least, most)]
-        said.append(f"{MASK_LABELS[mask]} {both[0]} and {both[1]}")
+        of_mask = results.density[results.density["mask"] == mask]
+        both = [gap_of(of_mask[of_mask["keep"] == share], replicas)["gap"] for share in (least, most)]
+        said.append(
+            f"{MASK_LABELS[mask]} {' and '.join('diverged' if g is None else f'{g:.2f}' for g in both)}"
+        )
     finding = (
-        f"Distance to Retrain, mean over UA, RA, TA and MIA, when {100 * least:g}% and when {100 * most:g}% of the weights may "
+        f"Average gap to Retrain, mean over seeds, when {100 * least:g}% and when {100 * most:g}% of the weights may "
         f"change, in points: {'; '.join(said)}"
     )
     data = {
@@ -431,11 +436,15 @@ def means_of(rows: pd.DataFrame) -> dict[str, float | None]:
     return {name: None if math.isnan(mean) else round(mean, 2) for name, mean in means.items()}
 
 
-def distance(density: pd.DataFrame, retrain: pd.DataFrame, mask: str, share: float) -> str:
-    """How far the means of the four metrics lie from Retrain's on average, in points, in words."""
-    mine = density[(density["mask"] == mask) & (density["keep"] == share)]
-    apart = [100 * abs(mine[m].astype(float).mean() - retrain[m].astype(float).mean()) for m in FOUR]
-    return "diverged" if math.isnan(sum(apart)) else f"{sum(apart) / len(apart):.1f}"
+def gap_of(rows: pd.DataFrame, replicas: pd.DataFrame) -> dict[str, float | None]:
+    """The average gap of one kind of run, in points, as the tables have it: gaps of single seeds, then their mean.
+
+    With ``n`` seeds that have one, and ``lost`` that diverged; the gap is None where all did.
+    """
+    part = gaps(pd.concat([replicas, rows], ignore_index=True)).iloc[len(replicas) :]
+    found = by_method(part, AVERAGE, group=("mask",)).iloc[0]
+    mean = None if math.isnan(found["mean"]) else round(100 * found["mean"], 4)
+    return {"gap": mean, "n": int(found["n"]), "lost": int(found["lost"])}
 
 
 def answers_of(lab: ClassifierLab, rows: pd.DataFrame, ids: torch.Tensor) -> list[int] | None:

@@ -179,8 +179,8 @@ def floor_chart(table: pd.DataFrame) -> Chart:
 def far_off(means: Sequence[float], *, times: float = 5) -> set[int]:
     """Which of some distances would press all smaller ones together: those over so many ``times`` the next smaller."""
     order = np.argsort(means)
-    for i in range(1, len(order)):
-        if means[order[i]] > times * means[order[i - 1]] and i > 1:  # the first is the floor itself
+    for i in range(2, len(order)):  # the least, the noise floor, may be small beside all
+        if means[order[i]] > times * means[order[i - 1]]:
             return {int(place) for place in order[i:]}
     return set()
 

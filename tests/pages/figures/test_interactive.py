@@ -2,12 +2,14 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from bs4 import BeautifulSoup
 
 from salun_core.experiments.classification import saliency
 from salun_core.experiments.classification.toy import ToyParams, run
+from salun_core.metrics.gaps import METRICS as FOUR
 from salun_core.pages.figures.interactive import SIDE, area, frame, keep, margins, plane, shares_by_layer
 
 pytestmark = pytest.mark.long
@@ -106,6 +108,40 @@ def test_every_mask_and_share_has_its_metrics_layers_and_answers(masks):
     assert shown["layers"] == [0.2] * len(data["layers"])
     assert {rate for rate, *_ in states} == set(data["rates"])
     assert len(shown["answers"]) == len(data["labels"]) == len(data["retrain"]["answers"]) == 5
+
+
+def test_the_gap_is_the_one_that_the_table_of_the_page_prints(masks):
+    from salun_core.pages.tables.classification import masks_table
+
+    line = masks_table(masks.cells).frame.set_index("Method").loc["RL"]
+    states = [s for s in data_of(keep(masks, pictures=3))["states"] if s["rate"] == "chosen for each mask"]
+    assert {s["mask"] for s in states} == {"salient", "random", "least_salient"}
+    for state in states:
+        assert line[state["mask"].replace("_", " ")].startswith(f"{state['gap']:.2f} ±")
+        assert (state["n"], state["lost"]) == (2, 0)
+
+
+def test_gaps_of_seeds_do_not_cancel():
+    from salun_core.pages.figures.interactive import gap_of
+
+    split = {
+        "dataset": "digits",
+        "arch": "resnet6",
+        "width": 8,
+        "scenario": "random 10%",
+        "keep": 0.5,
+        "replica": 0,
+    }
+    retrain, method = (
+        pd.DataFrame(
+            [
+                {**split, "seed": i, "method": name, "mask": mask, **dict.fromkeys(FOUR, v)}
+                for i, v in enumerate(values)
+            ]
+        )
+        for name, mask, values in (("retrain", "none", (0.5, 0.5)), ("rl", "salient", (0.4, 0.6)))
+    )
+    assert gap_of(method, retrain) == {"gap": pytest.approx(10), "n": 2, "lost": 0}  # the means are equal
 
 
 def test_layers_of_a_mask_make_up_its_share():
