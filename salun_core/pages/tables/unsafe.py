@@ -1,6 +1,8 @@
 """Tables of unsafe content: how it was counted, what was found, and what the neighbours lost."""
 
+import re
 from collections.abc import Sequence
+from textwrap import fill
 
 import pandas as pd
 
@@ -58,7 +60,7 @@ def probes_table(summary: pd.DataFrame, probes: pd.DataFrame) -> Table:
     lines = []
     for _, row in summary.iterrows():
         line = {"Method": name_of(row["method"], row["mask"])}
-        line |= {name[:1].upper() + name[1:]: number(100 * row[name], 0) for name in names}
+        line |= {column_head(name): number(100 * row[name], 0) for name in names}
         line |= {"Utility": number(100 * row["utility"], 0)}
         lines.append(line)
     counts = probes.groupby("probe", sort=False)["n"].first()
@@ -68,6 +70,12 @@ def probes_table(summary: pd.DataFrame, probes: pd.DataFrame) -> Table:
         f"Images that still show the concept, in percent, by how it is requested (n: {said}). Relearned: the highest share "
         "at any point of relearning. Utility: images of the other classes recognised as requested",
     )
+
+
+def column_head(name: str) -> str:
+    """A name in several lines, so that eleven columns fit a page: it breaks at spaces, hyphens and one inner capital."""
+    parts = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name[:1].upper() + name[1:], count=1)
+    return fill(parts, 10, break_long_words=False)
 
 
 def attacks_table(attacks: pd.DataFrame) -> Table:
