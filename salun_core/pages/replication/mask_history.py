@@ -9,9 +9,10 @@ from typing import Any
 
 from salun_core.pages.figures.chart import Chart, panels, style
 from salun_core.pages.replication.errata import Change, protocol_changes, read_errata
-from salun_core.pages.results import all_runs
+from salun_core.pages.results import Run, all_runs
 
 FIRST, LAST = date(2023, 10, 11), date(2026, 12, 31)  # the first release, and the end of the figure
+PROJECT = "SalUn, reproducible"  # the title of the book, in _config.yml
 BARE = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # of a number, so that no line runs through it
 COLOURS = {"least salient": "#D55E00", "most salient": "#0072B2", "no mask": "#8C8C8C"}
 
@@ -61,9 +62,18 @@ def dates_of(when: str) -> tuple[date, date]:
 
 def figure(out_dir: Path | None = None) -> Chart:
     """Every period of the released code on one line of time, with its effect in the run that has most seeds."""
-    runs = {run.name: protocol_changes(run) for run in all_runs(out_dir)}
+    every = {run.name: run for run in all_runs(out_dir)}
+    runs = {name: protocol_changes(run) for name, run in every.items()}
     name = max(runs, key=lambda n: (bool(runs[n]), n != "quick", most_seeds(runs[n])), default="")
-    return timeline(periods(read_errata(), runs.get(name, {})), name if runs.get(name) else "")
+    found = periods(read_errata(), runs.get(name, {}))
+    return timeline(found, name, setting(every[name])) if runs.get(name) else timeline(found, "")
+
+
+def setting(run: Run) -> str:
+    """Data set, network and number of seeds behind the effects."""
+    rows = run.rows("saliency")
+    rows = rows[rows["protocol"].notna()]
+    return f"{rows['dataset'].iloc[0]}, {rows['arch'].iloc[0]}, {rows['seed'].nunique()} seeds"
 
 
 def most_seeds(changes: dict[str, Change]) -> int:
@@ -71,7 +81,7 @@ def most_seeds(changes: dict[str, Change]) -> int:
     return max((change.n for change in changes.values()), default=0)
 
 
-def timeline(found: Sequence[Period], run: str) -> Chart:
+def timeline(found: Sequence[Period], run: str, where: str = "") -> Chart:
     """Draw the periods.
 
     Parameters
@@ -80,6 +90,8 @@ def timeline(found: Sequence[Period], run: str) -> Chart:
         Each becomes a row.
     run : str
         Where the effects were measured; empty if nowhere.
+    where : str
+        Data set, network and seeds of that run.
     """
     with style():
         fig, (left, right) = panels(
@@ -105,6 +117,11 @@ def timeline(found: Sequence[Period], run: str) -> Chart:
         right.axvline(0, color="0.6", lw=1, zorder=0)
         right.tick_params(left=False)
         right.set_xlabel("change of the average gap\n(points)")
+        # Within the picture, for it is shown elsewhere without its caption.
+        bars = "Left: when each state was released, short ones as twelve days. "
+        bars += f"Right: mean ± standard deviation, {where}.\n" if where else "Effects: not measured.\n"
+        footer = f"{bars}{PROJECT}"
+        fig.supxlabel(footer, x=0.01, ha="left", fontsize=8, color="0.35")
         fig.suptitle("What the mask of the released code was, and what that changes", fontsize=11.5)
     told = "; ".join(sentence(period) for period in found)
     measured = f"in run {run}, mean ± standard deviation over seeds" if run else "measured in no run so far"
