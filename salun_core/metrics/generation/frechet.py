@@ -68,16 +68,23 @@ class Moments:
         return vectors[:, there] * np.sqrt(values[there])
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The same as tensors for a file, their names beginning with ``name``."""
-        values = {"mean": self.mean, "covariance": self.covariance}
+        """The same as tensors for a file, their names beginning with ``name``.
+
+        Of the covariance, which is symmetric to the last bit, rows of the upper triangle one after the other.
+        """
+        values = {"mean": self.mean, "covariance": self.covariance[np.triu_indices(len(self.covariance))]}
         found = {f"{name} {key}": torch.from_numpy(np.ascontiguousarray(v)) for key, v in values.items()}
         return found | {f"{name} n": torch.tensor(self.n)}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], name: str) -> "Moments":
-        """Moments from what `tensors` made."""
-        mean, covariance = (tensors[f"{name} {key}"].double().numpy() for key in ("mean", "covariance"))
-        return cls(mean, covariance, int(tensors[f"{name} n"]))
+        """Moments from what `tensors` made, or from an older file, which holds the whole covariance."""
+        mean, stored = (tensors[f"{name} {key}"].double().numpy() for key in ("mean", "covariance"))
+        if stored.ndim == 2:
+            return cls(mean, stored, int(tensors[f"{name} n"]))
+        covariance = np.zeros((len(mean), len(mean)))
+        covariance[np.triu_indices(len(mean))] = stored
+        return cls(mean, np.triu(covariance, 1).T + covariance, int(tensors[f"{name} n"]))
 
 
 def drawn(images: Tensor, count: int, *, seed: int = 0) -> Tensor:

@@ -9,11 +9,11 @@ from salun_core.pages.findings.frontier import Along
 from salun_core.pages.text import frontier as text
 from salun_core.pages.tooltips import Tooltip
 
-FARTHEST = 3  # times Retrain's loss of other classes and its distance, at least, that the panels show
+FARTHEST = 3  # times the goal's loss of other classes and its distance, at least, that the panels show
 
 
 def frontiers(cells: pd.DataFrame) -> Chart:
-    """Each method's way from Original to too much forgetting, beside Retrain.
+    """Each method's way from Original to too much forgetting, beside Retrain or, without it, the ideal.
 
     Parameters
     ----------
@@ -39,9 +39,9 @@ def frontiers(cells: pd.DataFrame) -> Chart:
         ):
             x = float(100 * goal["UA"])
             axis.plot(
-                x, value, marker, color=colour, ms=13, mec="white", zorder=4, clip_on=False, label="Retrain"
+                x, value, marker, color=colour, ms=13, mec="white", zorder=4, clip_on=False, label=found.aim
             )
-            tooltips.append(Tooltip(axis, f"Retrain: UA {x:.1f}%, {what} {value:.2f}", x, float(value)))
+            tooltips.append(Tooltip(axis, f"{found.aim}: UA {x:.1f}%, {what} {value:.2f}", x, float(value)))
             axis.set(xlabel="UA (%)", xlim=(-4, 104))
         axes[0].set(xscale="log", xlabel="times its steps", ylim=(-4, 104))
         axes[0].set_xticks(found.strengths, [f"{strength:g}" for strength in found.strengths])

@@ -62,14 +62,17 @@ class Along:
 
 @dataclass(frozen=True)
 class Frontiers:
-    """All methods, the one that leaves out least first, beside Retrain.
+    """All methods, the one that leaves out least first, beside what they should reach.
 
     Parameters
     ----------
     methods : tuple of Along
         The methods.
     goal : Series
-        Retrain: means of ``UA, OA, FD, neighbour``, its replicas included.
+        What they should reach, means of ``UA, OA, FD, neighbour``: those of Retrain, its replicas included, and without
+        Retrain a UA of 1 and the others as Original draws them.
+    retrained : bool
+        Whether that is Retrain.
     nothing : Series
         By training seed: the share that Original leaves out; empty where it was not run.
     noise : Series
@@ -84,12 +87,18 @@ class Frontiers:
 
     methods: tuple[Along, ...]
     goal: pd.Series
+    retrained: bool
     nothing: pd.Series
     noise: pd.Series
     runs: int
     seeds: int
     samples: str
     forgotten: tuple[str, ...]
+
+    @property
+    def aim(self) -> str:
+        """What the goal is called."""
+        return "Retrain" if self.retrained else "The ideal"
 
     @property
     def floor(self) -> float:
@@ -110,10 +119,10 @@ COLUMNS = ["UA", "OA", "FD", "neighbour"]
 
 
 def has_frontier(cells: pd.DataFrame) -> bool:
-    """Whether methods were run at several strengths, with Retrain beside them."""
+    """Whether methods were run at several strengths, with Retrain or Original beside them."""
     if cells.empty or "study" not in cells or "strength" not in cells:
         return False
-    return bool((cells["study"] == STUDY).any() and (cells["method"] == "retrain").any())
+    return bool((cells["study"] == STUDY).any() and cells["method"].isin(FREE).any())
 
 
 def frontiers(cells: pd.DataFrame) -> Frontiers:
@@ -128,9 +137,10 @@ def frontiers(cells: pd.DataFrame) -> Frontiers:
     done[["UA", "OA", "FD"]] = done[["UA", "OA", "FD"]].astype(float)
     done["neighbour"] = [_neighbour_accuracy(row) for _, row in done.iterrows()]
     ends = done[done["method"].isin(FREE) & (done["study"] != "masks")].drop_duplicates("cell")
-    retrained = ends[ends["method"] == "retrain"]
-    goals = retrained.groupby(RUN)[["UA", "OA"]].mean()
-    start = ends[ends["method"] == "original"].groupby(RUN)[["UA", "OA"]].mean()
+    retrained, original = (ends[ends["method"] == name] for name in ("retrain", "original"))
+    aims = original.assign(UA=1.0) if retrained.empty else retrained
+    goals = aims.groupby(RUN)[["UA", "OA"]].mean()
+    start = original.groupby(RUN)[["UA", "OA"]].mean()
     rows = done[(done["study"] == STUDY) & ~done["method"].isin(FREE)]
     found = []
     for (method, mask), mine in rows.groupby(["method", "mask"], sort=False):
@@ -148,12 +158,13 @@ def frontiers(cells: pd.DataFrame) -> Frontiers:
                 str(mask),
                 points,
                 by_unit(pd.DataFrame(left), "left"),
-                _nearest(points, retrained),
+                _nearest(points, aims),
             )
         )
     return Frontiers(
         tuple(sorted(found, key=lambda one: one.mean)),
-        retrained[COLUMNS].mean(),
+        aims[COLUMNS].mean(),
+        not retrained.empty,
         by_unit(
             pd.DataFrame(
                 [
@@ -182,8 +193,8 @@ def _neighbour_accuracy(row: pd.Series) -> float:
     return float(counts[classes.index(name)]) / max(1, sum(counts))
 
 
-def _nearest(points: pd.DataFrame, retrained: pd.DataFrame) -> pd.Series:
-    apart = (points[["UA", "OA"]] - retrained[["UA", "OA"]].mean()).abs().sum(axis=1)
+def _nearest(points: pd.DataFrame, aims: pd.DataFrame) -> pd.Series:
+    apart = (points[["UA", "OA"]] - aims[["UA", "OA"]].mean()).abs().sum(axis=1)
     return points.loc[apart.idxmin()]
 
 

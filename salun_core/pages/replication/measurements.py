@@ -286,7 +286,7 @@ def salient_beats_in_generation(run: Run, control: str) -> list[Measurement]:
         return []
     found = frontiers(rows)
     mine, other = found.method("salun", "salient"), found.method("rl", control)
-    if mine is None or other is None:
+    if mine is None or other is None or not found.retrained:
         return []
     sample = 100 / float(rows["n_class"].max())
     beyond = differences(found.noise, [found.nothing])

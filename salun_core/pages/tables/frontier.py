@@ -7,17 +7,18 @@ import pandas as pd
 from salun_core.pages.findings import frontier as findings
 from salun_core.pages.findings.frontier import Along, neighbour
 from salun_core.pages.tables.table import Table, number
+from salun_core.pages.text import frontier as text
 from salun_core.pages.words import counted, listed
 
 
 def frontier_table(cells: pd.DataFrame) -> Table:
-    """Method × (share of Retrain's rectangle left out, and the strength nearest to Retrain)."""
+    """Method × (share of the goal's rectangle left out, and the strength nearest to the goal)."""
     found = findings.frontiers(cells)
     lines = [_line(one) for one in found.methods]
     goal = found.goal
     lines.append(
         {
-            "Method": "Retrain",
+            "Method": found.aim,
             "Left out (%)": number(100 * found.floor, 1),
             "at × steps": "–",
             **_point(goal),
@@ -25,11 +26,15 @@ def frontier_table(cells: pd.DataFrame) -> Table:
     )
     pairs = [f"{name} ({neighbour(name)})" for name in found.forgotten if neighbour(name)]
     named = f" Neighbour: the class that looks like the forgotten one, {listed(pairs)}." if pairs else ""
+    last = (
+        "The row of Retrain shows what a second Retrain leaves out."
+        if found.retrained
+        else "There is no Retrain here; the ideal never draws the class, and draws the others as Original does."
+    )
     caption = (
-        "Frontier: share of the rectangle below Retrain's UA and accuracy of the other classes that a method does not "
-        f"cover at any strength, with its 95% t interval over {counted(found.seeds, 'training seed')} "
-        f"({counted(found.runs, 'run')}, {found.samples}); then the strength nearest to Retrain. "
-        f"The row of Retrain shows what a second Retrain leaves out.{named}"
+        f"Frontier: share of the rectangle below {text.aim(found)}'s UA and accuracy of the other classes that a method "
+        f"does not cover at any strength, with its 95% t interval over {text.seeds(found)} "
+        f"({counted(found.runs, 'run')}, {found.samples}); then the strength nearest to {text.aim(found)}. {last}{named}"
     )
     frame = pd.DataFrame(lines)
     return Table(frame if pairs else frame.drop(columns="Neighbour"), caption)

@@ -12,13 +12,13 @@ from salun_core.pages.words import counted, listed
 
 
 def sentences(cells: pd.DataFrame) -> Text:
-    """Who comes how near to what Retrain reaches, over all strengths."""
+    """Who comes how near to the goal, over all strengths."""
     found = findings.frontiers(cells)
     return Text(said(found) + speed(found))
 
 
 def said(found: Frontiers) -> str:
-    """The share of Retrain's rectangle that each method leaves out, and whether more than another Retrain does."""
+    """The share of the goal's rectangle that each method leaves out, and whether more than another Retrain does."""
     least, most = found.methods[0], found.methods[-1]
     floor = (
         ""
@@ -30,7 +30,7 @@ def said(found: Frontiers) -> str:
     ]
     alike = f" By their intervals, not distinguishable from that: {listed(within)}." if within else ""
     return (
-        f"Of what Retrain reaches, {least.name} leaves out the least over all its strengths ({share(least)}) and {most.name} "
+        f"Of what {aim(found)} reaches, {least.name} leaves out the least over all its strengths ({share(least)}) and {most.name} "
         f"the most ({share(most)}).{floor}{alike}"
     )
 
@@ -50,6 +50,16 @@ def speed(found: Frontiers) -> str:
     return f" At equal settings and {at:g} times the default steps, UA is {reached}."
 
 
+def aim(found: Frontiers) -> str:
+    """What the methods should reach, within a sentence."""
+    return "Retrain" if found.retrained else "the ideal"
+
+
+def seeds(found: Frontiers) -> str:
+    """How many seeds, and of what: with Retrain every seed trains a model of its own."""
+    return counted(found.seeds, f"{'training' if found.retrained else 'unlearning'} seed")
+
+
 def share(one: Along) -> str:
     """A share left out with its interval, in percent."""
     low, high = one.interval
@@ -59,9 +69,14 @@ def share(one: Along) -> str:
 
 def caption(found: Frontiers) -> str:
     """How the figure is to be read."""
+    star = (
+        "Retrain"
+        if found.retrained
+        else "the ideal: the class never drawn, the others as Original draws them"
+    )
     return (
-        f"{said(found)}{speed(found)} {'Class' if len(found.forgotten) == 1 else 'Classes'} {listed(found.forgotten)} forgotten, {counted(found.seeds, 'training seed')}, "
+        f"{said(found)}{speed(found)} {'Class' if len(found.forgotten) == 1 else 'Classes'} {listed(found.forgotten)} forgotten, {seeds(found)}, "
         f"{counted(found.runs, 'run')}, {found.samples}. Each line is one method at different "
-        "numbers of steps; points are means over runs, and the star and the dashed line show Retrain. In the middle panel, up and to the right is better; in the "
+        f"numbers of steps; points are means over runs, and the star and the dashed line show {star}. In the middle panel, up and to the right is better; in the "
         "right-hand panel, down and to the right. Values outside a panel are in the table."
     )

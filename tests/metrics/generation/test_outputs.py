@@ -103,6 +103,17 @@ def test_stored_outputs_give_the_same_metrics(tmp_path):
         GeneratedOutputs.load(path)
 
 
+def test_half_of_a_covariance_is_stored_and_all_of_it_read_to_the_last_bit():
+    moments = Moments.measured(RNG.standard_normal((5, 7)))  # fewer images than features, as for Inception
+    stored = moments.tensors("x")
+    assert stored["x covariance"].shape == (7 * 8 // 2,)
+    whole = stored | {"x covariance": torch.from_numpy(moments.covariance)}  # as older files have it
+    for tensors in (stored, whole):
+        again = Moments.of(tensors, "x")
+        assert np.array_equal(again.covariance, moments.covariance)
+        assert np.array_equal(again.mean, moments.mean) and again.n == 5
+
+
 def test_a_reference_is_read_once_and_again_where_its_file_has_changed(tmp_path):
     path = tmp_path / "reference.safetensors"
     path.write_bytes(outputs().reference.to_bytes())

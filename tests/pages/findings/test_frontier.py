@@ -53,8 +53,27 @@ def test_rows_without_strengths_have_no_frontier() -> None:
     cells = made()
     assert has_frontier(cells)
     assert not has_frontier(cells[cells["study"] != "frontier"])
-    assert not has_frontier(cells[cells["method"] != "retrain"])
+    assert not has_frontier(cells[~cells["method"].isin(["retrain", "original"])])
     assert not has_frontier(pd.DataFrame())
+
+
+def test_without_retrain_the_goal_is_forgetting_everything_and_drawing_the_others_as_before() -> None:
+    cells = made()
+    cells = cells[cells["method"] != "retrain"]
+    found = frontiers(cells)
+    assert not found.retrained
+    original = cells[cells["method"] == "original"]
+    assert found.goal["UA"] == 1 and found.goal["OA"] == pytest.approx(original["OA"].mean())
+    rl = found.method("rl", "random")
+    assert rl is not None and rl.mean > 0 and math.isnan(found.floor)
+    table = frontier_table(cells)
+    assert table.frame["Method"].iloc[-1] == "The ideal"
+    assert "2 unlearning seeds" in table.caption and "the ideal's UA" in table.caption
+    chart = figures.frontiers(cells)
+    assert (
+        "Of what the ideal reaches" in chart.alt
+        and "Retrain" not in chart.alt + chart.caption + table.caption.replace("no Retrain", "")
+    )
 
 
 def test_masks_at_equal_settings_are_compared_where_they_differ_most() -> None:
