@@ -91,7 +91,7 @@ def read_claims() -> list[Claim]:
         raise UserError(f"{path} is not a list of claims: {error}; restore it from git") from error
 
 
-SHOWN_IN = {"digits-frontier": "ddpm"}
+SHOWN_IN = {"digits-frontier": "ddpm", "tiny-sd-frontier": "sd_class"}
 """Pages of recorded runs that the chapter of recorded results does not show."""
 
 
