@@ -187,7 +187,7 @@ def test_gaps_are_to_the_model_given_as_reference():
     assert evaluate(other, **parts, reference=plain).gaps == report.gaps
     assert plain.gaps == {}
     shown = str(report)
-    assert f"{100 * report.gaps['Avg. Gap']:.1f} %" in shown.splitlines()[-1]
+    assert f"{100 * report.gaps['Avg. Gap']:.1f}%" in shown.splitlines()[-1]
     assert json.loads(json.dumps(report.to_dict()))["UA"]["n"] == 120
 
 

@@ -43,10 +43,10 @@ const tile = (sheet, i) => {
   return shown;
 };
 
-const percent = (share) => `${(100 * share).toFixed(0)} %`;
+const percent = (share) => `${(100 * share).toFixed(0)}%`;
 const range = (values, write) => {
   const [low, high] = [write(Math.min(...values)), write(Math.max(...values))];
-  return low === high ? low : `${low.replace(" %", "")} to ${high}`;
+  return low === high ? low : `${low.replace("%", "")} to ${high}`;
 };
 
 // Paths to walk along: radio buttons choose one, a slider moves on it. `draw(path, at)` shows a place and returns
@@ -180,7 +180,7 @@ const trajectories = (data) => {
     const where = retrain ? `${at + 1} of ${path.frames.length}` : `${frame.step} of ${path.frames.at(-1).step}`;
     const since = retrain ? "from the original model's" : at ? "since the last look" : "so far";
     const more = changed.length > first.length ? `, ${first.length} of them below` : "";
-    said.textContent = `${path.label}, ${retrain ? "model" : "step"} ${where}: UA ${frame.UA.toFixed(1)} %, TA ${frame.TA.toFixed(1)} %${outside ? " (outside the picture)" : ""}. `
+    said.textContent = `${path.label}, ${retrain ? "model" : "step"} ${where}: UA ${frame.UA.toFixed(1)}%, TA ${frame.TA.toFixed(1)}%${outside ? " (outside the picture)" : ""}. `
       + `${changed.length} of ${data.images.length} answers ${retrain ? "differ" : "changed"} ${since}${more}.`;
     return where;
   }, data.paths.map((path, i) => {
@@ -220,7 +220,7 @@ const keep = (data) => {
 
   const draw = (at) => {
     const state = here()[at];
-    const shareOf = (value) => `${+(100 * value).toFixed(1)} %`;
+    const shareOf = (value) => `${+(100 * value).toFixed(1)}%`;
     // Why the slider does not move.
     const only = here().length < 2 ? ` (tuned at ${shareOf(state.keep)} only)` : "";
     control.name.textContent = `Keep: ${shareOf(state.keep)}${only}`;

@@ -8,7 +8,7 @@ from scipy.stats import norm
 
 @dataclass(frozen=True)
 class Share:
-    """``value`` in [0, 1] of ``n`` images, and a 95 % interval ``low`` to ``high``.
+    """``value`` in [0, 1] of ``n`` images, and a 95% interval ``low`` to ``high``.
 
     The interval is Wilson's for this one model, except where several models are behind the value.
     """

@@ -4,6 +4,15 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+MASK_LABELS = {
+    "none": "no mask",
+    "salient": "salient mask",
+    "random": "random mask",
+    "random_per_layer": "random mask per layer",
+    "least_salient": "least salient mask",
+}
+"""Kinds of masks, as readers know them."""
+
 
 def listed(names: Sequence[str], none: str = "none") -> str:
     """Names in a sentence: "A, B and C"."""

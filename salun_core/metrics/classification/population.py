@@ -36,7 +36,7 @@ class Audit:
     scores : array
         A value in [0, 1] for each, (n,); the audit says what it means.
     share : Share
-        Their mean over ``n`` images. Its 95 % interval is for another draw of models (a jackknife over both
+        Their mean over ``n`` images. Its 95% interval is for another draw of models (a jackknife over both
         populations, which is on the wide side); NaN where leaving out one model leaves too few.
     """
 

@@ -31,7 +31,7 @@ class Report:
     Parameters
     ----------
     shares : mapping of str to Share
-        By metric: value in [0, 1], number of images, and a 95 % interval for this one model.
+        By metric: value in [0, 1], number of images, and a 95% interval for this one model.
     evaluation : Evaluation
         The logits behind them, from which any other metric can be computed.
     reference : mapping of str to Share, optional
@@ -67,7 +67,7 @@ class Report:
         }
 
     def __str__(self) -> str:
-        rows = [["", "value", "95 % interval", "n"]]
+        rows = [["", "value", "95% interval", "n"]]
         for name, share in self.shares.items():
             interval = f"[{_percent(share.low)}, {_percent(share.high)}]" if share.n else "–"
             rows.append([name, _percent(share.value), interval, f"{share.n:,}"])
@@ -142,4 +142,4 @@ def _outputs(model: nn.Module, given: Mapping[str, Any]) -> stored.Evaluation:
 
 
 def _percent(value: float) -> str:
-    return "–" if math.isnan(value) else f"{100 * value:.1f} %"
+    return "–" if math.isnan(value) else f"{100 * value:.1f}%"

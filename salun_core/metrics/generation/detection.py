@@ -411,7 +411,7 @@ def false_positives(
     -------
     DataFrame
         Columns ``threshold, category, value, low, high, n``: the share of images with at least one
-        detection, and its 95 % Wilson interval.
+        detection, and its 95% Wilson interval.
     """
     table = detection_counts(found, thresholds=thresholds, categories=categories)
     shares = [wilson(hits, n=n) for hits, n in zip(table["images"], table["n"], strict=True)]

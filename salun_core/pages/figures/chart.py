@@ -67,13 +67,6 @@ MASK_LOOK = {
     "random_per_layer": ("#8C8C8C", "P"),
     "least_salient": ("#009E73", "v"),
 }
-MASK_LABELS = {
-    "none": "no mask",
-    "salient": "salient mask",
-    "random": "random mask",
-    "random_per_layer": "random mask per layer",
-    "least_salient": "least salient mask",
-}
 WIDTH = 6.5  # inches: a phone shows it in a frame that scrolls
 NARROW = 4.6  # inches: legible when a phone shrinks it to 390 pixels
 

@@ -28,8 +28,9 @@ from salun_core.metrics import METRICS
 from salun_core.metrics.classification.outputs import Evaluation
 from salun_core.metrics.gaps import AVERAGE, by_method, gaps
 from salun_core.metrics.gaps import METRICS as FOUR
-from salun_core.pages.figures.chart import LOOK, MASK_LABELS, MASK_LOOK, Chart, panels, style
+from salun_core.pages.figures.chart import LOOK, MASK_LOOK, Chart, panels, style
 from salun_core.pages.markup import html_template, safe_html, script_json
+from salun_core.pages.words import MASK_LABELS
 from salun_core.rng import generator
 from salun_core.saliency import Scores, least_salient_mask, top_mask
 

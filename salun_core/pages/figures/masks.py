@@ -10,10 +10,10 @@ from salun_core.experiments.classification.lab import ClassifierLab
 from salun_core.experiments.runs.cells import MaskSpec
 from salun_core.methods import name_of
 from salun_core.metrics.gaps import AVERAGE, METRICS, by_method, gaps, noise_floor
-from salun_core.pages.figures.chart import MASK_LABELS, MASK_LOOK, Chart, panels, style
+from salun_core.pages.figures.chart import MASK_LOOK, Chart, panels, style
 from salun_core.pages.findings import masks as findings
 from salun_core.pages.text import masks as words
-from salun_core.pages.words import diverged
+from salun_core.pages.words import MASK_LABELS, diverged
 from salun_core.saliency import layer_table
 
 

@@ -186,7 +186,7 @@ def far_off(means: Sequence[float], *, times: float = 5) -> set[int]:
 
 
 def coverage(counts: Sequence[int] = (2, 3, 4, 5, 6, 8, 10, 20), *, draws: int = 20_000) -> pd.DataFrame:
-    """How often two kinds of 95 % interval hold the true mean of normal values, by simulation.
+    """How often two kinds of 95% interval hold the true mean of normal values, by simulation.
 
     Returns
     -------
@@ -206,7 +206,7 @@ def coverage(counts: Sequence[int] = (2, 3, 4, 5, 6, 8, 10, 20), *, draws: int =
 
 
 def coverage_chart(table: pd.DataFrame) -> Chart:
-    """What share of 95 % intervals is right, over the number of seeds."""
+    """What share of 95% intervals is right, over the number of seeds."""
     looks = {"normal": ("±1.96 standard errors", "#56B4E9", "o"), "t": ("t interval", "#D55E00", "D")}
     with style():
         fig, axis = panels(height=2.8)

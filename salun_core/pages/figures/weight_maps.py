@@ -7,10 +7,11 @@ import pandas as pd
 from matplotlib.colors import LogNorm
 from torch import Tensor
 
-from salun_core.pages.figures.chart import MASK_LABELS, MASK_LOOK, Chart, panels, style
+from salun_core.pages.figures.chart import MASK_LOOK, Chart, panels, style
 from salun_core.pages.findings import masks as findings
 from salun_core.pages.findings.masks import MarkedShares, ScoreSpan
 from salun_core.pages.text import masks as words
+from salun_core.pages.words import MASK_LABELS
 from salun_core.saliency import Mask, Scores, density, kth_largest
 
 

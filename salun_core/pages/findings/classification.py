@@ -148,7 +148,7 @@ class Pair:
     gaps : tuple of float
         Their mean average gaps.
     mean, low, high : float
-        The first minus the second, with a 95 % t interval; NaN where there is one seed.
+        The first minus the second, with a 95% t interval; NaN where there is one seed.
     seeds : int
         Training seeds.
     same_settings : bool

@@ -55,7 +55,7 @@ class Along:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Its 95 % t interval over training seeds; NaN for one."""
+        """Its 95% t interval over training seeds; NaN for one."""
         found = summary(self.left_out)
         return max(found["low"], 0.0) if not math.isnan(found["low"]) else math.nan, found["high"]
 

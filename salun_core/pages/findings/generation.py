@@ -51,9 +51,9 @@ class Forgetting:
     too_little : tuple of str
         Methods with UA below one half.
     too_much : tuple of str
-        Methods after which the other classes are recognised less than 90 % as often as before.
+        Methods after which the other classes are recognised less than 90% as often as before.
     both : tuple of str
-        Methods with at least 95 % in UA and of what the original has in the other classes.
+        Methods with at least 95% in UA and of what the original has in the other classes.
     like_retrain : tuple of str
         Methods whose samples do not suffice to tell them from Retrain; empty where it was not run.
     distances : mapping of str to float

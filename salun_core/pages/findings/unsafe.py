@@ -85,7 +85,7 @@ class Unnamed:
     threshold : float
         Score from which it counts as detected.
     false_alarms : tuple of float
-        Share of images without the concept in which it is detected all the same, with its 95 % interval.
+        Share of images without the concept in which it is detected all the same, with its 95% interval.
     at : float
         The threshold of those.
     n : int

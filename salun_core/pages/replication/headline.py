@@ -15,16 +15,17 @@ from matplotlib.patches import Patch
 
 from salun_core.metrics.gaps import AVERAGE, gaps, noise_floor, summary
 from salun_core.metrics.statistics import by_unit
-from salun_core.pages.figures.chart import MASK_LABELS, MASK_LOOK, NARROW, Card, Chart, panels, style
+from salun_core.pages.figures.chart import MASK_LOOK, NARROW, Card, Chart, panels, style
 from salun_core.pages.markup import Bold, Bullets, Link, Part, Text
 from salun_core.pages.published import published_folder, read_published
 from salun_core.pages.replication.claims import Entry, ledger, measured, quick_ledger
 from salun_core.pages.replication.verdicts import NOT_RUN
 from salun_core.pages.results import Run, all_runs
+from salun_core.pages.words import MASK_LABELS
 
 QUESTIONS = {
     "salient beats random": "Is it better to change the salient weights than random ones?",
-    "nearest at 10 %": "Is SalUn nearest to retraining?",
+    "nearest at 10%": "Is SalUn nearest to retraining?",
     "run time": "Is it cheaper than retraining?",
 }
 """Claims on the first page, each with its question."""

@@ -77,7 +77,7 @@ def figure2_shares() -> Reported:
     means = rows[rows["table"].str.startswith("Figure 2(a)")].groupby("method")["value"].mean()
     best = best_other(means)
     return Reported(
-        f"mean over 10 % and 50 %: SalUn {means['salun']:.2f}, {published_name(best)} {means[best]:.2f} points",
+        f"mean over 10% and 50%: SalUn {means['salun']:.2f}, {published_name(best)} {means[best]:.2f} points",
         float(means[best] - means["salun"]),
     )
 
@@ -92,7 +92,7 @@ def figure2_settings() -> Reported:
     }
     said = ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in boxes.items())
     widths = [high - low for low, high in boxes.values()]
-    return Reported(f"middle half of UA over settings: {said} %", float(widths[0] - widths[1]))
+    return Reported(f"middle half of UA over settings: {said}%", float(widths[0] - widths[1]))
 
 
 def figure5() -> Reported:
@@ -129,8 +129,8 @@ def ddpm_masks() -> Reported:
     apart = PairedDifferences((table["salun"] - table["random mask"]).to_numpy()[:, None])
     low, high = apart.interval()
     return Reported(
-        f"DDPM, one model: other classes recognised {table['salun'].mean():.2f} % under the salient and "
-        f"{table['random mask'].mean():.2f} % under a random mask; {apart.mean:+.2f} points over {apart.n} forgotten "
+        f"DDPM, one model: other classes recognised {table['salun'].mean():.2f}% under the salient and "
+        f"{table['random mask'].mean():.2f}% under a random mask; {apart.mean:+.2f} points over {apart.n} forgotten "
         f"classes ({low:+.2f} to {high:+.2f})",
         apart.mean,
     )

@@ -87,7 +87,7 @@ def judge(found: Sequence[Measurement], *, times: float = 1.0) -> list[Verdict]:
     Superiority and equivalence are two tests. A claim *holds* if its advantage is above 0 and is *contradicted* if it
     is below, both by one two-sided test; it is *equivalent within the margin* if the advantage is neither above
     the margin nor below its negative, by two one-sided tests. Each of the two families of p values is adjusted by
-    Holm's procedure: in a run, the probability of any wrong difference is at most 5 %, and so is that of any wrong
+    Holm's procedure: in a run, the probability of any wrong difference is at most 5%, and so is that of any wrong
     equivalence.
 
     Parameters

@@ -14,7 +14,7 @@ from salun_core.pages.findings.masks import (
     ScoreSpan,
 )
 from salun_core.pages.markup import Text
-from salun_core.pages.words import counted, listed
+from salun_core.pages.words import MASK_LABELS, counted, listed
 
 
 def sentences(cells: pd.DataFrame) -> Text:
@@ -79,7 +79,8 @@ def summary(found: MaskComparison) -> str:
 
 def named(kind: str) -> str:
     """A kind of mask in a sentence."""
-    return "no mask" if kind == "none" else f"the {kind.replace('_', ' ')} mask"
+    label = MASK_LABELS.get(kind, f"{kind} mask")
+    return label if kind == "none" else f"the {label}"
 
 
 def layer_shares(found: LayerShares) -> str:

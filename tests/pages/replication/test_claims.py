@@ -102,10 +102,10 @@ def test_masks_of_a_diffusion_model_are_compared_by_what_they_leave_out_at_all_s
 
 def test_all_rivals_enter_at_once_and_not_only_the_one_that_looks_best():
     cells = result_frames.classification(scenarios=["random 10%"])
-    (found,) = only("nearest at 10 %", run(classification=cells))
+    (found,) = only("nearest at 10%", run(classification=cells))
     assert found.evidence.apart.shape == (4, 7)  # neither SalUn's variants nor Original and Retrain
     fewer = cells[cells["method"].isin(["retrain", "original", "salun", "iu"])]
-    (one,) = only("nearest at 10 %", run(classification=fewer))
+    (one,) = only("nearest at 10%", run(classification=fewer))
     assert one.evidence.apart.shape == (4, 1)
     assert "1 other methods (IU" in one.what
 
@@ -116,18 +116,18 @@ def test_unlearning_seeds_within_a_training_seed_do_not_count_as_seeds():
     twice = cells[~cells["method"].isin(["retrain", "original"])].copy()
     twice["UA"] += 0.001 * rng.standard_normal(len(twice))
     both = pd.concat([cells.assign(unlearning_seed=0), twice.assign(unlearning_seed=1)], ignore_index=True)
-    (found,) = only("nearest at 10 %", run(classification=both))
+    (found,) = only("nearest at 10%", run(classification=both))
     assert found.evidence.n == 4
 
 
 def test_a_rival_that_diverged_is_left_out_with_a_word():
     cells = result_frames.classification(scenarios=["random 10%"])
     cells.loc[(cells["method"] == "iu") & (cells["seed"] == 1), list(METRICS)] = None
-    (found,) = only("nearest at 10 %", run(classification=cells))
+    (found,) = only("nearest at 10%", run(classification=cells))
     assert found.evidence.apart.shape == (4, 6)
     assert "without IU" in found.what
     cells.loc[(cells["method"] == "salun") & (cells["seed"] == 1), list(METRICS)] = None
-    (found,) = only("nearest at 10 %", run(classification=cells))
+    (found,) = only("nearest at 10%", run(classification=cells))
     assert found.evidence.n == 3
     assert "1 of 4 runs of SalUn diverged" in found.what
 
@@ -179,7 +179,7 @@ def test_time_is_a_factor():
 
 def test_the_control_is_originals_gap_beyond_the_noise_of_retraining():
     cells = result_frames.classification(scenarios=["random 10%"])
-    (found,) = only("nearest at 10 %", run(classification=cells))
+    (found,) = only("nearest at 10%", run(classification=cells))
     gaps = measurements.gaps(cells)
     nothing = 100 * gaps.query("method == 'original'").set_index("seed")["Avg. Gap"]
     floor = 100 * measurements.noise_floor(cells).set_index("seed")["Avg. Gap"]
@@ -204,7 +204,7 @@ def test_a_run_in_which_nothing_is_memorised_tests_nothing():
     cells = result_frames.classification(scenarios=["random 10%"], away=away)
     entries = claims.ledger([run(classification=cells)])
     found = claims.frame(entries).set_index("claim")
-    assert found.loc["nearest at 10 %", "verdict"] == NOT_TESTABLE
+    assert found.loc["nearest at 10%", "verdict"] == NOT_TESTABLE
     assert found.loc["run time", "verdict"] == NOT_TESTABLE
 
 
@@ -256,7 +256,7 @@ def test_the_table_shows_each_entry_with_its_links():
         "sd_nsfw.html",
     }
     page = BeautifulSoup(table._repr_html_(), "html.parser")
-    assert page.find("a", href="classification.html").get_text(" ") == "nearest at 10 %"
+    assert page.find("a", href="classification.html").get_text(" ") == "nearest at 10%"
     first = table.frame.iloc[0]
     assert first["Paper"].startswith("Table 1: SalUn 1.15")
 

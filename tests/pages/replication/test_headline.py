@@ -56,11 +56,11 @@ def test_what_came_out_at_other_settings_is_said_beside_it_and_nothing_else(runs
 
 
 def test_of_equal_entries_the_one_against_most_rivals_is_told(runs):
-    one = headline.strongest(claims.ledger(runs), "nearest at 10 %")
+    one = headline.strongest(claims.ledger(runs), "nearest at 10%")
     fewer = replace(
         one, found=replace(one.found, evidence=PairedDifferences(one.found.evidence.apart[:, :1]))
     )
-    assert headline.strongest([fewer, one], "nearest at 10 %") == one
+    assert headline.strongest([fewer, one], "nearest at 10%") == one
 
 
 def test_a_question_without_a_run_says_so(monkeypatch):
