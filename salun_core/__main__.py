@@ -353,9 +353,15 @@ def _run(given: argparse.Namespace) -> None:
 
 
 def _plan(given: argparse.Namespace) -> None:
+    if given.gpus is not None and given.gpus < 0:
+        raise UserError(f"--gpus must be 0 or more, got {given.gpus}: it is the number a shard asks for")
     if given.shards or given.write is not None:
         _plan_shards(given)
         return
+    if given.gpus is not None:
+        raise UserError(
+            f"--gpus {given.gpus} is of a shard, and no shards are planned: add --shards, or leave it out"
+        )
     from salun_core.experiments import EXPERIMENTS
     from salun_core.experiments.rehearsal import plan
     from salun_core.experiments.runs.params import read_preset
@@ -388,8 +394,6 @@ def _plan_shards(given: argparse.Namespace) -> None:
 
     if given.write is not None and not re.fullmatch(r"\w[\w.-]*", given.write):
         raise UserError(f"--write {given.write!r} is not a valid name: use letters, digits, dots and dashes")
-    if given.gpus is not None and given.gpus < 0:
-        raise UserError(f"--gpus must be 0 or more, got {given.gpus}: it is the number a shard asks for")
     values = _parameters(given)
     grid = _grid(given.experiment, values)
     here = grid.lab.device.type == "cuda"
