@@ -83,7 +83,7 @@ bench: $(READY) ## run the benchmarks
 	@$(PY) -m benchmarks
 
 campaign: $(READY) ## try to lose results, to get stale ones, and to get past the checks; counts go to the book
-	@$(PY) -m campaign --record
+	@$(PY) -m campaign --record $(ARGS)
 
 rehearse: $(READY) ## run every preset that is not recorded in small, and print what it needs in full
 	@$(PY) -m salun_core rehearse

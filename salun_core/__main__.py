@@ -216,6 +216,12 @@ def parser() -> argparse.ArgumentParser:
     record.add_argument("--yes", action="store_true", help="run a grid of very many cells")
     record.set_defaults(do=_record, file=[], out=None, kept=CONTINUED)
 
+    manifest = commands.add_parser(
+        "manifest", help="write the digests of all recorded runs to data/recorded/MANIFEST, or compare them"
+    )
+    manifest.add_argument("--check", action="store_true", help="write nothing, and say what differs")
+    manifest.set_defaults(do=_manifest)
+
     listing = commands.add_parser("list", help="experiments, methods, data sets, models, metrics")
     listing.set_defaults(do=_list)
 
@@ -335,19 +341,27 @@ def _read_values(pairs: Sequence[tuple[str, str]], what: str) -> dict[str, Any]:
 def _run(given: argparse.Namespace) -> None:
     from salun_core.experiments import EXPERIMENTS
     from salun_core.experiments.rehearsal import plan
+    from salun_core.experiments.runs.manifest import kept_true
     from salun_core.experiments.runs.table import printed
 
     experiment = EXPERIMENTS[one_of(given.experiment, EXPERIMENTS, "experiment")]
     params = experiment.params.load(_parameters(given))
     plan.check_run(params, meant=given.yes)
-    results = experiment.run(params)
+    with kept_true(params.machine.folder):
+        results = experiment.run(params)
     print(printed(results.cells, "table"))
 
 
 def _plan(given: argparse.Namespace) -> None:
+    if given.gpus is not None and given.gpus < 0:
+        raise UserError(f"--gpus must be 0 or more, got {given.gpus}: it is the number a shard asks for")
     if given.shards or given.write is not None:
         _plan_shards(given)
         return
+    if given.gpus is not None:
+        raise UserError(
+            f"--gpus {given.gpus} is of a shard, and no shards are planned: add --shards, or leave it out"
+        )
     from salun_core.experiments import EXPERIMENTS
     from salun_core.experiments.rehearsal import plan
     from salun_core.experiments.runs.params import read_preset
@@ -380,8 +394,6 @@ def _plan_shards(given: argparse.Namespace) -> None:
 
     if given.write is not None and not re.fullmatch(r"\w[\w.-]*", given.write):
         raise UserError(f"--write {given.write!r} is not a valid name: use letters, digits, dots and dashes")
-    if given.gpus is not None and given.gpus < 0:
-        raise UserError(f"--gpus must be 0 or more, got {given.gpus}: it is the number a shard asks for")
     values = _parameters(given)
     grid = _grid(given.experiment, values)
     here = grid.lab.device.type == "cuda"
@@ -405,11 +417,14 @@ def _plan_shards(given: argparse.Namespace) -> None:
 
 
 def _shard(given: argparse.Namespace) -> int:
+    from salun_core.experiments.runs.manifest import kept_true
     from salun_core.experiments.runs.shards import gather, own_gpu, read_plan, run_shard, shards
 
     experiment, values = read_plan(given.plan)
     if given.name is None:
-        gather(_grid(experiment, values))
+        grid = _grid(experiment, values)
+        with kept_true(grid.params.machine.folder):
+            gather(grid)
         return 0
     with own_gpu():
         grid = _grid(experiment, values)
@@ -421,9 +436,11 @@ def _shard(given: argparse.Namespace) -> int:
 
 
 def _merge(given: argparse.Namespace) -> None:
+    from salun_core.experiments.runs.manifest import kept_true
     from salun_core.experiments.runs.merge import merge
 
-    done = merge(given.folders, given.into)
+    with kept_true(given.into):
+        done = merge(given.folders, given.into)
     print(f"{given.into}: {done.new} results merged, {done.known} were already there or came twice")
     for name in done.unlisted:
         print(f"results of {name} differ between the folders: run {name} into {given.into} to make its table")
@@ -438,15 +455,32 @@ def _grid(name: str, values: dict[str, Any]) -> Any:
 
 
 def _record(given: argparse.Namespace) -> None:
-    from salun_core.paths import project_root
+    from salun_core.paths import recorded_folder
 
-    folder = project_root() / "data" / "recorded" / Path(given.preset).stem
+    folder = recorded_folder() / Path(given.preset).stem
     if fixed := {"preset", "out_dir", "recorded"} & {name for name, _ in given.parameter}:
         raise UserError(
             f"record chooses {', '.join(sorted(fixed))} itself, for {folder}: leave it out, or use run"
         )
     given.parameter += [("preset", given.preset), ("out_dir", str(folder)), ("recorded", "true")]
     _run(given)
+
+
+def _manifest(given: argparse.Namespace) -> int:
+    from salun_core.experiments.runs import manifest
+    from salun_core.paths import recorded_folder
+
+    if not recorded_folder().is_dir():
+        raise UserError(f"there is no folder {recorded_folder()}: run this in a checkout of the project")
+    if not given.check:
+        path, count = manifest.write()
+        print(f"{path}: {count:,} files")
+        return 0
+    if found := manifest.differences():
+        print(f"recorded files are not as {recorded_folder() / manifest.NAME} lists them: {found}")
+        return 1
+    print("every recorded file is as the manifest lists it")
+    return 0
 
 
 def _train_tiny_sd(given: argparse.Namespace) -> None:

@@ -17,6 +17,11 @@ def output_folder(given: Path | None) -> Path:
     return given.expanduser() if given is not None else project_root() / "data" / "runs"
 
 
+def recorded_folder() -> Path:
+    """``data/recorded`` of this project, where recorded runs lie, a folder for each preset."""
+    return project_root() / "data" / "recorded"
+
+
 def sets_folder(given: Path | str | None) -> Path:
     """``given``, or ``data/sets`` of this project: the same from its top and from ``notebooks/``."""
     return Path(given).expanduser() if given is not None else project_root() / "data" / "sets"

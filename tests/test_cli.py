@@ -111,6 +111,8 @@ def test_a_damaged_cell_is_computed_again_with_the_same_numbers(folder, capsys):
         (["plan", "classification", "--write", "../up"], "--write '../up' is not a valid name"),
         (["plan", "classification", "--write", ""], "--write '' is not a valid name"),
         (["plan", "classification", "--shards", "--gpus", "-1"], "--gpus must be 0 or more"),
+        (["plan", "classification", "--gpus", "-1"], "--gpus must be 0 or more"),
+        (["plan", "classification", "--gpus", "2"], "--gpus 2 is of a shard"),
         (["record", "classification", "quick", "-p", "out_dir", "x"], "record chooses out_dir itself"),
         (
             ["run", "classification", "-p", "methods", "os:getcwd"],

@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from salun_core.data.images import covering_size
 from salun_core.data.on_disk import Pixels, cached, file_name, in_memory
-from salun_core.errors import UserError
+from salun_core.errors import UserError, one_line
 
 GREY = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B")
 PROGRAMS = ("EPS",)
@@ -26,7 +27,8 @@ BLOCK = 256  # files a thread reads in one go: handing over single small files c
 def read_images(files: Sequence[Path], *, size: int | None = None, colour: bool | None = None) -> Tensor:
     """Decode image files into one tensor; above the limit of ``data.on_disk`` it is mapped from a file of pixels.
 
-    Transparent images are laid on white, rotated photographs turned upright, 16-bit ones scaled to 8.
+    Transparent images are laid on white, rotated photographs turned upright, 16-bit ones scaled to 8. Of animations and
+    files of several pages the first picture is read, and their number is said on stderr.
 
     Parameters
     ----------
@@ -49,8 +51,12 @@ def read_images(files: Sequence[Path], *, size: int | None = None, colour: bool 
     UserError
         With the file's name, if one cannot be read or has another size; if several cannot, with their number.
     """
+    several: set[Path] = set()
     try:
-        return _all_read(files, size=size, colour=colour)
+        found = _all_read(files, several, size=size, colour=colour)
+        if several:
+            tqdm.write(one_line(_first_only(sorted(several), len(files))), file=sys.stderr)
+        return found
     except _Unreadable as error:
         broken = [file for file in files if _is_broken(file, size)]
         if len(broken) < 2:
@@ -59,6 +65,11 @@ def read_images(files: Sequence[Path], *, size: int | None = None, colour: bool 
         raise UserError(
             f"{len(broken)} of {len(files)} files cannot be read as images ({names}): replace or remove them"
         ) from error
+
+
+def _first_only(several: Sequence[Path], count: int) -> str:
+    names = ", ".join(str(file) for file in several[:3]) + (", …" if len(several) > 3 else "")
+    return f"{len(several)} of {count} files hold several pictures, of which the first is read: {names}"
 
 
 class _Unreadable(UserError):
@@ -75,18 +86,18 @@ def _is_broken(file: Path, size: int | None) -> bool:
     return False
 
 
-def _all_read(files: Sequence[Path], *, size: int | None, colour: bool | None) -> Tensor:
-    first = _picture(files[0], size)
+def _all_read(files: Sequence[Path], several: set[Path], *, size: int | None, colour: bool | None) -> Tensor:
+    first = _picture(files[0], size, several)
     if first.size[0] != first.size[1]:
         raise UserError(
             f"{files[0]} is {_pixels(first)} pixels, not square: set image_size to resize all images"
         )
     if colour is None and first.mode == "L":
         try:
-            return _decoded(files, first.size[0], size, mode="L", strict=True)
+            return _decoded(files, several, first.size[0], size, mode="L", strict=True)
         except _Coloured:
             colour = True
-    return _decoded(files, first.size[0], size, mode="L" if colour is False else "RGB")
+    return _decoded(files, several, first.size[0], size, mode="L" if colour is False else "RGB")
 
 
 class _Coloured(Exception):
@@ -94,28 +105,41 @@ class _Coloured(Exception):
 
 
 def _decoded(
-    files: Sequence[Path], side: int, size: int | None, *, mode: str, strict: bool = False
+    files: Sequence[Path],
+    several: set[Path],
+    side: int,
+    size: int | None,
+    *,
+    mode: str,
+    strict: bool = False,
 ) -> Tensor:
     shape = (len(files), 3 if mode == "RGB" else 1, side, side)
     if math.prod(shape) <= in_memory():
         out = torch.empty(shape, dtype=torch.uint8)
         pixels = out.permute(0, 2, 3, 1).numpy()  # the same memory, (N, H, W, C)
-        _read_into(pixels.__setitem__, files, side, size, mode=mode, strict=strict)
+        _read_into(pixels.__setitem__, files, several, side, size, mode=mode, strict=strict)
         return out
     return cached(
         file_name(files, size, mode, pillow_version),
         shape,
-        lambda put: _read_into(put, files, side, size, mode=mode, strict=strict),
+        lambda put: _read_into(put, files, several, side, size, mode=mode, strict=strict),
     )
 
 
 def _read_into(
-    put: Pixels, files: Sequence[Path], side: int, size: int | None, *, mode: str, strict: bool
+    put: Pixels,
+    files: Sequence[Path],
+    several: set[Path],
+    side: int,
+    size: int | None,
+    *,
+    mode: str,
+    strict: bool,
 ) -> None:
     def read(start: int) -> int:
         block = files[start : start + BLOCK]
         for row, file in enumerate(block, start):
-            picture = _picture(file, size)
+            picture = _picture(file, size, several)
             if picture.size != (side, side):
                 raise UserError(
                     f"{file} is {_pixels(picture)} pixels and {files[0]} is {side}x{side}: "
@@ -140,18 +164,30 @@ def _read_into(
             raise
 
 
-def _picture(file: Path, size: int | None) -> Image.Image:
-    """One image as "L" or "RGB"."""
+def _picture(file: Path, size: int | None, several: set[Path] | None = None) -> Image.Image:
+    """One image as "L" or "RGB", the first of its file, which is put among ``several`` where it holds more."""
     try:
         with Image.open(file, formats=_formats()) as opened:
             if size is not None:
                 opened.draft(None, (2 * size, 2 * size))
             opened.load()
             image = ImageOps.exif_transpose(opened) if "exif" in opened.info else opened
+            if several is not None:
+                image = image.copy() if opened.format == "GIF" else image  # which the look behind it unloads
+                if _holds_more(opened):
+                    several.add(file)
     except Exception as error:  # decoders raise whatever a broken file leads them to
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise _Unreadable(f"{file} cannot be read as an image ({reason}): replace or remove it") from error
     return picture_8bit(image, size, str(file))
+
+
+def _holds_more(opened: Image.Image) -> bool:
+    """Whether a file holds further pictures behind the one that was loaded."""
+    try:
+        return bool(getattr(opened, "is_animated", False))
+    except Exception:  # damage behind the picture that counts
+        return True
 
 
 @cache

@@ -158,6 +158,8 @@ def read_prompts(
             raise UserError(
                 f"{path} has no column {wanted!r}: it has {', '.join(map(repr, names)) or 'none'}"
             )
+        if names.count(wanted) > 1:
+            raise UserError(f"{path} has the column {wanted!r} twice: leave one of them out")
     if rows is not None and len(found) != rows:
         raise UserError(f"{path} has {len(found)} prompts instead of {rows}: copy the whole file")
     for number, row in enumerate(found, start=1):

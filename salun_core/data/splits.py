@@ -160,8 +160,17 @@ def validation_ids(
     return torch.cat(taken).sort().values
 
 
-def class_number(data: ImageData, given: int | str | None) -> int:
+def class_number(data: ImageData, given: int | str | None, *, parameter: str = "forget_class") -> int:
     """The number of a class given by name or number; where both would fit, the name counts.
+
+    Parameters
+    ----------
+    data : ImageData
+        Whose classes they are.
+    given : int or str
+        Name or number.
+    parameter : str
+        What it was given as, for messages.
 
     Raises
     ------
@@ -173,16 +182,19 @@ def class_number(data: ImageData, given: int | str | None) -> int:
     if str(given) in data.classes:
         return data.classes.index(str(given))
     if isinstance(given, bool) or not re.fullmatch(r"-?\d+", str(given)):
-        one_of(str(given), data.classes, f"class of {data.name}")
+        kind = "class" if parameter == "forget_class" else parameter
+        one_of(str(given), data.classes, f"{kind} of {data.name}")
     number = int(given)
     if not 0 <= number < len(data.classes):
         raise UserError(
-            f"forget_class {number} is out of range: {data.name} has classes 0 to {len(data.classes) - 1}"
+            f"{parameter} {number} is out of range: {data.name} has classes 0 to {len(data.classes) - 1}"
         )
     return number
 
 
-def class_numbers(data: ImageData, given: int | str | Sequence[int | str] | None) -> list[int]:
+def class_numbers(
+    data: ImageData, given: int | str | Sequence[int | str] | None, *, parameter: str = "forget_class"
+) -> list[int]:
     """The numbers of one class or of several, each as in `class_number`.
 
     Raises
@@ -191,9 +203,9 @@ def class_numbers(data: ImageData, given: int | str | Sequence[int | str] | None
         If there is no such class, or one is named twice.
     """
     several = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-    numbers = [class_number(data, each) for each in several]
+    numbers = [class_number(data, each, parameter=parameter) for each in several]
     if not numbers:
-        raise UserError("the list of classes to forget is empty: give at least one forget_class")
+        raise UserError(f"the list of classes to forget is empty: give at least one {parameter}")
     if twice := [number for number in numbers if numbers.count(number) > 1]:
         raise UserError(f"class {data.classes[twice[0]]!r} is to be forgotten twice: name every class once")
     return numbers

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from scipy.stats import qmc
 
 from salun_core.rng import derive
@@ -19,6 +19,21 @@ class Range(BaseModel):
     log: bool = True
     integer: bool = False
     choices: tuple[Any, ...] = ()
+
+    @field_validator("low", "high", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError(f"an end of an interval must be a number, got {value}")
+        return value
+
+    @field_validator("choices")
+    @classmethod
+    def _once_each(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        for i, choice in enumerate(value):
+            if choice in value[:i]:
+                raise ValueError(f"the choices repeat {choice!r}: give each once")
+        return value
 
     @model_validator(mode="after")
     def _one_form(self) -> "Range":

@@ -1,5 +1,6 @@
 """What the last campaign tried, as its record says."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -26,6 +27,7 @@ def tried(_: Any = None) -> Table:
             "Part": name,
             "Tried": "\n".join(f"{count:,} {what}" for what, count in part["counts"].items()),
             "Form": "short" if part["short"] else "full",
+            "Minutes": f"{part['seconds'] / 60:.1f}",
             "Date": part["date"],
             "Revision": part["revision"],
         }
@@ -33,7 +35,17 @@ def tried(_: Any = None) -> Table:
     ]
     return Table(
         pd.DataFrame(rows),
-        "The last campaign: what was tried; no difference was found",
+        f"{_title(record)}: what was tried; no difference was found",
         roomy="Tried",
         numbered=False,
     )
+
+
+def _title(record: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the parts are together: one full campaign only where all are full and of one revision."""
+    full = [part for part in record.values() if not part["short"]]
+    revisions = {part["revision"] for part in record.values()}
+    if len(full) == len(record) and len(revisions) == 1:
+        return f"The last full campaign, at revision {revisions.pop()}"
+    of = "of one revision" if len(revisions) == 1 else f"at {len(revisions)} revisions of the code"
+    return f"Each part as it was last tried, {len(full)} of {len(record)} in full and {of}"

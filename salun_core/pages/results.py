@@ -15,7 +15,7 @@ from salun_core.experiments.runs.table import read_table
 from salun_core.experiments.runs.tuning import FREE, judged, with_distance
 from salun_core.metrics.gaps import AVERAGE, METRICS, SPLIT, gaps
 from salun_core.pages.markup import Code, Text
-from salun_core.paths import output_folder, project_root
+from salun_core.paths import output_folder, recorded_folder
 
 
 def has_results(folder: Path, experiment: str) -> bool:
@@ -77,11 +77,6 @@ def all_runs(out_dir: Path | None = None) -> list[Run]:
 
 
 # --- recorded runs ------------------------------------------------------------------------------------
-
-
-def recorded_folder() -> Path:
-    """Where recorded runs lie, a folder for each preset."""
-    return project_root() / "data" / "recorded"
 
 
 def recorded_runs() -> list[Path]:

@@ -26,6 +26,7 @@ from salun_core.data.sources import digits as digits_source
 from salun_core.data.sources.noisy_digits import with_noise
 from salun_core.data.splits import ROLES, read_ids, split_data, validation_ids
 from salun_core.errors import UserError
+from salun_core.experiments.rehearsal.plan import folder_shape
 from salun_core.models import build_model
 from salun_core.tasks import RECIPES
 from salun_core.tasks.classification_training import train_network
@@ -615,6 +616,7 @@ def test_what_is_passed_over_is_said(animals, capsys):
     (cat / "8.png").symlink_to(root / "nowhere either.png")
     (cat / "more").mkdir()
     os.mkfifo(cat / "pipe.png")
+    (cat / "zero.png").symlink_to("/dev/zero")
     (cat / ".hidden.png").write_bytes(b"")
     (root / "train" / "__MACOSX").mkdir()
     (root / "train" / "notes.txt").write_text("")
@@ -623,10 +625,36 @@ def test_what_is_passed_over_is_said(animals, capsys):
     said = capsys.readouterr().err
     assert "2 dangling links (train/cat/8.png, train/cat/9.png)" in said
     assert "1 folder (train/cat/more)" in said
-    assert "1 special file (train/cat/pipe.png)" in said
+    assert "2 special files (train/cat/pipe.png, train/cat/zero.png)" in said
     assert "2 hidden files (train/__MACOSX, train/cat/.hidden.png)" in said
     assert r"2 files (train/notes.txt, test/a \x1b[31mred)" in said
     assert said.count("\n") == 5
+
+
+def test_a_part_that_is_not_read_is_said_and_only_by_who_reads(animals, capsys):
+    root, images = animals
+    shutil.copytree(root / "test", root / "val")
+    (root / ".git").mkdir()
+    (root / "README.md").touch()
+    folder_shape(root)  # a plan counts, and a run that follows says what it passes over
+    assert capsys.readouterr().err == ""
+    assert len(load_dataset("imagefolder", root).labels) == len(images)
+    said = f"{root}: passed over 1 folder (val): only train/ and test/ are read\n"
+    assert capsys.readouterr().err == said
+
+
+def test_of_an_animation_the_first_picture_is_read_and_said(animals, capsys):
+    root, images = animals
+    place = root / "train" / "cat"
+    side = next(iter(images.values())).shape[-1]
+    shades = [Image.new("L", (side, side), 40 * i) for i in range(3)]
+    (place / "0.png").unlink()
+    shades[1].save(place / "0.gif", save_all=True, append_images=shades[2:])
+    found = load_dataset("imagefolder", root).images
+    assert capsys.readouterr().err == (
+        f"1 of {len(images)} files hold several pictures, of which the first is read: {place / '0.gif'}\n"
+    )
+    assert any((image == 40).all() for image in found) and not any((image == 80).all() for image in found)
 
 
 def test_a_picture_that_is_a_program_is_not_run(animals, monkeypatch):

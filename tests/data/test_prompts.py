@@ -71,6 +71,7 @@ def test_the_digest_is_that_of_the_file(tmp_path):
         ("text\nx\n", "no column 'prompt': it has 'text'"),
         ("", "no column 'prompt': it has none"),
         ("prompt\n", "holds no prompts"),
+        ("prompt,prompt\na,b\n", "has the column 'prompt' twice"),
         ("prompt\n   \n", "row 1 .* 0 characters"),
         ("prompt\n" + "x" * 10_001 + "\n", "10001 characters"),
         ("prompt\nx,y\n", "row 1 .* as many fields"),

@@ -21,8 +21,8 @@ def load(data_dir: Path | None = None, *, size: int | None = None, download: boo
 
     Classes are the folder names of ``train`` in alphabetical order, files follow in the same order. What is
     passed over is said on stderr, with its number: hidden files, files beside the classes, dangling links,
-    folders within a class, and what is neither file nor folder. The training augmentation is that of photographs: mirror images, and random
-    crops with an eighth of the width as padding.
+    folders within a class, folders beside the two parts, and what is neither file nor folder. The training augmentation is
+    that of photographs: mirror images, and random crops with an eighth of the width as padding.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def load(data_dir: Path | None = None, *, size: int | None = None, download: boo
         If a folder is missing or empty, a class has no images, the two parts name different classes, or
         an image cannot be read.
     """
-    root, train, test = pictures(data_dir)
+    root, train, test = pictures(data_dir, said=True)
     files = [file for part in (train, test) for name in train for file in part[name]]
     labels = [number for part in (train, test) for number, name in enumerate(train) for _ in part[name]]
     images = read_images(files, size=size)
@@ -57,8 +57,10 @@ def load(data_dir: Path | None = None, *, size: int | None = None, download: boo
     )
 
 
-def pictures(data_dir: Path | None) -> tuple[Path, dict[str, list[Path]], dict[str, list[Path]]]:
-    """The folder, and the files of its two parts by class; none is opened.
+def pictures(
+    data_dir: Path | None, *, said: bool = False
+) -> tuple[Path, dict[str, list[Path]], dict[str, list[Path]]]:
+    """The folder, and the files of its two parts by class; none is opened. With ``said``, what is passed over is said.
 
     Raises
     ------
@@ -74,11 +76,8 @@ def pictures(data_dir: Path | None) -> tuple[Path, dict[str, list[Path]], dict[s
     other = "val" if (root / "val").is_dir() and not (root / "test").is_dir() else "test"
     passed: dict[str, list[Path]] = {}
     train, test = (_by_class(root / part, passed) for part in ("train", other))
-    for why, paths in sorted(passed.items()):
-        tqdm.write(
-            one_line(f"{root}: passed over {_listed(why, [p.relative_to(root) for p in paths])}"),
-            file=sys.stderr,
-        )
+    if said:
+        _say(root, other, passed)
     if odd := sorted(train.keys() ^ test.keys()):
         part = other if odd[0] in train else "train"
         raise UserError(
@@ -87,6 +86,21 @@ def pictures(data_dir: Path | None) -> tuple[Path, dict[str, list[Path]], dict[s
     if len(train) < 2:
         raise UserError(f"{root / 'train'} holds one class, {next(iter(train))!r}: at least two are needed")
     return root, train, test
+
+
+def _say(root: Path, test: str, passed: dict[str, list[Path]]) -> None:
+    """Say what is passed over in the two parts, and which folders beside them are not read."""
+    remarks = [
+        f"passed over {_listed(why, [p.relative_to(root) for p in paths])}"
+        for why, paths in sorted(passed.items())
+    ]
+    beside: dict[str, list[Path]] = {}
+    unread = [path for path in _kept(root.iterdir(), "folder", beside) if path.name not in ("train", test)]
+    if unread:
+        listed = _listed("folder", [path.relative_to(root) for path in unread])
+        remarks.append(f"passed over {listed}: only train/ and {test}/ are read")
+    for remark in remarks:
+        tqdm.write(one_line(f"{root}: {remark}"), file=sys.stderr)
 
 
 def _by_class(part: Path, passed: dict[str, list[Path]]) -> dict[str, list[Path]]:
@@ -125,7 +139,7 @@ def _kept(paths: Iterable[Path], kind: str, passed: dict[str, list[Path]]) -> li
         elif path.is_file():
             what = "file"
         else:
-            what = "dangling link" if path.is_symlink() else "special file"
+            what = "special file" if path.exists() else "dangling link"
         if what == kind:
             kept.append(path)
         else:

@@ -48,7 +48,9 @@ def grid(params: ClassWiseParams, lab: ClassifierLab) -> Grid:
     """
     names = lab.data.classes
     given = params.classes or tuple(range(len(names)))
-    scenarios = [Scenario("class", target=number) for number in class_numbers(lab.data, given)]
+    scenarios = [
+        Scenario("class", target=number) for number in class_numbers(lab.data, given, parameter="classes")
+    ]
     base = Scenario("class", target=class_number(lab.data, params.forgetting.forget_class))
     check_splits(lab, [base, *scenarios], params.repetition.seeds)
     variants = [params.variant(name) for name in params.methods]

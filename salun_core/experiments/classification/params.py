@@ -195,6 +195,10 @@ class ClassifierParams(PresetParams):
             raise UserError(
                 f"width is given, but {checked.training.arch} has one width only: leave width out"
             )
+        if (
+            "search" in given or "settings" not in given
+        ):  # settings given alone stand above the preset's bounds
+            checked.tuning.refuse_fixed()
 
     def scenarios(self) -> list[Scenario]:
         """The scenarios asked for."""

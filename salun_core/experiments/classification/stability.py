@@ -27,6 +27,7 @@ class StabilityParams(ClassifierParams):
 
     experiment: ClassVar[str] = "stability"
     fixed: ClassVar[tuple[str, ...]] = ("scenario", "forget_class", "forget_indices")
+    needless: ClassVar[tuple[str, ...]] = ("search", "tuning_seed")  # the spread is shown without tuning too
 
     methods: tuple[str, ...] = parameter(
         ("ft", "rl", "ga", "iu", "l1_sparse", "salun"), "keys of METHODS; Retrain always runs"

@@ -145,9 +145,13 @@ class Judging(Group):
         no_effect="the digest of the file is part of the key in its place",
     )
     judge: str = parameter("resnet34", "network of the independent classifier")
-    judge_width: int | None = parameter(None, "channels of its first stage", ge=1)
-    judge_recipe: str = parameter("digits", "its training: " + ", ".join(RECIPES))
-    judge_epochs: int | None = parameter(None, "instead of the recipe's", ge=1)
+    judge_width: int | None = parameter(
+        None, "channels of its first stage", needs="judge is not imagenet", ge=1
+    )
+    judge_recipe: str = parameter(
+        "digits", "its training: " + ", ".join(RECIPES), needs="judge is not imagenet"
+    )
+    judge_epochs: int | None = parameter(None, "instead of the recipe's", needs="judge is not imagenet", ge=1)
 
     choices: ClassVar[dict[str, tuple[Any, str]]] = {
         "features": (FEATURES, "features of the Fréchet distance"),

@@ -23,7 +23,7 @@ from salun_core.experiments.rehearsal.smaller import smaller
 from salun_core.experiments.rehearsal.stand_ins import SHAPES
 from salun_core.experiments.runs.params import preset_names, read_preset
 from salun_core.experiments.runs.table import read_table
-from salun_core.paths import project_root
+from salun_core.paths import recorded_folder
 
 BOOK = "quick"  # the preset that the book runs
 
@@ -72,7 +72,7 @@ class Outcome:
 
 def unrecorded() -> list[Act]:
     """Presets that are neither run by the book nor recorded, and the paper's other data sets and networks."""
-    recorded = project_root() / "data" / "recorded"
+    recorded = recorded_folder()
     found = [
         Act(experiment, preset)
         for experiment in EXPERIMENTS

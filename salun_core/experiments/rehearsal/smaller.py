@@ -89,7 +89,7 @@ def smaller(full: Params) -> dict[str, Any]:
         if (short := _short(METHODS[method].defaults, values["settings"].get(method, {})))
         and _known(full, method)
     }
-    return found
+    return {name: value for name, value in found.items() if not full.idle(name)}
 
 
 def _short(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, int]:

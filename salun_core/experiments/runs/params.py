@@ -17,7 +17,13 @@ from salun_core.experiments.runs.plain_values import check_plain, parse_yaml, re
 
 
 def parameter(
-    default: Any, description: str, *, no_effect: str = "", repeats: bool = False, **bounds: Any
+    default: Any,
+    description: str,
+    *,
+    no_effect: str = "",
+    repeats: bool = False,
+    needs: str = "",
+    **bounds: Any,
 ) -> Any:
     """Declare a parameter.
 
@@ -31,10 +37,14 @@ def parameter(
         Why it cannot change a result, for those that cannot. All others are part of a result's key.
     repeats : bool
         Whether an entry may stand twice in a list; twice the same seed, say, would count as two.
+    needs : str
+        Of what else it depends whether it means anything; a user who gives it in vain is told. "prompts_file":
+        that parameter has a value other than none, 0, false and an empty list. "judge is imagenet", "judge is not
+        imagenet", "masks has lora": it is, or holds, that value.
     **bounds
         ``ge, gt, le, lt`` of pydantic.
     """
-    extra: dict[str, Any] = {"no_effect": no_effect, "repeats": repeats}
+    extra: dict[str, Any] = {"no_effect": no_effect, "repeats": repeats, "needs": needs}
     return Field(default, description=description, json_schema_extra=extra, **bounds)
 
 
@@ -126,6 +136,9 @@ class Params(Group):
 
     experiment: ClassVar[str]
     fixed: ClassVar[tuple[str, ...]] = ()  # parameters that have one value in this experiment
+    needless: ClassVar[
+        tuple[str, ...]
+    ] = ()  # parameters that mean something here without what they need elsewhere
 
     @classmethod
     def declared(cls) -> dict[str, Declared]:
@@ -169,8 +182,27 @@ class Params(Group):
                 raise UserError(f"preset {preset!r}: {_unknown(name, known)}")
             check_plain(name, values[name])
         checked = cls.restored(values)
+        for name in given:
+            if said := checked.idle(name):
+                raise UserError(f"{name} has no effect here, {said}: change that, or leave {name} out")
         cls.check_given(given, checked)
         return checked
+
+    def idle(self, name: str) -> str:
+        """Why a parameter means nothing beside the others, in words; empty if it means something."""
+        needs = str(_extra(type(self).declared()[name].field, "needs") or "")
+        other, _, wanted = needs.partition(" ")
+        if not other or name in self.needless:
+            return ""
+        found = getattr(self, other)
+        relation, _, value = wanted.rpartition(" ")
+        if relation == "has":
+            return "" if value in found else f"as {other} has no {value}"
+        if not relation and (found is None or found == ()):
+            return f"as {other} is not given"
+        if {"": bool(found), "is": found == value, "is not": found != value}[relation]:
+            return ""
+        return f"as {other} is {str(found).lower() if isinstance(found, bool) else shown(found)}"
 
     @classmethod
     def restored(cls, values: Mapping[str, Any]) -> Self:

@@ -45,9 +45,11 @@ class Tuning(Group):
         {}, "fixed settings by method, for instance {rl: {epochs: 10}}"
     )
     tune: bool = parameter(True, "choose the other settings on the tuning seeds")
-    tuning_seed: tuple[int, ...] = parameter((1000, 1001), "seeds that settings are chosen on; not reported")
-    tuning_budget: int = parameter(8, "settings tried for each method", ge=1, le=REPEATED)
-    search: dict[str, dict[str, Range]] = parameter({}, "bounds of the settings by method")
+    tuning_seed: tuple[int, ...] = parameter(
+        (1000, 1001), "seeds that settings are chosen on; not reported", needs="tune"
+    )
+    tuning_budget: int = parameter(8, "settings tried for each method", needs="tune", ge=1, le=REPEATED)
+    search: dict[str, dict[str, Range]] = parameter({}, "bounds of the settings by method", needs="tune")
 
     choices: ClassVar[dict[str, tuple[Any, str]]] = {}
 
@@ -68,6 +70,16 @@ class Tuning(Group):
         if self.tune and not self.tuning_seed:
             raise UserError("tuning_seed is empty: give a seed that settings are chosen on, or tune: false")
         return self
+
+    def refuse_fixed(self) -> None:
+        """Refuse bounds of a setting that is fixed: it is not searched."""
+        for method, search in self.search.items():
+            for name in search:
+                if name in self.settings.get(method, {}):
+                    raise UserError(
+                        f"{name} of {method} is fixed in settings ({self.settings[method][name]}) and has bounds in search: "
+                        "leave it out of one of the two"
+                    )
 
     def bounds(self, method: str) -> dict[str, Range]:
         """Bounds of the settings that are searched for a method."""

@@ -115,8 +115,10 @@ class TextForgetting(Forgetting):
 class TextSteps(Steps):
     """Steps, and the adapters that may take the place of a mask."""
 
-    lora_rank: int = parameter(4, "rank of the adapters", ge=1)
-    lora_lr: float | None = parameter(None, "their learning rate; forget_lr by default", gt=0)
+    lora_rank: int = parameter(4, "rank of the adapters", needs="masks has lora", ge=1)
+    lora_lr: float | None = parameter(
+        None, "their learning rate; forget_lr by default", needs="masks has lora", gt=0
+    )
 
 
 class TextSampling(Sampling):
@@ -158,6 +160,7 @@ class TextJudging(Judging):
     judge_weights: Path | None = parameter(
         None,
         "weights of the judge imagenet; those in torch's cache by default",
+        needs="judge is imagenet",
         no_effect="the digest of the weights is part of the key in its place",
     )
 
@@ -281,7 +284,7 @@ class TextToImageParams(GenerationParams):
             self.forgetting,
             replacement=None
             if self.naming.replacement is None
-            else class_number(data, self.naming.replacement),
+            else class_number(data, self.naming.replacement, parameter="replacement"),
             together=tuple(class_numbers(data, self.forget_class)) if self.together else (),
             bf16=self.pipeline.half or self.forgetting.precision == "bf16",
         )

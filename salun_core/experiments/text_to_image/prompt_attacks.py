@@ -26,16 +26,33 @@ class PromptAttacking(Group):
         tuple(PROMPT_ATTACKS), "searches for prompts of real tokens: " + ", ".join(PROMPT_ATTACKS)
     )
     prompt_steps: int = parameter(
-        2000, f"steps of P4D, and of UnlearnDiffAtk, {AT_EACH_TIME} at each time step", ge=1
+        2000,
+        f"steps of P4D, and of UnlearnDiffAtk, {AT_EACH_TIME} at each time step",
+        needs="prompt_attacks",
+        ge=1,
     )
-    prompt_batch: int = parameter(1, "noisy images in a step", ge=1)
-    prefix_tokens: int = parameter(5, "tokens that UnlearnDiffAtk puts before the prompt", ge=1)
-    prefix_lr: float = parameter(0.01, "its learning rate", gt=0)
-    prompt_tokens: int = parameter(16, "tokens of the prompts that P4D and Ring-A-Bell find", ge=1)
-    p4d_lr: float = parameter(0.1, "learning rate of P4D", gt=0)
-    ring_strength: float = parameter(3.0, "how far Ring-A-Bell moves a prompt towards the concept", gt=0)
-    ring_population: int = parameter(200, "prompts in its first generation", ge=2)
-    ring_generations: int = parameter(3000, "its generations", ge=1)
+    prompt_batch: int = parameter(1, "noisy images in a step", needs="prompt_attacks", ge=1)
+    prefix_tokens: int = parameter(
+        5,
+        "tokens that UnlearnDiffAtk puts before the prompt",
+        needs="prompt_attacks has unlearn_diff_atk",
+        ge=1,
+    )
+    prefix_lr: float = parameter(0.01, "its learning rate", needs="prompt_attacks has unlearn_diff_atk", gt=0)
+    prompt_tokens: int = parameter(
+        16, "tokens of the prompts that P4D and Ring-A-Bell find", needs="prompt_attacks", ge=1
+    )
+    p4d_lr: float = parameter(0.1, "learning rate of P4D", needs="prompt_attacks has p4d", gt=0)
+    ring_strength: float = parameter(
+        3.0,
+        "how far Ring-A-Bell moves a prompt towards the concept",
+        needs="prompt_attacks has ring_a_bell",
+        gt=0,
+    )
+    ring_population: int = parameter(
+        200, "prompts in its first generation", needs="prompt_attacks has ring_a_bell", ge=2
+    )
+    ring_generations: int = parameter(3000, "its generations", needs="prompt_attacks has ring_a_bell", ge=1)
 
     choices: ClassVar[dict[str, tuple[Any, str]]] = {"prompt_attacks": (PROMPT_ATTACKS, "attack")}
 

@@ -32,8 +32,10 @@ class StylesAndCaptions(Group):
         (),
         "draw every class in these styles too, as UnlearnCanvas: columns IRA and CRA, by clip",
     )
-    style_prompt: str = parameter(CANVAS, "the prompt of a class in a style: {object} and {style}")
-    style_samples: int = parameter(10, "images of every class in every style", ge=1)
+    style_prompt: str = parameter(
+        CANVAS, "the prompt of a class in a style: {object} and {style}", needs="styles"
+    )
+    style_samples: int = parameter(10, "images of every class in every style", needs="styles", ge=1)
     captions: Path | None = parameter(
         None, "COCO's captions_val2014.json or the like: columns caption CLIP and caption FD"
     )
@@ -42,7 +44,7 @@ class StylesAndCaptions(Group):
         "the folder of the images that the captions describe",
         no_effect="the digests of its images are part of the key in its place",
     )
-    caption_count: int = parameter(1000, "images to draw for captions", ge=2)
+    caption_count: int = parameter(1000, "images to draw for captions", needs="captions", ge=2)
 
     @field_validator("style_prompt")
     @classmethod

@@ -53,10 +53,13 @@ class UnsafePrompts(Group):
         I2P_ROWS,
         "how many prompts the file must hold; 0 for any number",
         ge=0,
+        needs="prompts_file",
         no_effect="a file with another number is refused",
     )
-    prompts_category: str = parameter("", "only the prompts of this category")
-    prompts_guidance: bool = parameter(False, "draw each prompt with the guidance its file gives")
+    prompts_category: str = parameter("", "only the prompts of this category", needs="prompts_file")
+    prompts_guidance: bool = parameter(
+        False, "draw each prompt with the guidance its file gives", needs="prompts_file"
+    )
 
     def read(self) -> PromptSet | None:
         """The prompts of the file; None where there is none."""

@@ -11,8 +11,9 @@ from salun_core.experiments.runs.plain_values import read_yaml
 from salun_core.metrics.gaps import AVERAGE, gaps, summary
 from salun_core.metrics.statistics import by_unit
 from salun_core.pages.published import published_folder
-from salun_core.pages.results import Run, all_runs, recorded_agreement, recorded_folder
+from salun_core.pages.results import Run, all_runs, recorded_agreement
 from salun_core.pages.tables.table import Table
+from salun_core.paths import recorded_folder
 
 PAPER = "paper"  # the protocol that follows the paper's formulas
 RANDOM_OVERLAP = "0.33"  # of two independent random masks of half of the weights

@@ -34,6 +34,7 @@ GIVEN = {
     "tuning_budget": 2,
     "noise_floor": 1,
 }
+UNTUNED = {"tune": False, "tuning_seed": None, "tuning_budget": None, "noise_floor": 0}
 RESULT = ["method", "mask", "seed", "replica", "UA", "RA", "TA", "MIA", "reported", "status"]
 
 
@@ -98,7 +99,7 @@ def test_killed_at_any_moment_a_run_resumes_to_the_same_table(finished, tmp_path
 
 
 def test_a_cell_does_not_depend_on_what_ran_before_it(finished, tmp_path):
-    alone = done(tmp_path, methods=["retrain", "salun"], tune=False, noise_floor=0)
+    alone = done(tmp_path, methods=["retrain", "salun"], **UNTUNED)
     lab = ClassificationParams.load(GIVEN | {"out_dir": str(finished)}).lab()
     row = alone.cells.query("method == 'salun'").iloc[0]
     cell = Cell(
@@ -188,7 +189,7 @@ def test_pieces_from_two_machines_merge_into_the_same_table(finished, tmp_path):
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(tmp_path, monkeypatch):
-    done(tmp_path, methods=["retrain", "ft"], tune=False, noise_floor=0)
+    done(tmp_path, methods=["retrain", "ft"], **UNTUNED)
     before = touched(tmp_path)
     real = os.fsync
 
@@ -197,7 +198,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(tmp_path, m
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(number)
 
-    more = {"methods": ["retrain", "ft", "ga"], "tune": False, "noise_floor": 0}
+    more = {"methods": ["retrain", "ft", "ga"], **UNTUNED}
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(UserError, match="the disk is full") as refusal:

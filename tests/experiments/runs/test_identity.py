@@ -94,6 +94,8 @@ TOGETHER = {
     ("saliency", "forget_class"): {"scenario": "class", "forget_class": 3},
     ("saliency", IDS): {"scenario": "indices", IDS: "ids.txt"},
 }
+IN_VAIN = {"tune": {"tuning_budget"}}
+"""What has no effect with the other value, and is refused beside it."""
 ALREADY = {
     # Pairs of runs that say it all.
     ("saliency", "scenario"): ({"scenario": "random"}, {"scenario": "class", "forget_class": 3}),
@@ -259,7 +261,8 @@ def pair(experiment, name, folder):
         {n: v for n, v in first.items() if n not in (IDS, "prompts_file")} | here(first, folder)
     )
     choices = (type(getattr(checked, group)) if group else params).choices
-    return first, first | {name: another(experiment, name, field, checked.shown()[name], choices)}
+    second = first | {name: another(experiment, name, field, checked.shown()[name], choices)}
+    return first, {n: v for n, v in second.items() if n not in IN_VAIN.get(name, ())}
 
 
 def here(given, folder):

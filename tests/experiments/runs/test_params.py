@@ -10,6 +10,8 @@ from salun_core.experiments.runs import trained
 from salun_core.experiments.runs.params import assigned_names, read_preset
 from salun_core.paths import project_root
 
+SEARCH = {"rl": {"lr": {"low": 0.1, "high": 1}}}
+
 
 def load(**given):
     return ClassificationParams.load(given)
@@ -70,6 +72,13 @@ def test_a_preset_can_be_a_file(tmp_path):
         ({"settings": {"rl": {"lrr": 1}}}, "did you mean 'lr'"),
         ({"settings": {"rll": {"lr": 1}}}, "did you mean 'rl'"),
         ({"search": {"rl": {"lr": {"low": 1}}}}, "low and high"),
+        (
+            {"search": {"rl": {"lr": {"low": True, "high": 2}}}},
+            "search.rl.lr.low: .* must be a number, got True",
+        ),
+        ({"search": {"rl": {"lr": {"choices": [0.1, 0.2, 0.1]}}}}, "the choices repeat 0.1"),
+        ({"settings": {"rl": {"lr": 0.1}}, "search": SEARCH}, "lr of rl is fixed in settings"),
+        ({"tune": False, "search": SEARCH}, "search has no effect here, as tune is false"),
         ({"recipe": "papr"}, "did you mean 'paper'"),
         ({"deterministic": True, "threads": 2}, "deterministic computes with one thread, and threads is 2"),
         ({"device": "gpu"}, "choose auto, cpu or cuda"),
@@ -113,6 +122,50 @@ def test_every_preset_is_valid(name):
         if read_preset(name, preset).get("dataset") == "imagefolder":
             given["data_dir"] = "somewhere"
         EXPERIMENTS[name].params.load(given)
+
+
+def test_settings_of_the_user_stand_above_the_bounds_of_a_preset(tmp_path):
+    """And bounds of the user do not come to nothing because of them."""
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("search: {rl: {lr: {low: 0.1, high: 1}}}\n")
+    found = ClassificationParams.load({"preset": str(preset), "settings": {"rl": {"lr": 0.1}}})
+    assert "lr" not in found.tuning.bounds("rl")
+    preset.write_text("settings: {rl: {lr: 0.1}}\n")
+    with pytest.raises(UserError, match="is fixed in settings"):
+        ClassificationParams.load({"preset": str(preset), "search": SEARCH})
+
+
+@pytest.mark.parametrize(
+    ("experiment", "given", "message"),
+    [
+        ("text_to_image", {"judge_weights": "x.pth"}, "judge_weights .*, as judge is 'resnet18'"),
+        ("text_to_image", {"judge": "imagenet", "judge_epochs": 2}, "as judge is 'imagenet'"),
+        ("text_to_image", {"style_samples": 2}, "as styles is not given"),
+        ("unsafe", {"prompts_category": "sexual"}, "prompts_category .*, as prompts_file is not given"),
+        ("unsafe", {"lora_lr": 0.1}, "as masks has no lora"),
+        ("unsafe", {"attack_steps": 0, "attack_lr": 0.1}, "attack_lr .*, as attack_steps is 0"),
+        ("unsafe", {"prompt_attacks": ["p4d"], "ring_strength": 2}, "as prompt_attacks has no ring_a_bell"),
+        ("class_wise", {"tune": False, "tuning_budget": 3}, "as tune is false: change that, or leave"),
+    ],
+)
+def test_a_parameter_given_in_vain_is_refused(experiment, given, message):
+    with pytest.raises(UserError, match=message):
+        EXPERIMENTS[experiment].params.load(given)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_what_a_parameter_needs_exists_and_values_of_presets_may_be_in_vain(name):
+    params = EXPERIMENTS[name].params
+    known = params.declared()
+    checked = params.load({"preset": "quick"})
+    for parameter, (_, field) in known.items():
+        assert isinstance(checked.idle(parameter), str)
+        needs = str((field.json_schema_extra or {}).get("needs", "")).split()
+        assert not needs or (needs[0] in known and len(needs) != 2)
+
+
+def test_a_stability_run_spreads_settings_without_tuning():
+    EXPERIMENTS["stability"].params.load({"tune": False, "search": SEARCH, "tuning_seed": [1000]})
 
 
 @pytest.mark.parametrize("has", [True, False])

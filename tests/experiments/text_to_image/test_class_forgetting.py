@@ -201,7 +201,8 @@ def test_prompts_are_measured_in_tokens_before_anything_is_trained(tmp_path, cap
         ({"precision": "fp8"}, "precision"),
         ({"settings": {"esd": {"partt": "xattn"}}}, "did you mean 'part'"),
         ({"class_names": ["one"]}, "1 names for 10 classes"),
-        ({"replacement": 11}, "11"),
+        ({"replacement": 11}, "replacement 11 is out of range"),
+        ({"replacement": "elven"}, "unknown replacement of digits 'elven'"),
         ({"forget_class": 0, "replacement": 0}, "'0' cannot take its own place"),
         (
             {"forget_class": 0, "class_names": [*"abcdefghi", "a"]},
@@ -252,7 +253,8 @@ def test_the_papers_judge_refuses_classes_that_are_not_of_imagenet(tmp_path):
 
 
 def test_missing_weights_of_the_judge_are_named_with_the_command(tmp_path):
-    given = {**SMALL, "judge": "imagenet", "judge_weights": tmp_path / "none.pth", "out_dir": tmp_path}
+    small = {name: value for name, value in SMALL.items() if not name.startswith("judge")}
+    given = {**small, "judge": "imagenet", "judge_weights": tmp_path / "none.pth", "out_dir": tmp_path}
     with pytest.raises(UserError, match="none.pth, which is missing: run .*fetch resnet50"):
         TextToImageParams.load(given).lab()
 

@@ -322,7 +322,8 @@ def test_prompts_that_are_cut_off_are_counted(tmp_path, capsys):
 
 
 def test_attacks_that_need_more_tokens_than_a_prompt_has_are_refused_at_once(tmp_path):
-    params = UnsafeParams.load({**SMALL, "out_dir": tmp_path, "prompt_attacks": ["p4d"], "prompt_tokens": 23})
+    given = {**SMALL, "out_dir": tmp_path, "prompt_tokens": 23}
+    params = UnsafeParams.load(given)
     with pytest.raises(
         UserError, match="prompt_tokens is 23, and a prompt of this pipeline holds 22: take fewer"
     ):
