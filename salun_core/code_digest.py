@@ -15,9 +15,12 @@ from pathlib import Path
 from sysconfig import get_path
 from typing import Any
 
+from salun_core.plugins import modules_behind
+
 PACKAGE = __name__.partition(".")[0]
 HERE = Path(__file__).parents[1]  # the folder that holds the package
 FILE = re.compile(r"[\w-]+(?:[./][\w-]+)*\.\w{1,12}", re.ASCII)  # a path within a folder
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # another one in each process
 INSTALLED = ("site-packages", "dist-packages")
 
 LIBRARIES = {
@@ -29,6 +32,9 @@ LIBRARIES = {
     "transformers": "transformers",
 }
 """Packages whose versions are written beside every result, by the names under which they are imported."""
+
+NOT_HASHED = {PACKAGE, "__main__", *LIBRARIES, *sys.stdlib_module_names}
+"""Packages of which no files are read where they lie outside the projects."""
 
 
 def code_digest(*modules: str, alone: Sequence[str] = (), folders: Sequence[Path] = ()) -> str:
@@ -65,20 +71,23 @@ def _digest(modules: tuple[str, ...], alone: tuple[str, ...], folders: tuple[Pat
         sha.update(f"{name}\n{_substance(files[name])}\n".encode())
         for data in named_beside(files[name]):
             sha.update(f"{data.name}\n".encode() + hashlib.sha256(data.read_bytes()).digest())
-    for package in sorted({name.partition(".")[0] for name in modules} - {PACKAGE, "__main__", *LIBRARIES}):
+    for package in sorted({name.partition(".")[0] for name in modules} - NOT_HASHED):
         if not locate(package, folders):
             sha.update(_installed(package))
     return sha.hexdigest()[:16]
 
 
-def function_digest(function: Callable[..., Any], *, folders: Sequence[Path] = ()) -> str:
-    """Digest of a function, of the values bound to it by ``partial``, and of all that its module imports."""
-    bound = []
+def function_digest(function: Callable[..., Any], *stated: str, folders: Sequence[Path] = ()) -> str:
+    """Digest of a function, of the values bound to it by ``partial``, and of all that its modules import.
+
+    Its modules are those that its code comes from (`plugins.modules_behind`) and those that are ``stated``.
+    """
+    modules, bound = sorted({*stated, *modules_behind(function)}), []
     while isinstance(function, partial):
-        bound.append(repr((function.args, sorted(function.keywords.items()))))
+        bound.append(ADDRESS.sub("", repr((function.args, sorted(function.keywords.items())))))
         function = function.func
     name = getattr(function, "__qualname__", type(function).__qualname__)  # an object that can be called
-    text = "\n".join([code_digest(function.__module__, folders=folders), name, *bound])
+    text = "\n".join([code_digest(*modules, folders=folders), name, *bound])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

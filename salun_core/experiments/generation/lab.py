@@ -38,7 +38,7 @@ from salun_core.metrics.generation.frechet import (
 from salun_core.metrics.generation.outputs import GeneratedOutputs, Reference
 from salun_core.metrics.generation.recognition import Recognition, recognise
 from salun_core.metrics.share import wilson
-from salun_core.models import build_model, module_of
+from salun_core.models import build_model, modules_of
 from salun_core.tasks.base import Task
 from salun_core.tasks.classification_training import train_network
 
@@ -390,7 +390,7 @@ class GenerationLab(Lab):
         recipe = listed(asdict(judging.recipe))
         what = {**self._images, "arch": judging.judge, "width": judging.width, "recipe": recipe}
         modules = ("salun_core.data.augment", "salun_core.models.build", train_network.__module__)
-        code = code_digest(*modules, module_of(judging.judge), alone=LABS)
+        code = code_digest(*modules, *modules_of(judging.judge), alone=LABS)
         return Key("judge", what | {"augmentation": [self.data.flip, self.data.pad]}, code)
 
     @property
