@@ -144,7 +144,7 @@ class ClassifierLab(Lab):
     def evaluation(self, result: Result) -> Evaluation:
         """The stored outputs behind a result."""
         assert result.outputs is not None
-        return Evaluation.load(self.store.folder / result.outputs)
+        return Evaluation.load(self.store.file(result, result.outputs))
 
     def key(self, cell: Cell) -> Key:
         """Identity of a cell."""

@@ -231,6 +231,18 @@ class Store:
             raise unwritable(probe, error) from error
         return True
 
+    def file(self, result: Result, name: str) -> Path:
+        """Where a side file lies, the one that the result was stored with.
+
+        Raises
+        ------
+        UserError
+            If it is missing or another.
+        """
+        if name not in result.files or not is_whole(self.folder / name, result.files[name]):
+            raise unlike(self.folder / name, result)
+        return self.folder / name
+
     def read(self, result: Result, name: str) -> bytes:
         """Content of a side file, the one that the result was stored with.
 
