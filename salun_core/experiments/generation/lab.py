@@ -39,9 +39,12 @@ from salun_core.metrics.generation.outputs import GeneratedOutputs, Reference
 from salun_core.metrics.generation.recognition import Recognition, recognise
 from salun_core.metrics.share import wilson
 from salun_core.models import build_model, modules_of
+from salun_core.models.text_to_image.deltas import weights_digest
 from salun_core.tasks.base import Task
 from salun_core.tasks.classification_training import train_network
 
+KEEPING = {"models": "weights", "samples": "samples"}
+"""What is not kept where a parameter ``keep_…`` is false."""
 STREAMS = 1_000_000  # noise streams of one class, so that a larger sample contains the smaller
 JUDGE_SEED = 0
 JUDGING = "salun_core.experiments.generation.judging"
@@ -229,6 +232,7 @@ class GenerationLab(Lab):
         if "seconds" in values:  # unknown of a network that was unlearned elsewhere
             values["seconds"] += self.spent_before()
         model = self.finished(model)
+        values["weights_digest"] = weights_digest(model)
         result = self.store.put(key, values, self.provenance(), {MODEL: self.weights(model, task)})
         self.unlearned_stored()
         return result
@@ -299,7 +303,7 @@ class GenerationLab(Lab):
         path = self.store.folder / f"{name}{suffix}"
         if not path.is_file():
             raise NotKept(
-                f"{path} is not here: recorded runs and runs with keep_{what}: false keep no {what}; run the "
+                f"{path} is not here: recorded runs and runs with keep_{what}: false keep no {KEEPING[what]}; run the "
                 f"cell again, with keep_{what}: true and another out_dir"
             )
         stage = self.stage(name)
