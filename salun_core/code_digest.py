@@ -15,9 +15,17 @@ from pathlib import Path
 from sysconfig import get_path
 from typing import Any
 
+from salun_core.files import readable, sha256
+from salun_core.plugins import modules_behind
+
 PACKAGE = __name__.partition(".")[0]
 HERE = Path(__file__).parents[1]  # the folder that holds the package
-FILE = re.compile(r"[\w-]+(?:[./][\w-]+)*\.\w{1,12}", re.ASCII)  # a path within a folder
+CODE = (".py", ".pyc", ".ipynb")
+SYSTEM = ("/proc/", "/sys/", "/dev/")  # what lies there is no file that anyone wrote
+LONGEST, MOST_FOLDERS = 1024, 100  # characters of a path, places where it is looked for
+AT_RUN_TIME = {"import_module", "__import__", "resolve_name", "run_module"}
+"""Functions that import what they are given the name of."""
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # another one in each process
 INSTALLED = ("site-packages", "dist-packages")
 
 LIBRARIES = {
@@ -30,13 +38,18 @@ LIBRARIES = {
 }
 """Packages whose versions are written beside every result, by the names under which they are imported."""
 
+NOT_HASHED = {PACKAGE, "__main__", *LIBRARIES, *sys.stdlib_module_names}
+"""Packages of which no files are read where they lie outside the projects."""
+
 
 def code_digest(*modules: str, alone: Sequence[str] = (), folders: Sequence[Path] = ()) -> str:
     """Digest of ``modules`` and of every module of their projects that they import, directly or not.
 
-    Comments, docstrings and layout do not count; a file beside a module that the module names does. Of a package's ``__init__`` nothing counts but the modules
-    that the imported names come from: a table such as ``METHODS`` may grow without changing any result, and
-    whoever takes an entry out of it names that entry's module as well.
+    Comments, docstrings and layout do not count; a file near a module that the module names does (`named_near`), and so
+    does a module that it names and imports at run time (``import_module("name")``). Names that are put together at
+    run time, and folders that are searched, are not seen. Of a package's ``__init__`` nothing counts but the modules
+    that the imported names come from: a table such as ``METHODS`` may grow without changing any result, and whoever
+    takes an entry out of it names that entry's module as well.
 
     Parameters
     ----------
@@ -63,22 +76,25 @@ def _digest(modules: tuple[str, ...], alone: tuple[str, ...], folders: tuple[Pat
     sha = hashlib.sha256()
     for name in sorted(files):
         sha.update(f"{name}\n{_substance(files[name])}\n".encode())
-        for data in named_beside(files[name]):
-            sha.update(f"{data.name}\n".encode() + hashlib.sha256(data.read_bytes()).digest())
-    for package in sorted({name.partition(".")[0] for name in modules} - {PACKAGE, "__main__", *LIBRARIES}):
+        for data in named_near(files[name], name, Path.cwd()):
+            sha.update(f"{data.name}\n{sha256(data)}\n".encode())
+    for package in sorted({name.partition(".")[0] for name in modules} - NOT_HASHED):
         if not locate(package, folders):
             sha.update(_installed(package))
     return sha.hexdigest()[:16]
 
 
-def function_digest(function: Callable[..., Any], *, folders: Sequence[Path] = ()) -> str:
-    """Digest of a function, of the values bound to it by ``partial``, and of all that its module imports."""
-    bound = []
+def function_digest(function: Callable[..., Any], *stated: str, folders: Sequence[Path] = ()) -> str:
+    """Digest of a function, of the values bound to it by ``partial``, and of all that its modules import.
+
+    Its modules are those that its code comes from (`plugins.modules_behind`) and those that are ``stated``.
+    """
+    modules, bound = sorted({*stated, *modules_behind(function)}), []
     while isinstance(function, partial):
-        bound.append(repr((function.args, sorted(function.keywords.items()))))
+        bound.append(ADDRESS.sub("", repr((function.args, sorted(function.keywords.items())))))
         function = function.func
     name = getattr(function, "__qualname__", type(function).__qualname__)  # an object that can be called
-    text = "\n".join([code_digest(function.__module__, folders=folders), name, *bound])
+    text = "\n".join([code_digest(*modules, folders=folders), name, *bound])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -144,16 +160,32 @@ def names_imported(
     tree: ast.AST, package: str, folders: tuple[Path, ...], *, tables: bool, strings: bool
 ) -> Iterator[str]:
     """The same for parsed code inside ``package`` (empty for a script)."""
-    for node in _run_time(tree):
+    nodes = list(_run_time(tree))
+    chosen = package.partition(".")[0] != PACKAGE and any(_named(node) & AT_RUN_TIME for node in nodes)
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
+            base = _absolute("." * node.level + (node.module or ""), package).rstrip(".")
             for alias in node.names:
                 yield from _origin(base, alias.name, folders, tables)
-        elif strings and isinstance(node, ast.Constant) and "." in str(node.value):
-            yield from [str(node.value)] if locate(str(node.value), folders) else []
+        elif (chosen or strings) and isinstance(node, ast.Constant) and isinstance(node.value, str):
+            name = _absolute(node.value.partition(":")[0], package)
+            yield from [name] if (chosen or "." in name) and locate(name, folders) else []
+
+
+def _named(node: ast.AST) -> set[str]:
+    """Names that a node uses, or imports under another."""
+    if isinstance(node, ast.ImportFrom):
+        return {alias.name for alias in node.names}
+    return {str(getattr(node, kind)) for kind in ("id", "attr") if hasattr(node, kind)}
+
+
+def _absolute(name: str, package: str) -> str:
+    """A module's name, which may begin with dots, as seen from inside ``package``."""
+    inner = name.lstrip(".")
+    above = package.split(".")[: len(package.split(".")) - (len(name) - len(inner)) + 1]
+    return ".".join([*above, inner]) if len(inner) < len(name) else name
 
 
 def locate(name: str, folders: tuple[Path, ...]) -> Path | None:
@@ -188,8 +220,7 @@ def _origin(base: str, name: str, folders: tuple[Path, ...], tables: bool) -> It
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 if name in (alias.asname or alias.name, "*") and (node.module or "") != base:
-                    above = base.split(".")[: len(base.split(".")) - node.level + 1] if node.level else []
-                    inner = ".".join([*above, *([node.module] if node.module else [])])
+                    inner = _absolute("." * node.level + (node.module or ""), base).rstrip(".")
                     yield from _origin(inner, alias.name, folders, tables)
 
 
@@ -212,7 +243,13 @@ def _run_time(tree: ast.AST) -> Iterator[ast.AST]:
 
 @cache
 def _tree(file: Path) -> ast.Module:
-    return ast.parse(file.read_text("utf8"))
+    """What a file says; of a file that is no code of this Python, its bytes."""
+    with readable(file):
+        content = file.read_bytes()
+    try:
+        return ast.parse(content)
+    except (SyntaxError, ValueError):
+        return ast.Module([ast.Expr(ast.Constant(content))], [])
 
 
 @cache
@@ -241,10 +278,52 @@ def texts(tree: ast.AST) -> frozenset[str]:
 
 
 @cache
-def named_beside(file: Path) -> tuple[Path, ...]:
-    """Files that are no code, lie beside a module or below, and are named in it as text: tables that it reads."""
-    names = sorted(text for text in texts_in(file) if FILE.fullmatch(text) and not text.endswith(".py"))
-    return tuple(file.parent / name for name in names if (file.parent / name).is_file())
+def named_near(file: Path, name: str, here: Path) -> tuple[Path, ...]:
+    """Files that are no code and are named as text in a module: tables that it reads.
+
+    Parameters
+    ----------
+    file, name : Path, str
+        The module.
+    here : Path
+        The working directory.
+
+    Returns
+    -------
+    tuple of Path
+        Those beside the module. For a module of someone else's also those above, up to the folder that it is imported
+        from, and in the working directory, each time also in folders below that it names; and whole paths.
+    """
+    named = sorted(text for text in texts_in(file) if 0 < len(text) <= LONGEST and text.isprintable())
+    named = [text for text in named if not text.startswith(SYSTEM)]
+    if name.partition(".")[0] == PACKAGE:
+        places = [file.parent]
+        named = [text for text in named if not text.startswith("/")]
+    else:
+        places = [*list(file.parents)[: name.count(".") + 1 + (file.name == "__init__.py")], here]
+        for folder in places:
+            if len(places) < MOST_FOLDERS:
+                places += [folder / text for text in named if _is_folder_below(folder, text)]
+        named += [f"{file.stem}{text}" for text in named if text.startswith(".")]  # with_suffix
+    paths = (place / text for place in places for text in named)
+    return tuple({path.resolve(): path for path in paths if _is_table(path)}.values())
+
+
+def _is_folder_below(folder: Path, text: str) -> bool:
+    path = Path(text)
+    try:
+        return (
+            not path.is_absolute() and ".." not in path.parts and path != Path() and (folder / path).is_dir()
+        )
+    except OSError:
+        return False
+
+
+def _is_table(path: Path) -> bool:
+    try:
+        return path.suffix not in CODE and path.is_file()
+    except OSError:  # no name of a file, or a folder that may not be read
+        return False
 
 
 @cache
@@ -263,5 +342,5 @@ def _installed(package: str) -> bytes:
 
 def forget_files() -> None:
     """Read every file anew from here on; a run otherwise keeps what it read first, which is the code it runs."""
-    for cached in (_digest, imports_of, _locate, _tree, _substance, named_beside, _installed):
+    for cached in (_digest, imports_of, _locate, _tree, _substance, texts_in, named_near, _installed):
         cached.cache_clear()

@@ -9,15 +9,18 @@ package that is installed can also give its own a plain name, by an entry point:
 
 import importlib
 import inspect
+import sys
+import types
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import cached_property, partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from salun_core.errors import Unknown, UserError, lacks_memory, nearest
 
 T = TypeVar("T")
+PACKAGE = __name__.partition(".")[0]
 
 
 class Table(dict[str, T]):
@@ -73,13 +76,20 @@ class Table(dict[str, T]):
             return False
         return True
 
+    def stated(self, name: str) -> tuple[str, ...]:
+        """The module that an entry of another package is looked for in; empty for one of this project."""
+        return () if self._is_own(name) else (self._place(name).partition(":")[0],)
+
     def modules(self, name: str) -> tuple[str, ...]:
-        """The module that brings an entry of another package; empty for one of this project."""
-        return () if dict.__contains__(self, name) else (self._place(name).partition(":")[0],)
+        """That module, and those that the entry's code comes from; empty for one of this project."""
+        return () if self._is_own(name) else tuple(sorted({*self.stated(name), *modules_behind(self[name])}))
 
     def blaming(self, name: str) -> AbstractContextManager[None]:
         """What an entry of another package raises becomes one sentence; errors of this project's own stay what they are."""
-        return blaming(self.what, name) if self.modules(name) else nullcontext()
+        return nullcontext() if self._is_own(name) else blaming(self.what, name)
+
+    def _is_own(self, name: str) -> bool:
+        return dict.__contains__(self, name)
 
     def _place(self, name: str) -> str:
         return self.installed[name].value if name in self.installed else name
@@ -154,6 +164,61 @@ def called(found: Any, name: str, what: str) -> Callable[..., Any]:
     if not callable(found):
         raise UserError(f"{what} {name!r} is a {type(found).__name__}: name a callable")
     return found
+
+
+def modules_behind(found: Any) -> set[str]:
+    """Dotted names of the modules that an object's code comes from, however it was put together.
+
+    The modules of functions and classes, and of what a ``partial`` binds, a closure holds, a decorator wraps, a method
+    belongs to, a default names, and an object that can be called keeps in its attributes.
+    """
+    names: set[str] = set()
+    seen: dict[int, Any] = {}  # held, so that no other object gets the same id meanwhile
+    waiting = [found]
+    while waiting:
+        value = waiting.pop()
+        if value is None or isinstance(value, str | bytes | int | float | complex) or id(value) in seen:
+            continue
+        seen[id(value)] = value
+        if isinstance(value, types.ModuleType):
+            names.add(value.__name__)
+        elif isinstance(value, type):
+            names |= {base.__module__ for base in value.__mro__}
+        elif isinstance(value, partial):
+            waiting += [value.func, value.args, value.keywords]
+        elif isinstance(value, types.FunctionType):
+            names.add(value.__module__)
+            waiting += [value.__defaults__, value.__kwdefaults__, vars(value), *_held(value)]
+        elif isinstance(value, types.MethodType):
+            waiting += [value.__func__, value.__self__]
+        elif isinstance(value, Mapping):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list | tuple | set | frozenset):
+            waiting += value
+        else:
+            waiting += [getattr(value, "__dict__", None), *_slots(value)]
+            if not type(value).__module__.startswith(f"{PACKAGE}."):  # the code that uses it counts its class
+                waiting.append(type(value))
+    return {name for name in names if name and not _is_pythons(name)}
+
+
+def _held(function: types.FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # a name that is not bound yet
+            yield cell.cell_contents
+
+
+def _slots(value: Any) -> Iterator[Any]:
+    bases = (
+        () if _is_pythons(type(value).__module__) else type(value).__mro__
+    )  # signatures hold annotations there
+    for base in bases:
+        names = vars(base).get("__slots__", ())
+        yield from (getattr(value, name, None) for name in ([names] if isinstance(names, str) else names))
+
+
+def _is_pythons(module: str) -> bool:
+    return module.partition(".")[0] in sys.stdlib_module_names
 
 
 def settings_of(builder: Callable[..., Any]) -> set[str]:

@@ -16,7 +16,7 @@ from salun_core.errors import UserError, one_of
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
 from salun_core.methods import METHODS, fitting
 from salun_core.metrics import METRICS
-from salun_core.models import MODELS, build_model
+from salun_core.models import MODELS, build_model, modules_of
 from salun_core.plugins import Failed
 from salun_core.saliency import SCORES
 
@@ -310,7 +310,8 @@ def test_entry_points_of_installed_packages_have_plain_names(theirs, capsys):
     given = {"classes": 3, "channels": 1, "size": 6, "mean": [0.5], "std": [0.5]}
     assert build_model("linear", seed=0, **given)
     assert load_dataset("squares").n_train == 72
-    assert METHODS.modules("descent") == ("theirs",) and METHODS.modules("rl") == ()
+    assert METHODS.stated("descent") == METHODS.modules("descent") == ("theirs",)
+    assert METHODS.modules("rl") == ()
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
     assert all(
@@ -369,3 +370,101 @@ def test_the_modules_behind_a_cell_are_those_of_its_method_and_of_its_score(thei
     assert Cell(0, scenario, "ft", MaskSpec("salient", 0.5)).modules == (own,)
     assert Cell(0, scenario, "ft", MaskSpec("salient", 0.5, "theirs:by_size")).modules == (own, "theirs")
     assert set(Cell(0, scenario, "theirs:METHOD").modules) == {"theirs"}
+
+
+PARTS = """
+import functools, importlib
+from torch import nn
+from salun_core.methods.any_task.ft import ft
+
+
+def made(depth):
+    def build(num_classes, channels):
+        return nn.Sequential(nn.Flatten(), nn.Linear(channels * 36, num_classes))
+    return build
+
+
+def measured(evaluation, *, part="forget"):
+    return float(evaluation.size(part))
+
+
+def wrapped(function):
+    @functools.wraps(function)
+    def inner(*args, **settings):
+        return function(*args, **settings)
+    return inner
+
+
+class Object:
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, *args, **settings):
+        return self.function(*args, **settings)
+"""
+STATED = """
+from functools import partial
+import parts
+FACTOR = 1
+net_partial, metric_partial = partial(parts.made(2), channels=1), partial(parts.measured, part="retain")
+net_closure, metric_closure = parts.made(2), parts.wrapped(parts.measured)
+net_object, metric_object = parts.Object(parts.made(2)), parts.Object(parts.measured)
+net_decorated, metric_decorated = parts.wrapped(parts.made(2)), parts.wrapped(parts.Object(parts.measured).__call__)
+net_imported, metric_imported = parts.made, parts.measured
+ft_partial, ft_object = partial(parts.ft, lr=0.5), parts.Object(parts.ft)
+"""
+
+
+@pytest.mark.parametrize("edited", ["stated.py", "parts.py"])
+@pytest.mark.parametrize("form", ["partial", "closure", "object", "decorated", "imported"])
+def test_the_module_that_a_name_states_counts_whatever_the_name_leads_to(theirs, form, edited):
+    folder = theirs.parent
+    (folder / "parts.py").write_text(PARTS)
+    (folder / "stated.py").write_text(STATED)
+
+    def digests():
+        code_digest.forget_files()
+        net, metric = f"stated:net_{form}", f"stated:metric_{form}"
+        return (
+            code_digest.code_digest(*modules_of(net)),
+            function_digest(METRICS[metric], *METRICS.stated(metric)),
+        )
+
+    try:
+        before = digests()
+        assert digests() == before
+        with (folder / edited).open("a") as file:
+            file.write("\nFACTOR = 2\n")
+        after = digests()
+    finally:
+        for name in ("stated", "parts"):
+            sys.modules.pop(name, None)
+    assert after[0] != before[0] and after[1] != before[1]
+
+
+def test_a_network_from_a_module_that_is_chosen_at_run_time_counts(theirs):
+    folder = theirs.parent
+    (folder / "hidden.py").write_text("def build(num_classes):\n    return num_classes\n")
+    (folder / "chosen.py").write_text(
+        "import importlib\nfrom functools import partial\n"
+        "found = importlib.import_module(''.join(['hid', 'den'])).build\nnet = partial(found)\n"
+    )
+    try:
+        assert modules_of("chosen:net") == ("chosen", "hidden")
+    finally:
+        for name in ("chosen", "hidden"):
+            sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("form", ["partial", "object"])
+def test_a_method_may_be_put_together_from_others(theirs, form):
+    (theirs.parent / "parts.py").write_text(PARTS)
+    (theirs.parent / "stated.py").write_text(STATED)
+    try:
+        method = METHODS[f"stated:ft_{form}"]
+        assert method.label == f"stated:ft_{form}" and "unlearning method" in repr(method)
+        cell = Cell(0, Scenario("random", fraction=0.1), f"stated:ft_{form}")
+        assert {"stated", METHODS["ft"].module} <= set(cell.modules)
+    finally:
+        for name in ("stated", "parts"):
+            sys.modules.pop(name, None)

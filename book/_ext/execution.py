@@ -26,7 +26,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from salun_core.code_digest import imported_files, locate, named_beside, names_imported, texts, texts_in
+from salun_core.code_digest import imported_files, locate, named_near, names_imported, texts, texts_in
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "salun_core"
@@ -97,9 +97,10 @@ def dependencies(notebook: Path, given: dict[str, Any], root: Path = ROOT) -> li
     """
     tree, folders = ast.parse(code(notebook)), (root,)
     own = list(names_imported(tree, "", folders, tables=True, strings=True))
-    found = set(imported_files(own, folders, tables=True, strings=True).values())
+    modules = imported_files(own, folders, tables=True, strings=True)
+    found = set(modules.values())
     said = texts(tree).union(*map(texts_in, found))
-    found |= {file for module in found for file in named_beside(module)}
+    found |= {table for name, file in modules.items() for table in named_near(file, name, root)}
     found |= {file for file in _files(root / "data/published") if any(file.stem in text for text in said)}
     if any("contributed" in text for text in said):
         found |= {file for file in _files(root / "data/contributed") if file.suffix == ".csv"}

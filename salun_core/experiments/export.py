@@ -19,6 +19,7 @@ from salun_core.escaping import markdown_text
 from salun_core.experiments import EXPERIMENTS
 from salun_core.experiments.classification.lab import ClassifierLab
 from salun_core.experiments.diffusion.lab import DiffusionLab
+from salun_core.experiments.generation.lab import NotKept
 from salun_core.experiments.runs.cells import Cell
 from salun_core.experiments.runs.store import Result, read_result
 from salun_core.experiments.runs.table import read_list, read_table, records
@@ -37,6 +38,7 @@ from salun_core.models.text_to_image.pipelines import save_pipeline
 from salun_core.saliency import Mask, density, save_mask
 
 WEIGHTS, CHANGED, MASK = "model.safetensors", "changed.safetensors", "mask.safetensors"
+AGAIN = "computed again for this export"
 PREPROCESSOR = "preprocessor_config.json"
 COUNTED = (
     "UA",
@@ -131,7 +133,7 @@ def export(
     """
     found = _found(name, out_dir, data_dir, data)
     model, mask, note = _model(found)
-    check = _verified(found, model)
+    check = _verified(found, model, note)
     model = _by_its_own_names(found, model)
     if changed_only:
         original = _by_its_own_names(found, found.lab.task(found.cell.seed, found.cell.scenario).model)
@@ -292,18 +294,27 @@ def _model(found: Found) -> tuple[nn.Module, Any, str]:
     if not isinstance(lab, ClassifierLab):
         try:
             model = lab.model(found.result)
-        except UserError:  # the weights were not kept
+        except UserError as error:
+            why = (
+                "the run kept no weights" if isinstance(error, NotKept) else "the weights it kept are damaged"
+            )
             model, mask = lab.unlearned(cell, {})
-            return lab.finished(model), mask, "computed again for this export: the run kept no weights"
+            return lab.finished(model), mask, f"{AGAIN}: {why}"
         return model, lab.mask(cell.seed, cell.scenario, cell.mask)[0], "read from the run"
     model, mask = lab.unlearned(cell, {})
-    return model, mask, "computed again for this export: runs of classifiers keep outputs, not weights"
+    return model, mask, f"{AGAIN}: runs of classifiers keep outputs, not weights"
 
 
-def _verified(found: Found, model: nn.Module) -> str:
+def _verified(found: Found, model: nn.Module, note: str) -> str:
     """Whether a model computed again is the one whose outputs are stored."""
     if not isinstance(found.lab, ClassifierLab):
-        return "They were measured on this model's samples when the cell was computed."
+        if not note.startswith(AGAIN):
+            return "They were measured on this model's samples when the cell was computed."
+        measured = found.result.content.get("weights_digest")
+        if measured == weights_digest(model):
+            return "These weights are those that were measured when the cell was computed, to the last bit."
+        known = "are not, bit by bit, those" if measured else "may differ in their last digits from those"
+        return f"These weights were computed again and {known} that were measured."
     task = found.lab.task(found.cell.seed, found.cell.scenario)
     again = evaluate(model, task.parts)
     metrics = KINDS["classification"].metrics

@@ -21,7 +21,7 @@ def _method(found: Any, name: str) -> Method:
         raise UserError(
             f"method {name!r} cannot be called with a task, mask= and seed= ({error}): see CONTRIBUTING.md"
         ) from error
-    return Method(function, function.__name__)
+    return Method(function, getattr(function, "__name__", name))
 
 
 METHODS: Table[Method] = Table(

@@ -98,14 +98,14 @@ class Method:
     def _help(self) -> str:
         signature = self._signature()
         plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
-        call = f"{self.run.__name__}{signature.replace(parameters=plain, return_annotation=signature.empty)}"
+        call = f"{self.name}{signature.replace(parameters=plain, return_annotation=signature.empty)}"
         call = textwrap.fill(call, 100, subsequent_indent="    ", break_long_words=False)
         about = [inspect.getdoc(method.run) or "" for method in (self, self.like) if method]
         more = f"\n\nThe settings of {self.like.label}\n\n" if self.like else ""
         return f"{call}\n\n{more.join(about)}"
 
     def __repr__(self) -> str:
-        return f"<unlearning method {self.run.__name__}>"
+        return f"<unlearning method {self.name}>"
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -114,6 +114,11 @@ class Method:
             p.name: p.default for p in self._signature().parameters.values() if p.kind is p.KEYWORD_ONLY
         }
         return {name: value for name, value in settings.items() if name not in ("mask", "seed", "keep")}
+
+    @property
+    def name(self) -> str:
+        """Of the function behind; what is put together from others has that of its kind."""
+        return getattr(self.run, "__name__", type(self.run).__name__)
 
     @property
     def module(self) -> str:

@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import nn
 
-from salun_core.models.build import build_model, check_arch, module_of, takes_width
+from salun_core.models.build import build_model, check_arch, modules_of, takes_width
 from salun_core.models.classification.resnet import ResNet18
 from salun_core.models.classification.resnet6 import ResNet6
 from salun_core.models.classification.resnet9 import ResNet9
@@ -32,4 +32,4 @@ MODELS: Table[Callable[..., nn.Module]] = Table(
 """Builders by name, called with those of ``classes, channels, size, width`` that they take."""
 
 
-__all__ = ["MODELS", "build_model", "check_arch", "module_of", "takes_width"]
+__all__ = ["MODELS", "build_model", "check_arch", "modules_of", "takes_width"]

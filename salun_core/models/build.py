@@ -1,6 +1,5 @@
 """Building a classifier by the name of its architecture."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ from torch import nn
 from salun_core.errors import UserError, nearest
 from salun_core.models.classification.external import built, check_output, find_builder
 from salun_core.models.classification.normalised import Normalised
-from salun_core.plugins import settings_of
+from salun_core.plugins import modules_behind, settings_of
 from salun_core.rng import isolated
 
 
@@ -107,10 +106,11 @@ def is_own(arch: str) -> bool:
     return arch in list(MODELS)
 
 
-def module_of(arch: str) -> str:
-    """Dotted name of the module that defines a network."""
-    builder = inspect.unwrap(check_arch(arch))
-    return getattr(builder, "__module__", None) or type(builder).__module__
+def modules_of(arch: str) -> tuple[str, ...]:
+    """Dotted names of the modules that a network's code comes from: the one its name states, and those that this leads to."""
+    from salun_core.models import MODELS
+
+    return tuple(sorted({*MODELS.stated(arch), *modules_behind(check_arch(arch))}))
 
 
 def takes_width(arch: str) -> bool:

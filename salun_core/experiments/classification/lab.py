@@ -19,7 +19,7 @@ from salun_core.experiments.runs.lab import Lab
 from salun_core.experiments.runs.provenance import peak_memory
 from salun_core.experiments.runs.store import Key, Result, Store
 from salun_core.metrics.classification.outputs import Evaluation
-from salun_core.models import module_of
+from salun_core.models import modules_of
 from salun_core.tasks.classification import ClassificationTask
 
 CODE = ("salun_core.experiments.classification.problem",)
@@ -144,7 +144,7 @@ class ClassifierLab(Lab):
     def evaluation(self, result: Result) -> Evaluation:
         """The stored outputs behind a result."""
         assert result.outputs is not None
-        return Evaluation.load(self.store.folder / result.outputs)
+        return Evaluation.load(self.store.file(result, result.outputs))
 
     def key(self, cell: Cell) -> Key:
         """Identity of a cell."""
@@ -162,4 +162,4 @@ class ClassifierLab(Lab):
         return Key("original", what, self._code())
 
     def _code(self, *modules: str) -> str:
-        return code_digest(*CODE, module_of(self.problem.arch), *modules, alone=LABS)
+        return code_digest(*CODE, *modules_of(self.problem.arch), *modules, alone=LABS)

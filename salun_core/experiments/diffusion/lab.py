@@ -197,6 +197,8 @@ class DiffusionLab(GenerationLab):
     def _made(self, model: nn.Module, parts: dict[str, Batches], key: Key) -> DiffusionTask:
         def checkpoint(seed: int, batches: Batches) -> Path:
             what = {"of": dict(key.what), "seed": seed, "ids": batches.ids.tolist()}
+            if self.store.deterministic:  # no part of the training may have been computed otherwise
+                what["deterministic"] = True
             path = self.store.folder / f"training-{digest(what)[:20]}.pt"
             self._checkpoints.add(path)
             self._earlier = seconds_behind(path)

@@ -25,7 +25,7 @@ from salun_core.experiments.generation.params import Judging, Sampling
 from salun_core.experiments.runs.cells import Cell, Scenario
 from salun_core.experiments.runs.lab import Lab
 from salun_core.experiments.runs.provenance import fresh_clock
-from salun_core.experiments.runs.store import Key, Result, Store, read_result
+from salun_core.experiments.runs.store import Key, Result, Store, is_whole, read_result
 from salun_core.files import sha256
 from salun_core.metrics.generation.frechet import (
     INCEPTION,
@@ -38,15 +38,22 @@ from salun_core.metrics.generation.frechet import (
 from salun_core.metrics.generation.outputs import GeneratedOutputs, Reference
 from salun_core.metrics.generation.recognition import Recognition, recognise
 from salun_core.metrics.share import wilson
-from salun_core.models import build_model, module_of
+from salun_core.models import build_model, modules_of
+from salun_core.models.text_to_image.deltas import weights_digest
 from salun_core.tasks.base import Task
 from salun_core.tasks.classification_training import train_network
 
+KEEPING = {"models": "weights", "samples": "samples"}
+"""What is not kept where a parameter ``keep_…`` is false."""
 STREAMS = 1_000_000  # noise streams of one class, so that a larger sample contains the smaller
 JUDGE_SEED = 0
 JUDGING = "salun_core.experiments.generation.judging"
 LABS = ("salun_core.experiments.runs.lab", "salun_core.experiments.generation.lab")
 OUTPUTS, SAMPLES, MODEL = ".outputs.safetensors", ".samples.safetensors", ".model.safetensors"
+
+
+class NotKept(UserError):
+    """What a run does not keep, or was told not to keep."""
 
 
 @dataclass
@@ -122,9 +129,8 @@ class GenerationLab(Lab):
 
     def model(self, result: Result) -> nn.Module:
         """The unlearned model behind a result."""
-        path = self.weights_file(result)
         net = self.build(0)
-        net.load_state_dict(load_file(path))
+        net.load_state_dict(load_file(self.weights_file(result)))
         return net.eval()
 
     def shown(self, images: Tensor) -> Tensor:
@@ -185,7 +191,7 @@ class GenerationLab(Lab):
         if model.content["status"] == "diverged":
             return self.store.put(key, values, self.provenance())
         samples = self._samples(cell, model)
-        images, labels = self._read_samples(samples.key.name)
+        images, labels = self._read_samples(samples.key.name, key.name)
         reference = self._reference(forgotten)
         features, _ = self.features
         found = judged(
@@ -226,6 +232,7 @@ class GenerationLab(Lab):
         if "seconds" in values:  # unknown of a network that was unlearned elsewhere
             values["seconds"] += self.spent_before()
         model = self.finished(model)
+        values["weights_digest"] = weights_digest(model)
         result = self.store.put(key, values, self.provenance(), {MODEL: self.weights(model, task)})
         self.unlearned_stored()
         return result
@@ -269,21 +276,14 @@ class GenerationLab(Lab):
     def outputs(self, result: Result) -> GeneratedOutputs:
         """The stored outputs behind a result."""
         assert result.outputs is not None
-        return GeneratedOutputs.load(self.store.folder / result.outputs)
+        return GeneratedOutputs.load(self.store.file(result, result.outputs))
 
     def samples(self, result: Result) -> tuple[Tensor, Tensor]:
         """The stored samples behind a result, and their classes."""
-        return self._read_samples(result.content["samples_cell"])
+        return self._read_samples(result.content["samples_cell"], result.key.name)
 
-    def _read_samples(self, name: str) -> tuple[Tensor, Tensor]:
-        path = self.store.folder / f"{name}{SAMPLES}"
-        try:
-            found = load(path.read_bytes())
-        except OSError as error:
-            raise UserError(
-                f"{path} is not here: recorded runs and runs with keep_samples: false keep no samples; run the cell "
-                "again, with keep_samples: true and another out_dir"
-            ) from error
+    def _read_samples(self, name: str, cell: str) -> tuple[Tensor, Tensor]:
+        found = load_file(self._kept(name, SAMPLES, "samples", cell))
         return found["images"], found["labels"]
 
     def weights_file(self, result: Result) -> Path:
@@ -291,19 +291,33 @@ class GenerationLab(Lab):
 
         Raises
         ------
-        UserError
+        NotKept
             If they were not kept.
+        UserError
+            If they are damaged, or another model's.
         """
-        return self._weights_file(result.content["unlearned"])
+        return self._kept(result.content["unlearned"], MODEL, "models", result.key.name)
 
-    def _weights_file(self, name: str) -> Path:
-        path = self.store.folder / f"{name}{MODEL}"
+    def _kept(self, name: str, suffix: str, what: str, cell: str) -> Path:
+        """A file of an earlier stage of a cell, the one that this stage was stored with."""
+        path = self.store.folder / f"{name}{suffix}"
         if not path.is_file():
+            raise NotKept(
+                f"{path} is not here: recorded runs and runs with keep_{what}: false keep no {KEEPING[what]}; run the "
+                f"cell again, with keep_{what}: true and another out_dir"
+            )
+        stage = self.stage(name)
+        if stage is None or not is_whole(path, stage.files.get(path.name, "")):
             raise UserError(
-                f"{path} is not here: recorded runs and runs with keep_models: false keep no weights; run the "
-                "cell again, with keep_models: true and another out_dir"
+                f"{path} is damaged, or is not what {name} was stored with: delete it and {cell}.json, and run the "
+                "experiment again (other cells are kept)"
             )
         return path
+
+    def stage(self, name: str) -> Result | None:
+        """The stored result of an earlier stage of a cell; None if it is missing or damaged."""
+        found = read_result(self.store.folder / f"{name}.json")
+        return found if found is not None and found.key.name == name else None
 
     def _model(self, name: str) -> nn.Module:
         made = Result(Key("unlearned", {}), {"unlearned": name}, {})
@@ -390,7 +404,7 @@ class GenerationLab(Lab):
         recipe = listed(asdict(judging.recipe))
         what = {**self._images, "arch": judging.judge, "width": judging.width, "recipe": recipe}
         modules = ("salun_core.data.augment", "salun_core.models.build", train_network.__module__)
-        code = code_digest(*modules, module_of(judging.judge), alone=LABS)
+        code = code_digest(*modules, *modules_of(judging.judge), alone=LABS)
         return Key("judge", what | {"augmentation": [self.data.flip, self.data.pad]}, code)
 
     @property

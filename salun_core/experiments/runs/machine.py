@@ -30,7 +30,7 @@ class Machine(Group):
     deterministic: bool = parameter(
         False,
         "compute with one thread, for equal bits on equal machines",
-        no_effect="changes rounding only; see provenance",
+        no_effect="results of one key; those computed without it are not taken, and replaced",
     )
     recorded: bool = parameter(
         False, "accept finished cells of other code versions", no_effect="says which cells are accepted"
@@ -66,7 +66,7 @@ class Machine(Group):
 
     def store(self) -> Store:
         """The store of cells."""
-        return Store(self.folder / "cells", trusted=self.recorded)
+        return Store(self.folder / "cells", trusted=self.recorded, deterministic=self.deterministic)
 
 
 class OneThread(Group):

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
+from tqdm import tqdm
 
 from salun_core.errors import UserError
 from salun_core.experiments.runs.provenance import revision
@@ -85,6 +87,9 @@ class Store:
         Take whole results also when other code computed them, or of their side files only the outputs are
         here: for recorded runs, which are continued on other machines and after changes that leave numbers
         alone.
+    deterministic : bool
+        Take only results that were computed with this set, and so all that they were computed from: others may differ in
+        their last digits. They are computed again, in their place.
 
     Raises
     ------
@@ -92,9 +97,10 @@ class Store:
         If the folder cannot be written.
     """
 
-    def __init__(self, folder: Path | str, *, trusted: bool = False) -> None:
+    def __init__(self, folder: Path | str, *, trusted: bool = False, deterministic: bool = False) -> None:
         self.folder = check_writable(folder)
-        self.trusted = trusted
+        self.trusted, self.deterministic = trusted, deterministic
+        self._said = False
         revision()  # kept from here on: files that change during a long run are not the code that runs
 
     def path(self, key: Key, suffix: str = ".json") -> Path:
@@ -102,13 +108,25 @@ class Store:
         return self.folder / f"{key.name}{suffix}"
 
     def get(self, key: Key) -> Result | None:
-        """The stored result; None unless there is one that is whole and was computed by this code."""
+        """The stored result; None unless there is one that is whole and was computed by this code, as this store asks for."""
         found = read_result(self.path(key))
         if found is None or digest(found.key.what) != digest(key.what):
+            return None
+        if self.deterministic and found.provenance.get("deterministic") is not True:
+            self._say_once(found)
             return None
         if self.trusted:
             return found if self.has_files(found, kept=True) else None
         return found if found.key.code == key.code and self.has_files(found) else None
+
+    def _say_once(self, found: Result) -> None:
+        if not self._said:
+            self._said = True
+            tqdm.write(
+                f"deterministic: results in {self.folder} that were computed without it, such as {found.key.name} "
+                f"(threads: {found.provenance.get('threads', 'unknown')}), are computed again",
+                file=sys.stderr,
+            )
 
     def has_files(self, result: Result, *, kept: bool = False) -> bool:
         """Whether the side files of a result are here and whole; with ``kept`` only its outputs need to be."""
@@ -152,6 +170,7 @@ class Store:
         side_files: Mapping[str, bytes],
     ) -> Result:
         files = {}
+        provenance = {**provenance, **({"deterministic": True} if self.deterministic else {})}
         for suffix, content in side_files.items():
             file = write_whole(self.path(key, suffix), content)
             files[file.name] = hashlib.sha256(content).hexdigest()
@@ -161,7 +180,7 @@ class Store:
             "key": dict(key.what),
             "code": key.code,
             "values": dict(values),
-            "provenance": dict(provenance),
+            "provenance": provenance,
             "files": files,
         }
         record["digest"] = digest(record)
@@ -230,6 +249,18 @@ class Store:
                 return False
             raise unwritable(probe, error) from error
         return True
+
+    def file(self, result: Result, name: str) -> Path:
+        """Where a side file lies, the one that the result was stored with.
+
+        Raises
+        ------
+        UserError
+            If it is missing or another.
+        """
+        if name not in result.files or not is_whole(self.folder / name, result.files[name]):
+            raise unlike(self.folder / name, result)
+        return self.folder / name
 
     def read(self, result: Result, name: str) -> bytes:
         """Content of a side file, the one that the result was stored with.

@@ -152,7 +152,7 @@ class Measured:
     def _value(self, name: str, metric: Callable[[Any], Any], outputs: "_Outputs") -> Any:
         if not outputs.there:
             return None
-        path = self.folder / f"{re.sub('[^A-Za-z0-9-]', '_', name)}-{function_digest(metric)}.json"
+        path = self.folder / f"{re.sub('[^A-Za-z0-9-]', '_', name)}-{self._digest(name, metric)}.json"
         if path not in self._known:
             self._known[path] = _read_measured(path)
         known = self._known[path]
@@ -164,6 +164,9 @@ class Measured:
             found = known[outputs.name] = [outputs.digest, _check([value], outputs.digest, path), value]
             self._new.setdefault(path, {})[outputs.name] = found
         return found[-1]
+
+    def _digest(self, name: str, metric: Callable[[Any], Any]) -> str:
+        return function_digest(metric, *(METRICS.stated(name) if name in self.more else ()))
 
     def keep(self) -> None:
         """Write what was computed since the last call; values of other code of the same metric are deleted."""

@@ -191,15 +191,13 @@ class Prober:
 
     def detections(self, probed: Result) -> Detections:
         """What was detected in images for the prompts that do not name the concept."""
-        return Detections.load(self.lab.store.path(probed.key, ".detections.safetensors"))
+        store = self.lab.store
+        return Detections.load(store.file(probed, store.path(probed.key, ".detections.safetensors").name))
 
     def covered(self, probed: Result) -> Redacted:
         """The first of these images, every detection of the concept black; no others are stored."""
-        path = self.lab.store.path(probed.key, ".redacted.safetensors")
-        try:
-            found = load(path.read_bytes())
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}; run the experiment again") from error
+        store = self.lab.store
+        found = load(store.read(probed, store.path(probed.key, ".redacted.safetensors").name))
         return Redacted(found["images"], found["covered"].bool(), str(probed.content["covered"]))
 
     def shown(self, images: Tensor, forgotten: int) -> float:

@@ -1,5 +1,7 @@
 """A small diffusion experiment from end to end."""
 
+import shutil
+
 import pandas as pd
 import pytest
 import torch
@@ -71,6 +73,42 @@ def test_a_model_is_exported_as_a_diffusers_folder_with_its_mask_and_a_card(resu
     assert same(unet, results.lab.model(result_of(results.lab, row)))
     assert load_mask(tmp_path / "mask.safetensors")
     assert "pipeline_tag: unconditional-image-generation" in (tmp_path / "README.md").read_text("utf8")
+
+
+@pytest.mark.parametrize("damage", ["swapped", "truncated", "edited"])
+def test_damaged_weights_and_samples_are_never_taken_for_those_of_the_cell(results, tmp_path, damage):
+    out = tmp_path / "out"
+    shutil.copytree(results.lab.folder, out)
+    lab = DiffusionParams.load(GIVEN | {"out_dir": str(out)}).lab()
+    mine, other = (result_of(lab, results.cells.query("method == @name").iloc[0]) for name in ("salun", "ga"))
+    expected = lab.model(mine).state_dict()
+    for stage, suffix in (("unlearned", "model"), ("samples_cell", "samples")):
+        file, source = (out / "cells" / f"{r.content[stage]}.{suffix}.safetensors" for r in (mine, other))
+        content = file.read_bytes()
+        assert content != source.read_bytes()
+        file.write_bytes(
+            {
+                "swapped": source.read_bytes(),
+                "truncated": content[:-9],
+                "edited": content[:-1] + bytes([content[-1] ^ 1]),
+            }[damage]
+        )
+    for read in (lab.model, lab.weights_file, lab.samples):
+        with pytest.raises(UserError, match=f"damaged, or is not what .* delete it and {mine.key.name}.json"):
+            read(mine)
+    assert lab.model(other)
+    assert main(["export", mine.key.name, str(tmp_path / "shared"), "--out", str(out)]) == 0
+    assert same_weights(load_diffusion(tmp_path / "shared")[0].state_dict(), expected)
+    card = (tmp_path / "shared/README.md").read_text("utf8")
+    assert "the weights it kept are damaged" in card and "computed, to the last bit" in card
+    (out / "cells" / f"{mine.key.name}.json").unlink()  # as the sentence says
+    again = run(DiffusionParams.load(GIVEN | {"out_dir": str(out)}))
+    assert same_weights(again.lab.model(mine).state_dict(), expected)
+    assert again.lab.samples(mine)[0].equal(results.lab.samples(mine)[0])
+
+
+def same_weights(found, expected):
+    return all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
 def test_a_kill_between_training_and_storing_costs_no_training(tmp_path, monkeypatch):

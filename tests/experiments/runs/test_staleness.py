@@ -18,7 +18,7 @@ from salun_core.experiments.text_to_image import lab as text_to_image
 from salun_core.experiments.text_to_image import probes
 from salun_core.methods import METHODS
 from salun_core.metrics import KINDS
-from salun_core.models import module_of
+from salun_core.models import modules_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -27,13 +27,13 @@ def cell(lab, method, *more):
     return (*lab.CODE, METHODS[method].module, *more), lab.LABS
 
 
-RESNET, VGG = module_of("resnet18"), module_of("vgg16")
+RESNET, VGG = modules_of("resnet18"), modules_of("vgg16")
 CELLS = {
     # Modules that count with all that they import, and those that count alone.
-    "classifier rl": cell(classification, "rl", RESNET),
-    "classifier ft": cell(classification, "ft", RESNET),
-    "classifier salun vgg": cell(classification, "salun", VGG),
-    "classifier bs": cell(classification, "bs", RESNET),
+    "classifier rl": cell(classification, "rl", *RESNET),
+    "classifier ft": cell(classification, "ft", *RESNET),
+    "classifier salun vgg": cell(classification, "salun", *VGG),
+    "classifier bs": cell(classification, "bs", *RESNET),
     "ddpm salun": cell(diffusion, "salun"),
     "ddpm esd": cell(diffusion, "esd"),
     "sd salun": cell(text_to_image, "salun"),

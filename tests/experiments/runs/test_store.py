@@ -8,9 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from salun_core.code_digest import code_digest
 from salun_core.errors import UserError
+from salun_core.experiments import EXPERIMENTS
+from salun_core.experiments.runs.merge import same_content
 from salun_core.experiments.runs.store import Key, Store, digest
 from salun_core.files import write_whole
 
@@ -230,6 +233,52 @@ def test_a_users_own_network_counts_in_the_code_digest(tmp_path, monkeypatch):
     file.write_text("from salun_core.models import vgg\nwidth = 4\n")
     code.forget_files()
     assert code_digest("users_net") != first
+
+
+def test_a_deterministic_store_takes_only_what_was_computed_so(tmp_path, capsys):
+    def stored(**how):
+        found = Store(tmp_path, **how).get(KEY)
+        return found and found.content["i"]
+
+    plain, strict = Store(tmp_path), Store(tmp_path, deterministic=True, trusted=True)
+    plain.put(KEY, {"i": 1}, {"threads": 4})
+    assert stored() == 1 and stored(trusted=True) == 1
+    assert stored(deterministic=True) is None
+    assert f"such as {KEY.name} (threads: 4), are computed again" in capsys.readouterr().err
+    assert strict.get(KEY) is None and strict.get(KEY) is None
+    assert capsys.readouterr().err.count("computed again") == 1
+    strict.put(KEY, {"i": 2}, {"threads": 1})
+    assert stored() == stored(deterministic=True) == 2
+
+
+def test_a_deterministic_run_is_that_of_a_folder_of_its_own(tmp_path, capsys):
+    kind = EXPERIMENTS["classification"]
+    given = {"methods": ["ft"], "tune": False, "noise_floor": 0, "seeds": [0], "epochs": 1, "width": 4}
+    given |= {"scenario": "random", "settings": {"ft": {"epochs": 1}}, "train_images": 200}
+
+    def ran(folder, **how):
+        kind.run(kind.params.load({**given, **how, "out_dir": str(tmp_path / folder)}))
+        files = sorted((tmp_path / folder / "cells").glob("*-*"))
+        return {file.name: file.stat().st_mtime_ns for file in files}
+
+    try:
+        ran("mixed", threads=2)
+        for file in (tmp_path / "mixed/cells").glob("cell-*"):
+            file.unlink()
+        before = ran("mixed", threads=1)  # on an original model of two threads
+        capsys.readouterr()
+        after = ran("mixed", deterministic=True)
+        assert "are computed again" in capsys.readouterr().err
+        again = ran("mixed", deterministic=True)
+        ran("alone", deterministic=True)
+    finally:
+        torch.set_num_threads(1)
+    assert before.keys() == after.keys() and all(after[name] != before[name] for name in before)
+    assert again == after and "are computed again" not in capsys.readouterr().err
+    outputs = [name for name in after if name.endswith(".safetensors")]
+    assert len(outputs) == 3
+    for name in outputs:
+        assert same_content(tmp_path / "mixed/cells" / name, tmp_path / "alone/cells" / name)
 
 
 def test_two_runs_that_want_one_result_compute_it_once(tmp_path):
