@@ -12,10 +12,11 @@ from salun_core.errors import UserError, one_of
 from salun_core.experiments.runs.cells import MASKS, Cell, MaskSpec, Scenario, Variant, default_mask
 from salun_core.experiments.runs.data_choice import DataChoice
 from salun_core.experiments.runs.machine import Machine
-from salun_core.experiments.runs.params import Group, PresetParams, parameter
+from salun_core.experiments.runs.params import LONG, Group, PresetParams, parameter
 from salun_core.experiments.runs.repetition import Repetition
 from salun_core.experiments.runs.tuning import FREE, checked_settings
 from salun_core.methods import METHODS, fitting
+from salun_core.methods.engine import check_settings
 from salun_core.metrics.generation.frechet import FEATURES, INCEPTION, JUDGE, inception_file
 from salun_core.models import check_arch, takes_width
 from salun_core.saliency import SCORES, check_keep
@@ -147,7 +148,7 @@ class Judging(Group):
     judge: str = parameter("resnet34", "network of the independent classifier")
     judge_width: int | None = parameter(None, "channels of its first stage", ge=1)
     judge_recipe: str = parameter("digits", "its training: " + ", ".join(RECIPES))
-    judge_epochs: int | None = parameter(None, "instead of the recipe's", ge=1)
+    judge_epochs: int | None = parameter(None, "instead of the recipe's", ge=1, le=LONG)
 
     choices: ClassVar[dict[str, tuple[Any, str]]] = {
         "features": (FEATURES, "features of the Fréchet distance"),
@@ -239,6 +240,9 @@ class GenerationParams(PresetParams):
     def _methods_of_settings(self) -> Self:
         for method in self.steps_of.settings:
             fitting(method, self.kind, "method in settings")
+        for method in (*self.methods, *(("salun",) if self.masks else ())):
+            for settings in self.steps_of.at_strengths(self.steps_of.of(method)).values():
+                check_settings(METHODS[method], settings)
         return self
 
     @property

@@ -45,7 +45,9 @@ class Tuning(Group):
         {}, "fixed settings by method, for instance {rl: {epochs: 10}}"
     )
     tune: bool = parameter(True, "choose the other settings on the tuning seeds")
-    tuning_seed: tuple[int, ...] = parameter((1000, 1001), "seeds that settings are chosen on; not reported")
+    tuning_seed: tuple[int, ...] = parameter(
+        (1000, 1001), "seeds that settings are chosen on; not reported", any_whole=True
+    )
     tuning_budget: int = parameter(8, "settings tried for each method", ge=1, le=REPEATED)
     search: dict[str, dict[str, Range]] = parameter({}, "bounds of the settings by method")
 
