@@ -68,7 +68,7 @@ def sha256(path: Path | str) -> str:
     UserError
         If it cannot be read.
     """
-    with readable(path), open(path, "rb") as file:
+    with readable(path), open(regular(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -96,6 +96,32 @@ def is_special(path: Path | str) -> bool:
     """
     mode = os.stat(path).st_mode
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def regular(path: Path | str) -> Path:
+    """``path``, to be opened and read; where nothing lies, opening it says so.
+
+    Raises
+    ------
+    UserError
+        If a pipe, a socket or a device lies there.
+    """
+    try:
+        special = is_special(path)
+    except OSError:  # as opening it will say
+        special = False
+    if special:
+        raise UserError(
+            f"{path} is a pipe, a socket or a device, and reading it may never end: give a regular file"
+        )
+    return Path(path)
+
+
+def all_regular(folder: Path) -> None:
+    """Refuse a folder for another library to read where `regular` would refuse a file in it or in one of its folders."""
+    for pattern in ("*", "*/*"):
+        for path in folder.glob(pattern):
+            regular(path)
 
 
 def read_json(path: Path | str) -> Any:
@@ -140,7 +166,9 @@ def read_config(path: Path | str) -> dict[str, Any]:
         If it is missing or damaged.
     """
     try:
-        content = parse_json(Path(path).read_text("utf8"))
+        content = parse_json(regular(path).read_text("utf8"))
+    except UserError:
+        raise
     except (ValueError, OSError) as error:
         raise UserError(f"{path} is damaged: copy it again") from error
     if not isinstance(content, dict):

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from salun_core.errors import UserError
+
 
 def project_root(start: Path | None = None) -> Path:
     """The nearest folder above ``start`` (the current folder) that holds this project, else ``start``."""
@@ -12,9 +14,23 @@ def project_root(start: Path | None = None) -> Path:
     return start
 
 
+def expanded(path: Path | str) -> Path:
+    """The path with ``~`` and ``~name`` read as the home of a user.
+
+    Raises
+    ------
+    UserError
+        If there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path} begins with a user who is not known here: give the path in full") from None
+
+
 def output_folder(given: Path | None) -> Path:
     """``given``, or ``data/runs`` of this project: the same from the top and from ``notebooks/``."""
-    return given.expanduser() if given is not None else project_root() / "data" / "runs"
+    return expanded(given) if given is not None else project_root() / "data" / "runs"
 
 
 def recorded_folder() -> Path:
@@ -24,7 +40,7 @@ def recorded_folder() -> Path:
 
 def sets_folder(given: Path | str | None) -> Path:
     """``given``, or ``data/sets`` of this project: the same from its top and from ``notebooks/``."""
-    return Path(given).expanduser() if given is not None else project_root() / "data" / "sets"
+    return expanded(given) if given is not None else project_root() / "data" / "sets"
 
 
 def models_folder() -> Path:

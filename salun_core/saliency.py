@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from salun_core.data.batches import Batch, as_loader
 from salun_core.errors import Diverged, UserError, lacks_memory, one_of
-from salun_core.files import parse_json, write_whole
+from salun_core.files import parse_json, regular, write_whole
 from salun_core.networks import check_trainable, copied, device_of, evaluating, gradients, read_tensors
 from salun_core.plugins import Failed, Table, called
 from salun_core.rng import isolated
@@ -454,7 +454,7 @@ def _digest(packed: Iterable[tuple[str, list[int], Tensor]]) -> str:
 def _packed(path: Path | str) -> Iterator[tuple[Any, dict[str, list[int]], str]]:
     """An open file of `save_mask`, the shapes by name and the digest, which is checked; what is wrong in a sentence."""
     try:
-        with safe_open(str(path), framework="pt") as content:
+        with safe_open(str(regular(path)), framework="pt") as content:
             header = content.metadata() or {}
             if header.get("format") != FORMAT:
                 raise UserError(f"{path} is not a saliency mask: give a file written by save_mask")
@@ -483,7 +483,7 @@ def load_mask(path: Path | str, *, device: torch.device | str = "cpu") -> Mask:
         If the file is missing, damaged, or not a mask.
     """
     try:
-        with open(path, "rb") as file:
+        with regular(path).open("rb") as file:
             start = file.read(4)
     except OSError:
         start = b""  # what follows says what is wrong

@@ -8,7 +8,8 @@ import torch
 
 from salun_core.data.prompts import MOST_CHARACTERS, PromptSet
 from salun_core.errors import UserError
-from salun_core.files import parse_json
+from salun_core.files import parse_json, regular
+from salun_core.paths import expanded
 from salun_core.rng import derive, generator
 
 MOST_BYTES = 256 * 2**20
@@ -40,7 +41,7 @@ class CocoCaptions:
         UserError
             If one is missing.
         """
-        found = [Path(folder).expanduser() / name for name in self.files]
+        found = [expanded(folder) / name for name in self.files]
         if missing := [path for path in found if not path.is_file()]:
             raise UserError(
                 f"{missing[0]} is missing, one of {len(missing)} of {len(found)} images: give COCO's folder that "
@@ -75,7 +76,7 @@ def read_coco_captions(path: Path | str, *, count: int | None = None, seed: int 
     ----------
     Lin et al., Microsoft COCO: Common objects in context, ECCV 2014.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     content = _content(path)
     try:
         held = parse_json(content)
@@ -109,7 +110,7 @@ def _one_of(captions: dict[int, str], draw: int) -> str:
 
 def _content(path: Path) -> bytes:
     try:
-        size = path.stat().st_size
+        size = regular(path).stat().st_size
         if size > MOST_BYTES:
             raise UserError(
                 f"{path} has {size / 2**20:.0f} MiB, more than {MOST_BYTES // 2**20}: give a file of captions"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from salun_core.errors import UserError
-from salun_core.files import parse_json, unwritable, write_whole
+from salun_core.files import read_json, sha256, unwritable, write_whole
 from salun_core.paths import sets_folder
 
 IN_MEMORY = 2 * 1024**3  # bytes
@@ -118,13 +118,13 @@ def cached(name: str, shape: tuple[int, ...], write: Callable[[Pixels], None]) -
     record = path.with_suffix(".json")
     expected = {"name": name, "shape": list(shape)}
     try:
-        found = parse_json(record.read_text("utf8"))
-        sound = {key: found[key] for key in expected} == expected and found["sha256"] == _digest(path)
+        found = read_json(record)
+        sound = {key: found[key] for key in expected} == expected and found["sha256"] == sha256(path)
     except (OSError, ValueError, KeyError, TypeError):
         sound = False
     if not sound:
         _written(path, shape, write)
-        write_whole(record, json.dumps(expected | {"sha256": _digest(path)}).encode())
+        write_whole(record, json.dumps(expected | {"sha256": sha256(path)}).encode())
     return _mapped(path, shape)
 
 
@@ -155,11 +155,6 @@ def _written(path: Path, shape: tuple[int, ...], write: Callable[[Pixels], None]
         raise
     finally:
         os.close(handle)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor:

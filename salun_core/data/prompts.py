@@ -12,6 +12,8 @@ from typing import Any
 
 from salun_core.data.captions import KINDS, captions
 from salun_core.errors import UserError, one_of
+from salun_core.files import regular
+from salun_core.paths import expanded
 
 MOST_BYTES = 64 * 2**20
 MOST_CHARACTERS = 10_000  # of one prompt
@@ -151,7 +153,7 @@ def read_prompts(
         If the file is missing, too large, no text, lacks a column, or has another number of rows or a value
         that is none; with the line.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     names, found, digest = _table(path)
     for wanted in filter(None, (column, seeds, guidance, categories)):
         if wanted not in names:
@@ -198,7 +200,7 @@ def read_i2p(path: Path | str, *, rows: int | None = I2P_ROWS) -> PromptSet:
     ----------
     Schramowski et al., Safe latent diffusion, CVPR 2023 (Inappropriate Image Prompts).
     """
-    names, _, _ = _table(Path(path).expanduser())
+    names, _, _ = _table(expanded(path))
     seeds, guidance = (
         next((name for name in known if name in names), known[0]) for known in (I2P_SEEDS, I2P_GUIDANCE)
     )
@@ -290,7 +292,7 @@ def crossed_prompts(
 
 def _content(path: Path) -> bytes:
     try:
-        size = path.stat().st_size
+        size = regular(path).stat().st_size
         if size > MOST_BYTES:
             raise UserError(
                 f"{path} has {size / 2**20:.0f} MiB, more than {MOST_BYTES // 2**20}: give a file of prompts"

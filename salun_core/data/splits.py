@@ -13,6 +13,8 @@ from torch import Tensor
 
 from salun_core.data.images import ImageData
 from salun_core.errors import UserError, one_of
+from salun_core.files import regular
+from salun_core.paths import expanded
 from salun_core.rng import generator
 
 ROLES = ("forget", "retain", "validation", "test", "validation_forgotten", "test_forgotten")
@@ -226,7 +228,7 @@ def read_ids(path: Path | str) -> list[int]:
     UserError
         If the file cannot be read, holds something else, or nothing.
     """
-    path = Path(path).expanduser()
+    path = regular(expanded(path))
     try:
         ids = _array_ids(path) if path.suffix == ".npy" else _text_ids(path)
     except OSError as error:

@@ -35,6 +35,7 @@ from salun_core.models.classification.normalised import Normalised
 from salun_core.models.diffusion.unet import save_diffusion
 from salun_core.models.text_to_image.deltas import delta_bytes, weights_digest
 from salun_core.models.text_to_image.pipelines import save_pipeline
+from salun_core.paths import expanded
 from salun_core.saliency import Mask, density, save_mask
 
 WEIGHTS, CHANGED, MASK = "model.safetensors", "changed.safetensors", "mask.safetensors"
@@ -421,7 +422,7 @@ def _loading_transformer(brought: Checkpoint, changed_only: bool) -> str:
             "from transformers import AutoModelForImageClassification\n\n"
             f'model = {read}(".").eval()  # takes {takes}'
         )
-    where = brought.source if not Path(brought.source).expanduser().exists() else "FOLDER"
+    where = brought.source if not expanded(brought.source).exists() else "FOLDER"
     return (
         "from transformers import AutoModelForImageClassification\n\n"
         "from salun_core.models.text_to_image.deltas import load_delta\n\n"

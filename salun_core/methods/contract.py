@@ -31,7 +31,7 @@ from salun_core.tasks.diffusion_training import DiffusionRecipe
 from salun_core.tasks.text_to_image import text_to_image_task
 
 MODES = ("training", "evaluation", "mixed")
-NONSENSE: tuple[Any, ...] = (math.nan, math.inf, -math.inf, True, "nonsense", [], {})
+NONSENSE: tuple[Any, ...] = (math.nan, math.inf, -math.inf, 1e300, True, "nonsense", [], {})
 
 
 def check_method(method: Method, task: Task, *, maskable: bool = True, **settings: Any) -> None:

@@ -1,7 +1,8 @@
 """What values the settings of a method may take.
 
 The type of a parameter says it: ``PositiveFloat``, ``NonNegativeInt``, … of pydantic for numbers, ``Literal`` for
-choices. Numbers are finite; a whole number may not have a fraction; true and false are not numbers.
+choices. Numbers are finite and fit into single precision; a whole number may not have a fraction, and is at most
+``MOST``; true and false are not numbers.
 """
 
 from typing import Annotated, Any, Literal, get_args
@@ -19,6 +20,11 @@ BatchNormStats = Literal["update", "freeze"]
 
 Share = Annotated[PositiveFloat, Field(le=1)]
 """A share in (0, 1]."""
+
+MOST = 10**6
+"""No whole number of a method, such as its epochs or steps, is larger: it would never end."""
+
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)  # of single precision
 
 CONFIG = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
@@ -48,7 +54,7 @@ def what_is_wanted(kind: Any, value: Any) -> str:
         Scalars of numpy count as numbers of Python.
     """
     try:
-        TypeAdapter(kind, config=CONFIG).validate_python(
+        read = TypeAdapter(kind, config=CONFIG).validate_python(
             value.item() if isinstance(value, np.generic) else value
         )
     except ValidationError as error:
@@ -58,6 +64,28 @@ def what_is_wanted(kind: Any, value: Any) -> str:
             return "at least 1" if _is_whole(kind) else "positive"
         said = WANTED.get(first["type"], first["msg"].removeprefix("Input should be "))
         return said.format(**context) + _near(kind, value)
+    return out_of_range(read)
+
+
+def out_of_range(value: Any, most: int = MOST) -> str:
+    """What a finite number must be to be computed with; an empty text if it is that, or no number.
+
+    Parameters
+    ----------
+    value : Any
+        A number, or a list that may hold some.
+    most : int
+        The largest whole number.
+    """
+    match value:
+        case int() if abs(value) > most:
+            return f"at most {most:,}"
+        case float() if abs(value) > LARGEST:
+            return f"at most {LARGEST:.1e} in size, which single precision holds"
+        case float() if 0 < abs(value) < SMALLEST:
+            return f"0 or at least {SMALLEST:.1e} in size, which single precision holds"
+        case list() | tuple():
+            return next(filter(None, (out_of_range(each, most) for each in value)), "")
     return ""
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from salun_core.errors import UserError, nearest
 from salun_core.escaping import FORMULA, TURNING
-from salun_core.files import parse_json, readable, write_whole
+from salun_core.files import parse_json, readable, regular, write_whole
 from salun_core.methods import name_of
 from salun_core.metrics.gaps import AVERAGE, METRICS, by_method, gaps
 from salun_core.pages.markup import Text
@@ -77,7 +77,7 @@ def checked(path: Path) -> pd.DataFrame:
     """
     try:
         with readable(path):
-            text = path.read_text("utf-8-sig")
+            text = regular(path).read_text("utf-8-sig")
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}: give a CSV file") from error
     except UnicodeDecodeError as error:

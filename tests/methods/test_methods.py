@@ -367,6 +367,13 @@ def test_frozen_statistics_stay_and_others_move():
         ("l1_sparse", {"alpha": -1e-4}, "ℓ1-sparse: alpha must be at least 0, got -0.0001"),
         ("salun_soft", {"beta": 2.0, "shrink": "quantile"}, "SalUn-soft: beta must be at most 1"),
         ("retrain", {"replica": -1}, "Retrain: replica must be at least 0"),
+        (
+            "rl",
+            {"lr": 1e300},
+            r"RL: lr must be at most 3.4e\+38 in size, which single precision holds, got 1e\+300",
+        ),
+        ("rl", {"lr": 1e-300}, "RL: lr must be 0 or at least 1.2e-38 in size"),
+        ("rl", {"epochs": 10**12}, "RL: epochs must be at most 1,000,000, got 1000000000000"),
         ("esd", {"eta": math.inf}, "ESD: eta must be a finite number"),
     ],
 )

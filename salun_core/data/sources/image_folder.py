@@ -10,6 +10,7 @@ from tqdm import tqdm
 from salun_core.data.image_files import read_images
 from salun_core.data.images import ImageData, check_class_name
 from salun_core.errors import UserError, one_line
+from salun_core.paths import expanded
 
 LAYOUT = "expected train/<class>/<image> and test/<class>/<image> (or val/ for test/) in data_dir"
 CLUTTER = ("Thumbs.db", "desktop.ini", "__MACOSX")
@@ -69,7 +70,7 @@ def pictures(
     """
     if data_dir is None:
         raise UserError(f"dataset imagefolder needs data_dir: {LAYOUT}")
-    root = Path(data_dir).expanduser()
+    root = expanded(data_dir)
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: {LAYOUT}")
     _check_name(root.resolve())

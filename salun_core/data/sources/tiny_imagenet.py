@@ -7,6 +7,7 @@ import torch
 from salun_core.data.image_files import read_images
 from salun_core.data.images import ImageData
 from salun_core.errors import UserError
+from salun_core.files import regular
 from salun_core.paths import sets_folder
 
 FOLDER = "tiny-imagenet-200"
@@ -54,7 +55,7 @@ def load(data_dir: Path | None = None, *, size: int | None = None, download: boo
         labels += [number] * len(found)
     n_train = len(files)
     numbers = {name: number for number, name in enumerate(names)}
-    for line in listing.read_text("utf8").splitlines():
+    for line in regular(listing).read_text("utf8", errors="replace").splitlines():
         fields = line.split("\t")  # file, class, and a bounding box that nothing here needs
         if len(fields) < 2 or fields[1] not in numbers:
             raise UserError(
@@ -79,7 +80,9 @@ def _words(root: Path, names: list[str]) -> tuple[str, ...]:
     file = root / "words.txt"
     if not file.is_file():
         return tuple(names)
-    lines = (line.split("\t", 1) for line in file.read_text("utf8").splitlines() if "\t" in line)
+    lines = (
+        line.split("\t", 1) for line in file.read_text("utf8", errors="replace").splitlines() if "\t" in line
+    )
     words = {name: text.split(",")[0].strip() for name, text in lines}
     chosen = tuple(words.get(name, name) for name in names)
     return chosen if len(set(chosen)) == len(chosen) else tuple(names)

@@ -14,6 +14,7 @@ import torch
 
 from salun_core.data.images import ImageData, resized
 from salun_core.errors import UserError
+from salun_core.files import all_regular, regular
 from salun_core.paths import sets_folder
 
 
@@ -128,6 +129,8 @@ def obtained(source: Source, data_dir: Path | None, download: bool) -> tuple[Any
     wanted = " and ".join(source.files) + (f" (or {source.archive})" if source.archive else "")
     remedy = f"put {wanted} there, or set data_dir to the folder that holds it"
     if any((root / file).exists() for file in source.files):
+        for file in source.files:
+            all_regular(regular(root / file))
         try:
             return source.read(root, False)
         except Exception as error:  # torchvision compares checksums, then unpickles

@@ -18,7 +18,7 @@ from salun_core.data.on_disk import chunks
 from salun_core.data.splits import split_data
 from salun_core.errors import UserError, one_line
 from salun_core.experiments.runs.machine import OneThread
-from salun_core.experiments.runs.params import Params, parameter
+from salun_core.experiments.runs.params import LONG, Params, parameter
 from salun_core.methods import METHODS
 from salun_core.metrics import Evaluation, evaluate
 from salun_core.metrics.classification.accuracy import unlearning_accuracy
@@ -461,7 +461,7 @@ class YourDataParams(Params):
 
     data_dir: Path | None = parameter(None, "a folder with train/<class>/* and test/<class>/* of your own")
     image_size: int | None = parameter(None, "pixels; resize all images", ge=1)
-    epochs: int = parameter(8, "epochs of training from scratch", ge=1)
+    epochs: int = parameter(8, "epochs of training from scratch", ge=1, le=LONG)
     machine: OneThread = OneThread()
 
     def folder(self) -> Path:

@@ -10,7 +10,7 @@ from salun_core.experiments.classification.lab import ClassifierLab
 from salun_core.experiments.classification.method_comparison import ClassificationParams
 from salun_core.experiments.runs.cells import Scenario
 from salun_core.experiments.runs.machine import OneThread
-from salun_core.experiments.runs.params import Params, parameter
+from salun_core.experiments.runs.params import LONG, Params, parameter
 from salun_core.methods import METHODS
 from salun_core.metrics import METRICS, evaluate
 from salun_core.saliency import Mask, Scores, check_keep, saliency_scores, top_mask
@@ -25,7 +25,7 @@ class MiniatureParams(Params):
     forget_class: int = parameter(3, "the digit to forget", ge=0, le=9)
     keep: float = parameter(0.15, "share of weights that may change, (0, 1]")
     width: int = parameter(8, "channels of the first stage of the network", ge=1)
-    epochs: int = parameter(5, "epochs of unlearning, at most", ge=1)
+    epochs: int = parameter(5, "epochs of unlearning, at most", ge=1, le=LONG)
     lr: float = parameter(0.02, "its learning rate", gt=0)
     machine: OneThread = OneThread()
 

@@ -16,7 +16,7 @@ from salun_core.experiments.classification.problem import Problem
 from salun_core.experiments.runs.cells import Cell, Scenario, Variant, default_mask, retrain_replicas
 from salun_core.experiments.runs.data_choice import DataChoice
 from salun_core.experiments.runs.machine import Machine
-from salun_core.experiments.runs.params import Group, PresetParams, parameter, redeclared
+from salun_core.experiments.runs.params import LONG, Group, PresetParams, parameter, redeclared
 from salun_core.experiments.runs.repetition import RetrainRepetition
 from salun_core.experiments.runs.trained import TRAIN, Trained
 from salun_core.experiments.runs.tuning import FREE, Tuning
@@ -35,7 +35,7 @@ class Training(Trained):
     arch: str = parameter("resnet18", ", ".join(MODELS) + ", torchvision:NAME, module:NAME")
     width: int | None = parameter(None, "channels of the first stage of the network", ge=1)
     recipe: str = parameter("digits", "training from scratch: " + ", ".join(RECIPES))
-    epochs: int | None = parameter(None, "instead of the recipe's", ge=1)
+    epochs: int | None = parameter(None, "instead of the recipe's", ge=1, le=LONG)
 
     choices: ClassVar[dict[str, tuple[Any, str]]] = {"recipe": (RECIPES, "recipe")}
 

@@ -33,7 +33,7 @@ class ToyParams(Params):
     steps: int = parameter(40, "steps of unlearning that are shown", ge=1)
     lr: float = parameter(0.005, "their learning rate", gt=0)
     retrained: int = parameter(5, "models trained again without the forget points", ge=1)
-    seed: int = parameter(0, "of points, weights and draws", ge=0)
+    seed: int = parameter(0, "of points, weights and draws", ge=0, any_whole=True)
 
     @field_validator("keep")
     @classmethod

@@ -15,7 +15,7 @@ from salun_core.errors import UserError
 from salun_core.experiments.classification.method_comparison import ClassificationParams
 from salun_core.experiments.runs.cells import Scenario
 from salun_core.experiments.runs.machine import OneThread
-from salun_core.experiments.runs.params import Params, parameter
+from salun_core.experiments.runs.params import LONG, Params, parameter
 from salun_core.methods import METHODS
 from salun_core.metrics import evaluate
 from salun_core.metrics.classification.outputs import Evaluation
@@ -51,8 +51,10 @@ class TrajectoryParams(Params):
     settings: dict[str, dict[str, Any]] = parameter({}, "settings by method, instead of SETTINGS")
     retrained: int = parameter(5, "models trained again without the forget set", ge=2)
     width: int = parameter(8, "channels of the first stage of the network", ge=1)
-    epochs: int | None = parameter(None, "of training from scratch; those of the recipe by default", ge=1)
-    seed: int = parameter(0, "of split, training and unlearning", ge=0)
+    epochs: int | None = parameter(
+        None, "of training from scratch; those of the recipe by default", ge=1, le=LONG
+    )
+    seed: int = parameter(0, "of split, training and unlearning", ge=0, any_whole=True)
     machine: OneThread = OneThread()
 
     choices: ClassVar[dict[str, tuple[Any, str]]] = {"methods": (FOLLOWED, "method to follow")}

@@ -12,10 +12,11 @@ from salun_core.errors import UserError, one_of
 from salun_core.experiments.runs.cells import MASKS, Cell, MaskSpec, Scenario, Variant, default_mask
 from salun_core.experiments.runs.data_choice import DataChoice
 from salun_core.experiments.runs.machine import Machine
-from salun_core.experiments.runs.params import Group, PresetParams, parameter
+from salun_core.experiments.runs.params import LONG, Group, PresetParams, parameter
 from salun_core.experiments.runs.repetition import Repetition
 from salun_core.experiments.runs.tuning import FREE, checked_settings
 from salun_core.methods import METHODS, fitting
+from salun_core.methods.engine import check_settings
 from salun_core.metrics.generation.frechet import FEATURES, INCEPTION, JUDGE, inception_file
 from salun_core.models import check_arch, takes_width
 from salun_core.saliency import SCORES, check_keep
@@ -151,7 +152,9 @@ class Judging(Group):
     judge_recipe: str = parameter(
         "digits", "its training: " + ", ".join(RECIPES), needs="judge is not imagenet"
     )
-    judge_epochs: int | None = parameter(None, "instead of the recipe's", needs="judge is not imagenet", ge=1)
+    judge_epochs: int | None = parameter(
+        None, "instead of the recipe's", needs="judge is not imagenet", ge=1, le=LONG
+    )
 
     choices: ClassVar[dict[str, tuple[Any, str]]] = {
         "features": (FEATURES, "features of the Fréchet distance"),
@@ -243,6 +246,9 @@ class GenerationParams(PresetParams):
     def _methods_of_settings(self) -> Self:
         for method in self.steps_of.settings:
             fitting(method, self.kind, "method in settings")
+        for method in (*self.methods, *(("salun",) if self.masks else ())):
+            for settings in self.steps_of.at_strengths(self.steps_of.of(method)).values():
+                check_settings(METHODS[method], settings)
         return self
 
     @property

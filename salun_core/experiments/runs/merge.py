@@ -8,7 +8,7 @@ from typing import Any
 
 from salun_core.errors import UserError
 from salun_core.experiments.runs.store import Result, digest, is_whole, read_result
-from salun_core.files import check_writable, parse_json, write_whole
+from salun_core.files import check_writable, parse_json, readable, regular, write_whole
 from salun_core.saliency import load_mask
 
 COSTS = ("seconds", "mask_seconds", "sampling_seconds", "peak_memory")
@@ -66,6 +66,7 @@ def merge(folders: Sequence[Path], into: Path) -> Merged:
                     "delete the other's file, and merge again"
                 )
             twice += 1
+    lists = _lists(folders, into)
     check_writable(into / "cells")
     for folder, result in new:
         if (mask := _mask_of(folder, result)) is not None and not (into / "cells" / mask.name).exists():
@@ -74,7 +75,12 @@ def merge(folders: Sequence[Path], into: Path) -> Merged:
             source = folder / "cells" / name
             if source.is_file():
                 write_whole(into / "cells" / name, source.read_bytes())
-    return Merged(len(new), twice, _lists(folders, into))
+    for name, contents in lists.items():
+        if len(contents) == 1:
+            write_whole(into / "results" / f"{name}.json", next(iter(contents)))
+    return Merged(
+        len(new), twice, tuple(name for name, contents in sorted(lists.items()) if len(contents) > 1)
+    )
 
 
 def _checked(path: Path) -> Result:
@@ -143,12 +149,11 @@ def _lasting(result: Result) -> dict[str, Any]:
     return {name: value for name, value in result.content.items() if name not in COSTS}
 
 
-def _lists(folders: Sequence[Path], into: Path) -> tuple[str, ...]:
+def _lists(folders: Sequence[Path], into: Path) -> dict[str, set[bytes]]:
+    """Lists of results by the name of their experiment, as they are in each folder."""
     found: dict[str, set[bytes]] = {}
     for folder in (into, *folders):
         for path in sorted((folder / "results").glob("*.json")):
-            found.setdefault(path.stem, set()).add(path.read_bytes())
-    for name, contents in found.items():
-        if len(contents) == 1:
-            write_whole(into / "results" / f"{name}.json", next(iter(contents)))
-    return tuple(name for name, contents in sorted(found.items()) if len(contents) > 1)
+            with readable(path):
+                found.setdefault(path.stem, set()).add(regular(path).read_bytes())
+    return found

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from salun_core.errors import UserError, nearest, one_of
 from salun_core.experiments.runs.plain_values import check_plain, parse_yaml, read_yaml, shown
+from salun_core.methods.settings import out_of_range
 
 
 def parameter(
@@ -23,6 +24,7 @@ def parameter(
     no_effect: str = "",
     repeats: bool = False,
     needs: str = "",
+    any_whole: bool = False,
     **bounds: Any,
 ) -> Any:
     """Declare a parameter.
@@ -41,10 +43,17 @@ def parameter(
         Of what else it depends whether it means anything; a user who gives it in vain is told. "prompts_file":
         that parameter has a value other than none, 0, false and an empty list. "judge is imagenet", "judge is not
         imagenet", "masks has lora": it is, or holds, that value.
+    any_whole : bool
+        Whether it may be larger than ``LARGE``: a seed is a name and no count.
     **bounds
         ``ge, gt, le, lt`` of pydantic.
     """
-    extra: dict[str, Any] = {"no_effect": no_effect, "repeats": repeats, "needs": needs}
+    extra: dict[str, Any] = {
+        "no_effect": no_effect,
+        "repeats": repeats,
+        "needs": needs,
+        "any_whole": any_whole,
+    }
     return Field(default, description=description, json_schema_extra=extra, **bounds)
 
 
@@ -55,7 +64,8 @@ def redeclared(group: "type[Group]", name: str, default: Any) -> Any:
     return field
 
 
-LARGE = 10**9  # no number of steps, images or channels is larger
+LARGE = 10**7  # no number of steps, images or channels is larger
+LONG = 100_000  # no training from scratch has more epochs
 REPEATED = 1000  # nothing is repeated more often: each time is a cell, and cells are listed before they run
 
 
@@ -95,8 +105,8 @@ class Group(BaseModel):
     @classmethod
     def _once_each(cls, value: Any, info: ValidationInfo) -> Any:
         known = cls.model_fields[str(info.field_name)]
-        if isinstance(value, int) and abs(value) > LARGE:
-            raise UserError(f"{info.field_name} must be at most {LARGE:,}, got {value:,}")
+        if not _extra(known, "any_whole") and (wanted := out_of_range(value, LARGE)):
+            raise UserError(f"{info.field_name} must be {wanted}, got {shown(value)}")
         if isinstance(value, tuple) and not _extra(known, "repeats"):
             seen = set()
             for entry in value:

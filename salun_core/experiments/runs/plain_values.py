@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 
 from salun_core.errors import UserError
+from salun_core.files import regular
 
 LARGEST = 2**53  # whole numbers that every JSON reader keeps
 LONGEST = 10_000  # characters of a text
@@ -69,7 +70,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         If there is no such file, or it holds no mapping of names to plain values.
     """
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             content = file.read(BYTES + 1)
         if len(content) > BYTES:
             raise UserError(f"{path} holds more than {BYTES:,} bytes: give a file of parameters")

@@ -11,8 +11,12 @@ from salun_core.experiments.runs.params import REPEATED, Group, parameter
 class Repetition(Group):
     """Seeds of training, and of unlearning on each trained model."""
 
-    seeds: tuple[int, ...] = parameter((0,), "seeds of training, and of the split where images are drawn")
-    unlearning_seeds: tuple[int, ...] = parameter((0,), "seeds of unlearning, for each trained model")
+    seeds: tuple[int, ...] = parameter(
+        (0,), "seeds of training, and of the split where images are drawn", any_whole=True
+    )
+    unlearning_seeds: tuple[int, ...] = parameter(
+        (0,), "seeds of unlearning, for each trained model", any_whole=True
+    )
 
     @field_validator("seeds", "unlearning_seeds")
     @classmethod

@@ -19,7 +19,16 @@ from tqdm import tqdm
 
 from salun_core.errors import UserError
 from salun_core.experiments.runs.provenance import revision
-from salun_core.files import check_writable, is_special, read_json, readable, sha256, unwritable, write_whole
+from salun_core.files import (
+    check_writable,
+    is_special,
+    read_json,
+    readable,
+    regular,
+    sha256,
+    unwritable,
+    write_whole,
+)
 
 FORMAT = 1
 ATTEMPTS = 5  # to store a result that another machine is storing at the same moment
@@ -271,8 +280,8 @@ class Store:
             If it is missing or another.
         """
         try:
-            content = (self.folder / name).read_bytes()
-        except OSError as error:
+            content = regular(self.folder / name).read_bytes()
+        except (OSError, UserError) as error:
             raise unlike(self.folder / name, result) from error
         if hashlib.sha256(content).hexdigest() != result.files[name]:
             raise unlike(self.folder / name, result)

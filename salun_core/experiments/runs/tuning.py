@@ -46,7 +46,7 @@ class Tuning(Group):
     )
     tune: bool = parameter(True, "choose the other settings on the tuning seeds")
     tuning_seed: tuple[int, ...] = parameter(
-        (1000, 1001), "seeds that settings are chosen on; not reported", needs="tune"
+        (1000, 1001), "seeds that settings are chosen on; not reported", needs="tune", any_whole=True
     )
     tuning_budget: int = parameter(8, "settings tried for each method", needs="tune", ge=1, le=REPEATED)
     search: dict[str, dict[str, Range]] = parameter({}, "bounds of the settings by method", needs="tune")

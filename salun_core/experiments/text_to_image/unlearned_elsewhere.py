@@ -10,7 +10,7 @@ from salun_core.errors import UserError
 from salun_core.experiments.runs.cells import Cell, Scenario
 from salun_core.files import sha256
 from salun_core.models.text_to_image.unlearned import load_unlearned, unlearned_files
-from salun_core.paths import project_root
+from salun_core.paths import expanded, project_root
 
 METHOD = "given"
 
@@ -119,5 +119,5 @@ def names_of(sources: Sequence[Path]) -> list[str]:
 
 def place_of(source: Path) -> Path:
     """Where a file or folder lies, also relative to the top of the project."""
-    path = source.expanduser()
+    path = expanded(source)
     return path if path.exists() or path.is_absolute() else project_root() / path

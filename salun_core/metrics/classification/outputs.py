@@ -16,7 +16,7 @@ from salun_core.data.batches import Batches, Loader
 from salun_core.data.draws import lots, stratified_order
 from salun_core.data.splits import ROLES
 from salun_core.errors import Diverged, UserError
-from salun_core.files import parse_json, write_whole
+from salun_core.files import parse_json, regular, write_whole
 from salun_core.models.classification.scores import class_scores
 from salun_core.networks import evaluating
 
@@ -142,7 +142,7 @@ class Evaluation:
             If the file is missing, truncated or edited.
         """
         try:
-            content = Path(path).read_bytes()
+            content = regular(path).read_bytes()
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}; run the cell again") from error
         try:

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from salun_core.data.downloads import CLIP_NAME, DOWNLOADS, how_to_get
 from salun_core.errors import UserError
+from salun_core.files import all_regular
 from salun_core.metrics.share import Share, wilson
 from salun_core.models.text_to_image.pipelines import silent
+from salun_core.paths import expanded
 
 if TYPE_CHECKING:
     from transformers import CLIPModel
@@ -76,7 +78,7 @@ def load_clip(
     """
     from transformers import AutoTokenizer, CLIPModel
 
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if not folder.is_dir() and str(source) == CLIP_NAME:
         folder = DOWNLOADS["clip"].folder()
     local = folder.is_dir()
@@ -90,6 +92,8 @@ def load_clip(
                 else "copy the CLIP model again, whole"
             )
         )
+    if local:
+        all_regular(folder)
     options: dict[str, Any] = {"local_files_only": local or not download}
     place: Any = folder if local else str(source)
     try:

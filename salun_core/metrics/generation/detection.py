@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from salun_core.errors import UserError, one_of
-from salun_core.files import parse_json, sha256, write_whole
+from salun_core.files import parse_json, regular, sha256, write_whole
 from salun_core.metrics.share import wilson
 
 FORMAT = "salun-detections-1"
@@ -174,7 +174,7 @@ class Detections:
             If the file is missing, truncated, edited, or of another kind.
         """
         try:
-            content = Path(path).read_bytes()
+            content = regular(path).read_bytes()
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}; run the detector again") from error
         try:

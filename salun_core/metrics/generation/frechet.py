@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from salun_core.data.downloads import DOWNLOADS, how_to_get
 from salun_core.errors import UserError
+from salun_core.paths import expanded
 from salun_core.rng import generator
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def inception_file(given: Path | str | None = None) -> Path:
     UserError
         If the file is not there; with its address, its digest, and the command that fetches it.
     """
-    path = DOWNLOADS["inception"].paths[0] if given is None else Path(given).expanduser()
+    path = DOWNLOADS["inception"].paths[0] if given is None else expanded(given)
     if not path.is_file():
         raise UserError(
             f"features: inception needs the file {path}, which is missing: {how_to_get('inception')}; or set "

@@ -13,6 +13,7 @@ from salun_core.data.downloads import DOWNLOADS, how_to_get
 from salun_core.data.images import covering_size, middle
 from salun_core.data.prompts import IMAGENETTE
 from salun_core.errors import UserError, nearest
+from salun_core.paths import expanded
 
 if TYPE_CHECKING:
     from torchvision.models import ResNet
@@ -156,7 +157,7 @@ def imagenet_judge(
     """
     from torchvision.models import resnet50  # slow to import: an experiment of classifiers needs none of it
 
-    path = DOWNLOADS["resnet50"].paths[0] if weights is None else Path(weights).expanduser()
+    path = DOWNLOADS["resnet50"].paths[0] if weights is None else expanded(weights)
     if not path.is_file():
         raise UserError(f"judge imagenet needs {path}, which is missing: {how_to_get('resnet50')}")
     network = resnet50(weights=None)

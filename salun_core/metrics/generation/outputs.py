@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from salun_core.errors import UserError
-from salun_core.files import parse_json
+from salun_core.files import parse_json, regular
 from salun_core.metrics.generation.frechet import Moments, frechet_distance
 from salun_core.metrics.generation.recognition import Recognition
 from salun_core.metrics.share import Share
@@ -197,7 +197,7 @@ def _reference(path: Path, changed: tuple[int, int] | None) -> Reference:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        content = path.read_bytes()
+        content = regular(path).read_bytes()
         tensors = load(content)
         header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
     except OSError as error:

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from salun_core.errors import UserError
-from salun_core.files import read_config, sha256
+from salun_core.files import all_regular, read_config, regular, sha256
 from salun_core.models.classification.normalised import Normalised
 from salun_core.networks import check_finite, check_loaded, read_tensors
+from salun_core.paths import expanded
 from salun_core.rng import isolated
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
@@ -46,8 +47,9 @@ class Checkpoint:
         UserError
             If there is none.
         """
-        path = Path(self.source).expanduser()
+        path = expanded(self.source)
         if path.exists():
+            all_regular(regular(path))
             return path
         if not HUB_ID.fullmatch(self.source) or path.suffix in (".pt", ".pth", ".safetensors"):
             raise UserError(

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from salun_core.errors import UserError, one_of
-from salun_core.files import read_config
+from salun_core.files import all_regular, read_config
 from salun_core.models.diffusion.conditions import Condition, Embedded, with_null
 from salun_core.networks import check_loaded
 from salun_core.rng import isolated
@@ -209,6 +209,7 @@ def load_diffusion(
 
     folder = Path(folder)
     _check_kind(folder)
+    all_regular(folder)
     pickles = sorted((folder / "unet").glob("*.bin"))
     if pickles and not any((folder / "unet").glob("*.safetensors")):
         raise UserError(f"{pickles[0]} is a pickle, which can run code: convert it to safetensors")

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from salun_core.errors import UserError
-from salun_core.files import parse_json, write_whole
+from salun_core.files import parse_json, regular, write_whole
 from salun_core.saliency import packed_bits, unpacked_bits
 
 FORMAT = "salun-delta-1"
@@ -82,7 +82,7 @@ def load_delta(path: Path | str, original: nn.Module) -> nn.Module:
         If the file is missing or damaged, or was made from another network.
     """
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with safe_open(str(regular(path)), framework="pt") as file:
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
                 raise UserError(f"{path} holds no changed weights: give a file written by save_delta")
@@ -103,7 +103,17 @@ def load_delta(path: Path | str, original: nn.Module) -> nn.Module:
                     state[name].copy_(values.view(shape))
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}: save the changed weights first") from error
-    except (SafetensorError, OSError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        LookupError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{path} is damaged: delete it and save the changed weights again") from error
     if weights_digest(model) != header["result"]:
         raise UserError(f"{path} is damaged: its weights are not those that were saved")

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from salun_core.data.images import resized_pixels
 from salun_core.errors import UserError
-from salun_core.files import read_config
+from salun_core.files import all_regular, read_config
 from salun_core.models.diffusion.conditions import Condition, Embedded, stacked
 from salun_core.models.diffusion.objectives import PREDICTIONS, Denoising, objective_of
 from salun_core.models.diffusion.unet import quiet
 from salun_core.models.text_to_image.deltas import weights_digest
 from salun_core.models.text_to_image.families import family_of, named_family, network_of
 from salun_core.networks import check_loaded, device_of
+from salun_core.paths import expanded
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -64,7 +65,7 @@ def load_pipeline(
     """
     from diffusers import DiffusionPipeline
 
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     local = folder.is_dir()
     if local:
         _check_folder(folder, pickle=pickle)
@@ -365,6 +366,7 @@ def _check_folder(folder: Path, *, pickle: bool) -> None:
     index = folder / "model_index.json"
     if not index.is_file():
         raise UserError(f"{index} is missing: give a diffusers folder, as save_pretrained writes it")
+    all_regular(folder)
     held = read_config(index)
     family = named_family(str(held.get("_class_name")), f"the pipeline in {folder}")
     if not any((folder / "tokenizer" / name).is_file() for name in ("tokenizer.json", "vocab.json")):

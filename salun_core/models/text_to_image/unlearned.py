@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from salun_core.errors import UserError
-from salun_core.files import read_config
+from salun_core.files import read_config, regular
 from salun_core.models.text_to_image.deltas import FORMAT, load_delta
 from salun_core.models.text_to_image.families import family_of, network_of
 from salun_core.networks import check_finite, read_tensors
+from salun_core.paths import expanded
 
 TENSORS = (".safetensors",)
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
@@ -51,7 +52,7 @@ def load_unlearned(path: Path | str, pipe: Any) -> nn.Module:
     UserError
         If nothing is there, it cannot be read, or it holds another network; with the weight that shows it.
     """
-    path, network = Path(path).expanduser(), network_of(pipe)
+    path, network = expanded(path), network_of(pipe)
     files = unlearned_files(path, pipe)
     if _is_delta(path):
         return load_delta(path, network).eval()
@@ -69,10 +70,10 @@ def unlearned_files(path: Path | str, pipe: Any) -> list[Path]:
     UserError
         If there are none, or a folder is that of another network.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.exists():
         raise UserError(f"there is no file or folder {path}: give the one with the unlearned network")
-    return _in_folder(path, family_of(pipe).network, network_of(pipe)) if path.is_dir() else [path]
+    return _in_folder(path, family_of(pipe).network, network_of(pipe)) if path.is_dir() else [regular(path)]
 
 
 def fitting(weights: Mapping[str, Tensor], network: nn.Module, source: Path | str) -> dict[str, Tensor]:

@@ -81,6 +81,11 @@ def test_a_preset_can_be_a_file(tmp_path):
         ({"tune": False, "search": SEARCH}, "search has no effect here, as tune is false"),
         ({"recipe": "papr"}, "did you mean 'paper'"),
         ({"deterministic": True, "threads": 2}, "deterministic computes with one thread, and threads is 2"),
+        ({"settings": {"rl": {"lr": "1e300"}}}, "RL: lr must be at most 3.4e.38 in size"),
+        ({"settings": {"rl": {"epochs": 10**12}}}, "RL: epochs must be at most 1,000,000, got 1000000000000"),
+        ({"search": {"rl": {"lr": {"low": 0.1, "high": 1e300}}}}, "RL: lr must be at most 3.4e.38 in size"),
+        ({"epochs": 10**6}, "epochs.*100000, got 1000000"),
+        ({"train_images": 10**8}, "train_images must be at most 10,000,000, got 100000000"),
         ({"device": "gpu"}, "choose auto, cpu or cuda"),
         ({"device": "cuda:99"}, "no such accelerator"),
     ],
@@ -89,6 +94,19 @@ def test_bad_input_gets_one_sentence(given, message):
     with pytest.raises(UserError, match=message) as caught:
         load(**given).lab()
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_that_single_precision_cannot_hold_and_endless_counts_are_refused():
+    diffusion = EXPERIMENTS["diffusion"].params
+    for given, message in (
+        ({"alpha": 1e300}, "alpha must be at most 3.4e.38 in size, which single precision holds, got 1e.300"),
+        ({"lr": "1e-300"}, "lr must be 0 or at least 1.2e-38 in size"),
+        ({"widths": [10**9, 128]}, "widths must be at most 10,000,000"),
+        ({"strengths": [100], "forget_steps": 10**5}, "RL: steps must be at most 1,000,000, got 10000000"),
+    ):
+        with pytest.raises(UserError, match=message):
+            diffusion.load(given)
+    assert load(seeds=[20_261_129, 10**14]).seeds == (20_261_129, 10**14)  # a seed is no count
 
 
 def test_a_notebook_is_refused_for_a_name_it_never_declared():
