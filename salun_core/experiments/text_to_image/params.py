@@ -222,6 +222,11 @@ class TextToImageParams(GenerationParams):
         naming = self.naming
         digits = [int(name) for name in data.classes] if data.name == "digits" else []
         if digits and not naming.class_names and not naming.test_prompts:
+            if naming.class_prompt != Naming.model_fields["class_prompt"].default:
+                raise UserError(
+                    f"class_prompt {naming.class_prompt!r} has no effect here, as digits have prompts of their own: give "
+                    "class_names or test_prompts too, or leave class_prompt out"
+                )
             by_kind = {
                 kind: tuple(
                     tuple(c.text for c in captions(kind, "test") if c.digit == digit) for digit in digits

@@ -198,6 +198,7 @@ def test_prompts_are_measured_in_tokens_before_anything_is_trained(tmp_path, cap
         ({"methods": ["iu"]}, "unknown method 'iu'"),
         ({"masks": ["loar"]}, "did you mean 'lora'"),
         ({"class_prompt": "an image"}, "must hold {} once"),
+        ({"class_prompt": "the {}"}, "class_prompt 'the {}' has no effect here, as digits have prompts"),
         ({"precision": "fp8"}, "precision"),
         ({"settings": {"esd": {"partt": "xattn"}}}, "did you mean 'part'"),
         ({"class_names": ["one"]}, "1 names for 10 classes"),
