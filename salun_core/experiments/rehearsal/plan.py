@@ -555,7 +555,7 @@ def part_config(params: Any, *parts: str) -> dict[str, Any]:
             on_hub = str(source).count("/") == 1
             place = try_to_load_from_cache(str(source), f"{part}/config.json") if on_hub else None
         try:
-            return dict(parse_json(Path(place).read_text("utf8")))
+            return dict(parse_json(Path(place).read_text("utf8"), strict=True))
         except (TypeError, OSError, ValueError):
             continue
     if "stable-diffusion-v1" in str(source):
