@@ -197,6 +197,7 @@ def parser() -> argparse.ArgumentParser:
         "--gpus", type=int, help="accelerators of a shard; by default 1 where it will use one"
     )
     planning.add_argument("--write", metavar="NAME", help="write shards/NAME/plan.json in the output folder")
+    planning.add_argument("--yes", action="store_true", help="write the shards of a grid of very many cells")
     planning.set_defaults(do=_plan)
 
     shard = commands.add_parser("shard", help="compute one shard of a plan, or with no name list all results")
@@ -339,17 +340,24 @@ def _read_values(pairs: Sequence[tuple[str, str]], what: str) -> dict[str, Any]:
 
 
 def _run(given: argparse.Namespace) -> None:
-    from salun_core.experiments import EXPERIMENTS
-    from salun_core.experiments.rehearsal import plan
     from salun_core.experiments.runs.manifest import kept_true
     from salun_core.experiments.runs.table import printed
 
-    experiment = EXPERIMENTS[one_of(given.experiment, EXPERIMENTS, "experiment")]
-    params = experiment.params.load(_parameters(given))
-    plan.check_run(params, meant=given.yes)
+    experiment, params = _chosen(given.experiment, _parameters(given), meant=given.yes)
     with kept_true(params.machine.folder):
         results = experiment.run(params)
     print(printed(results.cells, "table"))
+
+
+def _chosen(name: str, values: dict[str, Any], *, meant: bool, here: bool = True) -> tuple[Any, Any]:
+    """Experiment and parameters; refused are grids of very many cells, unless meant, and what cannot fit ``here``."""
+    from salun_core.experiments import EXPERIMENTS
+    from salun_core.experiments.rehearsal import plan
+
+    experiment = EXPERIMENTS[one_of(name, EXPERIMENTS, "experiment")]
+    params = experiment.params.load(values)
+    plan.check_run(params, meant=meant, here=here)
+    return experiment, params
 
 
 def _plan(given: argparse.Namespace) -> None:
@@ -395,7 +403,7 @@ def _plan_shards(given: argparse.Namespace) -> None:
     if given.write is not None and not re.fullmatch(r"\w[\w.-]*", given.write):
         raise UserError(f"--write {given.write!r} is not a valid name: use letters, digits, dots and dashes")
     values = _parameters(given)
-    grid = _grid(given.experiment, values)
+    grid = _grid(given.experiment, values, meant=given.yes, here=False)  # others may compute it
     here = grid.lab.device.type == "cuda"
     folder = output_folder(given.out) / "shards" / (given.write or given.experiment)
     shards = plan(grid, folder, gpus=int(here) if given.gpus is None else given.gpus)
@@ -422,12 +430,12 @@ def _shard(given: argparse.Namespace) -> int:
 
     experiment, values = read_plan(given.plan)
     if given.name is None:
-        grid = _grid(experiment, values)
+        grid = _grid(experiment, values, meant=True, here=False)
         with kept_true(grid.params.machine.folder):
             gather(grid)
         return 0
     with own_gpu():
-        grid = _grid(experiment, values)
+        grid = _grid(experiment, values, meant=True)  # or it would not have been planned
         shard = shards(grid)[one_of(given.name, shards(grid), "shard")]
         state = run_shard(grid, shard, given.plan.parent / f"{given.name}.json")
     for failure in state.failed:
@@ -446,11 +454,8 @@ def _merge(given: argparse.Namespace) -> None:
         print(f"results of {name} differ between the folders: run {name} into {given.into} to make its table")
 
 
-def _grid(name: str, values: dict[str, Any]) -> Any:
-    from salun_core.experiments import EXPERIMENTS
-
-    experiment = EXPERIMENTS[one_of(name, EXPERIMENTS, "experiment")]
-    params = experiment.params.load(values)
+def _grid(name: str, values: dict[str, Any], *, meant: bool, here: bool = True) -> Any:
+    experiment, params = _chosen(name, values, meant=meant, here=here)
     return experiment.grid(params, params.lab())
 
 

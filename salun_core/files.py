@@ -4,10 +4,12 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import stat
 import tempfile
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,22 @@ def readable(path: Path | str) -> Iterator[None]:
         raise UserError(f"cannot read {error.filename or path}: {why}; {remedy}") from error
 
 
+def listed(folder: Path | str, pattern: str) -> list[Path]:
+    """What lies in a folder under names of a pattern, sorted; nothing where there is no such folder.
+
+    Raises
+    ------
+    UserError
+        If it may not be read: ``Path.glob`` finds nothing there, without a word.
+    """
+    try:
+        with readable(folder):
+            names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    return [Path(folder) / name for name in names if fnmatchcase(name, pattern)]
+
+
 def is_special(path: Path | str) -> bool:
     """Whether a pipe, a socket or a device lies there: nothing that this project writes, and reading it may never end.
 
@@ -143,22 +161,38 @@ def read_json(path: Path | str) -> Any:
         return None
 
 
-def parse_json(content: str | bytes, *, strict: bool = False) -> Any:
-    """What a JSON text says; ``strict`` refuses NaN and infinity, which are none in JSON.
+def parse_json(content: str | bytes, *, strict: bool = False, infinite: bool = False) -> Any:
+    """What a JSON text says; ``strict`` refuses NaN and, unless ``infinite``, infinity, which are none in JSON.
 
     Raises
     ------
     ValueError
         If it says nothing that can be read: damage, numbers of thousands of digits, endless nesting.
     """
+
+    def number(text: str) -> float:
+        value = float(text)
+        if math.isnan(value) or (math.isinf(value) and not infinite):
+            raise ValueError(f"{text} is not JSON")  # or too large: 1e999
+        return value
+
     try:
-        return json.loads(content, parse_constant=_refused if strict else None)
+        if strict:
+            return json.loads(content, parse_constant=number, parse_float=number)
+        return json.loads(content)
     except RecursionError:
         raise ValueError("it nests without end") from None
 
 
-def read_config(path: Path | str) -> dict[str, Any]:
+def read_config(path: Path | str, *, infinite: bool = False) -> dict[str, Any]:
     """The configuration beside a network's weights, a JSON file that holds values by name.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    infinite : bool
+        Whether a value may be infinite: diffusers itself writes that for some schedulers. NaN never is a value.
 
     Raises
     ------
@@ -166,18 +200,15 @@ def read_config(path: Path | str) -> dict[str, Any]:
         If it is missing or damaged.
     """
     try:
-        content = parse_json(regular(path).read_text("utf8"))
+        content = parse_json(regular(path).read_text("utf8"), strict=True, infinite=infinite)
     except UserError:
         raise
     except (ValueError, OSError) as error:
-        raise UserError(f"{path} is damaged: copy it again") from error
+        why = f" ({error})" if str(error).endswith("is not JSON") else ""
+        raise UserError(f"{path} is damaged{why}: copy it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no values by name: copy it again")
     return content
-
-
-def _refused(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def unwritable(path: Path, error: OSError) -> UserError:

@@ -507,10 +507,14 @@ def _official_mask(path: Path | str) -> Mask:
     return {name.removeprefix("module.") if wrapped else name: m.bool() for name, m in found.items()}
 
 
-def check_keep(keep: float) -> None:
-    """Refuse a share outside (0, 1]."""
+def check_keep(keep: float, weights: int | None = None) -> None:
+    """Refuse a share outside (0, 1], or one that marks none of a network's ``weights``."""
     if not isinstance(keep, int | float) or not 0 < keep <= 1:
         raise UserError(f"keep must lie in (0, 1], got {keep}: it is the share of weights that may change")
+    if weights is not None and not round(keep * weights):
+        raise UserError(
+            f"keep {keep:g} of {weights:,} weights marks none, so that nothing could change: give at least {1 / weights:.1e}"
+        )
 
 
 def packed_bits(marked: Tensor) -> Tensor:

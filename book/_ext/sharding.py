@@ -36,10 +36,13 @@ LOOK = 1.0  # seconds between two looks at the states
 SHOWN = 10  # failures that are listed at the end
 
 
-def planned(experiment: str, words: Sequence[str], *, name: str, gpus: int | None) -> Path | None:
+def planned(
+    experiment: str, words: Sequence[str], *, name: str, gpus: int | None, meant: bool = False
+) -> Path | None:
     """Write the plan of an experiment; None where that was refused, after one sentence on stderr."""
     command = [sys.executable, "-m", "salun_core", "plan", experiment, *words, "--write", name]
     command += [] if gpus is None else ["--gpus", str(gpus)]
+    command += ["--yes"] if meant else []
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     return ROOT / done.stdout.strip().splitlines()[-1] if done.returncode == 0 else None
 
@@ -162,7 +165,11 @@ def run(given: argparse.Namespace) -> int:
         words += ["-p", *pair]
     words += ["--out", str(given.out)] if given.out else []
     file = planned(
-        given.experiment, words, name=f"{given.experiment}-{Path(given.preset).stem}", gpus=given.gpus
+        given.experiment,
+        words,
+        name=f"{given.experiment}-{Path(given.preset).stem}",
+        gpus=given.gpus,
+        meant=given.yes,
     )
     if file is None:
         return 2
@@ -240,6 +247,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="output folder (default data/runs)")
     parser.add_argument("--cores", default="all", help="processors of this machine to use (default all)")
     parser.add_argument("--gpus", type=int, help="accelerators of a shard; by default 1 where there is one")
+    parser.add_argument(
+        "--yes", action="store_true", help="run a grid of very many cells; with make, ARGS=--yes"
+    )
     parser.add_argument("--profile-dir", default="", help="folder of a Snakemake profile, for a cluster")
     given = parser.parse_args(words)
     given.again = os.environ.get("SALUN_AGAIN") or " ".join([sys.executable, *sys.argv])

@@ -25,7 +25,7 @@ from salun_core.experiments.runs.store import Result, read_result
 from salun_core.experiments.runs.table import read_list, read_table, records
 from salun_core.experiments.text_to_image.lab import TextLab
 from salun_core.experiments.text_to_image.unlearned_elsewhere import METHOD as ELSEWHERE
-from salun_core.files import write_whole
+from salun_core.files import listed, write_whole
 from salun_core.methods import METHODS, name_of
 from salun_core.metrics import KINDS
 from salun_core.metrics.classification.outputs import evaluate
@@ -247,7 +247,7 @@ def model_card(
 
 
 def _found(name: str, out_dir: Path, data_dir: Path | None, data: ImageData | None) -> Found:
-    stored = sorted((out_dir / "cells").glob("cell-*.json"))
+    stored = listed(out_dir / "cells", "cell-*.json")
     named = [path for path in stored if name.startswith("cell-") and path.name.startswith(name)]
     if len(named) != 1:
         raise UserError(
@@ -263,7 +263,7 @@ def _found(name: str, out_dir: Path, data_dir: Path | None, data: ImageData | No
         raise UserError(
             f"{result.key.name} is a network that others have unlearned (`unlearned`): take the files that it was read from"
         )
-    for path in sorted((out_dir / "results").glob("*.json")):
+    for path in listed(out_dir / "results", "*.json"):
         record = read_list(path)
         if record and any(entry["cell"] == result.key.name for entry in record["rows"]):
             break

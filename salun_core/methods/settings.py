@@ -24,6 +24,9 @@ Share = Annotated[PositiveFloat, Field(le=1)]
 MOST = 10**6
 """No whole number of a method, such as its epochs or steps, is larger: it would never end."""
 
+SEED = 2**63 - 1
+"""The largest seed: it is a name and no count."""
+
 SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)  # of single precision
 
 CONFIG = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
@@ -43,7 +46,7 @@ WANTED = {
 """The errors of pydantic in words."""
 
 
-def what_is_wanted(kind: Any, value: Any) -> str:
+def what_is_wanted(kind: Any, value: Any, most: int = MOST) -> str:
     """What ``value`` would have to be to have type ``kind``; an empty text if it has.
 
     Parameters
@@ -52,6 +55,8 @@ def what_is_wanted(kind: Any, value: Any) -> str:
         As a parameter is annotated with it.
     value : Any
         Scalars of numpy count as numbers of Python.
+    most : int
+        The largest whole number.
     """
     try:
         read = TypeAdapter(kind, config=CONFIG).validate_python(
@@ -64,7 +69,7 @@ def what_is_wanted(kind: Any, value: Any) -> str:
             return "at least 1" if _is_whole(kind) else "positive"
         said = WANTED.get(first["type"], first["msg"].removeprefix("Input should be "))
         return said.format(**context) + _near(kind, value)
-    return out_of_range(read)
+    return out_of_range(read, most)
 
 
 def out_of_range(value: Any, most: int = MOST) -> str:
@@ -89,15 +94,15 @@ def out_of_range(value: Any, most: int = MOST) -> str:
     return ""
 
 
-def check_value(name: str, value: Any, kind: Any, *, remedy: str = "") -> None:
-    """Refuse a value that does not have type ``kind``.
+def check_value(name: str, value: Any, kind: Any, *, most: int = MOST, remedy: str = "") -> None:
+    """Refuse a value that does not have type ``kind``, or a whole number above ``most``.
 
     Raises
     ------
     UserError
         One sentence: what it must be, what it is, and the remedy.
     """
-    if wanted := what_is_wanted(kind, value):
+    if wanted := what_is_wanted(kind, value, most):
         raise UserError(f"{name} must be {wanted}, got {value!r}" + (f": {remedy}" if remedy else ""))
 
 

@@ -383,6 +383,9 @@ def test_folders_that_are_no_such_model_are_refused(tmp_path):
     (folder / "unet/config.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         load_diffusion(folder)
+    (folder / "unet/config.json").write_text(json.dumps({**config, "norm_eps": float("nan")}))
+    with pytest.raises(UserError, match="damaged .NaN is not JSON"):
+        load_diffusion(folder)
     always = save_diffusion(
         build_unet(classes=9, channels=1, size=8, widths=[8], seed=0), task.schedule, tmp_path / "nine"
     )

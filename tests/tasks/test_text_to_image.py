@@ -455,6 +455,9 @@ def test_deltas_keep_signed_zeros(tmp_path):
     assert torch.signbit(found.weight).tolist() == [[True, False]]
 
 
+SCHEDULE = "scheduler/scheduler_config.json"
+
+
 def without(file, part):
     kept = {name: w for name, w in load_file(file).items() if part not in name}
     save_file(kept, file, metadata={"format": "pt"})
@@ -466,6 +469,14 @@ def without(file, part):
         (lambda f: (f / "model_index.json").unlink(), "model_index.json is missing"),
         (lambda f: (f / "unet/config.json").unlink(), "unet/config.json is missing"),
         (lambda f: (f / "unet/config.json").write_text("{"), "unet/config.json is damaged"),
+        (
+            lambda f: says(f / "unet/config.json", "norm_eps", "NaN"),
+            r"config.json is damaged \(NaN is not JSON",
+        ),
+        (lambda f: says(f / "vae/config.json", "scaling_factor", "Infinity"), "vae/config.json is damaged"),
+        (lambda f: says(f / "text_encoder/config.json", "dropout", "-1e999"), r"\(-1e999 is not JSON"),
+        (lambda f: says(f / SCHEDULE, "beta_end", "NaN"), "scheduler_config.json is damaged"),
+        (lambda f: says(f / SCHEDULE, "beta_end", "Infinity"), "schedule of noise in .* is not finite"),
         (
             lambda f: without(f / "unet/diffusion_pytorch_model.safetensors", "conv_out"),
             "UNet2DConditionModel .*conv_out",
@@ -484,6 +495,16 @@ def test_a_damaged_folder_is_refused_in_one_sentence(broken, harm, message):
     harm(broken)
     with pytest.raises(UserError, match=message):
         load_pipeline(broken)
+
+
+def says(path, name, value):
+    config = json.loads(path.read_text()) | {name: "HERE"}
+    path.write_text(json.dumps(config).replace('"HERE"', value))
+
+
+def test_infinity_where_diffusers_writes_it_is_no_damage(broken):
+    says(broken / SCHEDULE, "lambda_min_clipped", "-Infinity")
+    assert load_pipeline(broken).scheduler
 
 
 def cut(path):

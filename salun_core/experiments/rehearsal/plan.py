@@ -181,18 +181,21 @@ LIGHTER = "gradient_checkpointing, precision bf16, optimizer adafactor, half or 
 MANY = 5000  # cells from which a grid must be asked for twice
 
 
-def check_run(params: Params, *, meant: bool = False) -> None:
-    """Refuse a run that cannot fit here, or that has very many cells, unless that is ``meant``.
+def check_run(params: Params, *, meant: bool = False, here: bool = True) -> None:
+    """Refuse a run that cannot fit, if it is to be ``here``, or that has very many cells, unless that is ``meant``.
 
     What cannot be known before it is read is left to the run.
     """
+    if meant and not here:
+        return
     _check_count(cells_at_least(params), meant, "at least ")
     try:
         need = needs(params)
     except UserError:
         return
     _check_count(need.cells, meant)
-    check(need, machine(params.machine.folder, params.machine.device))
+    if here:
+        check(need, machine(params.machine.folder, params.machine.device))
 
 
 def _check_count(count: int, meant: bool, how: str = "") -> None:
@@ -555,7 +558,7 @@ def part_config(params: Any, *parts: str) -> dict[str, Any]:
             on_hub = str(source).count("/") == 1
             place = try_to_load_from_cache(str(source), f"{part}/config.json") if on_hub else None
         try:
-            return dict(parse_json(Path(place).read_text("utf8")))
+            return dict(parse_json(Path(place).read_text("utf8"), strict=True))
         except (TypeError, OSError, ValueError):
             continue
     if "stable-diffusion-v1" in str(source):

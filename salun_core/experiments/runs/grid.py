@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from salun_core.experiments.runs.cells import Cell, Scenario, Variant
+from salun_core.experiments.runs.cells import MASKS, Cell, Scenario, Variant
 from salun_core.experiments.runs.store import Result
 from salun_core.experiments.runs.table import Run, check_ran
 from salun_core.experiments.runs.tuning import FREE, Tuning, tune
+from salun_core.saliency import check_keep
+
+SHARED = MASKS[1:]  # kinds that mark a share of the weights
 
 if TYPE_CHECKING:
     from salun_core.experiments.runs.lab import Lab
@@ -67,14 +70,31 @@ class Grid:
             return []
         return [(s, v) for s in self.scenarios for v in self.variants if v.method not in FREE]
 
+    def check(self) -> None:
+        """Refuse masks that mark no weight: what a cell would refuse after everything before it was computed.
+
+        Raises
+        ------
+        UserError
+            With the share, and the least that there can be.
+        """
+        cells = [cell for listed in self.studies(self.fixed).values() for cell in listed]
+        masks = {cell.mask for cell in cells} | {variant.mask for _, variant in self.tuned}
+        shares = {mask.keep for mask in masks if mask.kind in SHARED}
+        if shares:
+            weights = self.lab.weights_here
+            for keep in sorted(shares):
+                check_keep(keep, weights)
+
     def execute(self, run: Run) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
         """Run or find every cell, and write the list of them: rows of the tuning, and tables by title.
 
         Raises
         ------
         UserError
-            If Retrain diverged, or settings cannot be chosen.
+            If a mask marks no weight, Retrain diverged, or settings cannot be chosen.
         """
+        self.check()
         tuning, chosen = pd.DataFrame(), dict(self.fixed)
         if self.tuning is not None:
             tuning, found = tune(run, self.tuning, self.variants, self.scenarios)

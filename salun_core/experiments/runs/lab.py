@@ -48,6 +48,15 @@ class Lab:
         """The results folder."""
         return self.store.folder.parent
 
+    def build(self, seed: int) -> nn.Module:
+        """A network of this lab's kind."""
+        raise NotImplementedError
+
+    @property
+    def weights_here(self) -> int:
+        """Weights of the network, of which a mask marks a share."""
+        return sum(weight.numel() for weight in self.build(0).parameters())
+
     def task(self, seed: int, scenario: Scenario) -> Task:
         """The unlearning problem of one seed and scenario, with its trained model."""
         raise NotImplementedError

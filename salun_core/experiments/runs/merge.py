@@ -8,9 +8,10 @@ from typing import Any
 
 from salun_core.errors import UserError
 from salun_core.experiments.runs.store import Result, digest, is_whole, read_result
-from salun_core.files import check_writable, parse_json, readable, regular, write_whole
+from salun_core.files import check_writable, listed, parse_json, readable, regular, write_whole
 from salun_core.saliency import load_mask
 
+RESULTS = "*-*.json"
 COSTS = ("seconds", "mask_seconds", "sampling_seconds", "peak_memory")
 """Values of a result that differ each time it is computed."""
 
@@ -41,18 +42,19 @@ def merge(folders: Sequence[Path], into: Path) -> Merged:
     Raises
     ------
     UserError
-        If a folder holds no results, a result is damaged, or two results of one name differ.
+        If a folder holds no results or may not be read, a result is damaged, or two results of one name differ.
     """
     for folder in folders:
-        if not (folder / "cells").is_dir():
-            raise UserError(
-                f"{folder} holds no results (no folder cells): name an output folder, such as data/runs"
-            )
+        with readable(folder / "cells"):
+            is_folder = (folder / "cells").is_dir()
+        if not is_folder or not listed(folder / "cells", RESULTS):
+            why = "none in its folder cells" if is_folder else "no folder cells"
+            raise UserError(f"{folder} holds no results ({why}): name an output folder, such as data/runs")
     known: dict[str, tuple[Path, Result]] = {}
     new: list[tuple[Path, Result]] = []
     twice = 0
     for folder in dict.fromkeys([into, *folders]):
-        for path in sorted((folder / "cells").glob("*-*.json")):
+        for path in listed(folder / "cells", RESULTS):
             result = _checked(path)
             before = known.get(result.key.name)
             if before is None:
@@ -153,7 +155,7 @@ def _lists(folders: Sequence[Path], into: Path) -> dict[str, set[bytes]]:
     """Lists of results by the name of their experiment, as they are in each folder."""
     found: dict[str, set[bytes]] = {}
     for folder in (into, *folders):
-        for path in sorted((folder / "results").glob("*.json")):
+        for path in listed(folder / "results", "*.json"):
             with readable(path):
                 found.setdefault(path.stem, set()).add(regular(path).read_bytes())
     return found

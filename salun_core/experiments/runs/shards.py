@@ -254,6 +254,7 @@ def run_shard(grid: Grid, shard: Shard, path: Path) -> State:
     path : Path
         Where its state is kept.
     """
+    grid.check()
     state = State(path, identities(grid)[shard.name], shard.size)
     state.write(now=True)
     for seed, scenario in shard.shared:
@@ -356,6 +357,7 @@ def plan(grid: Grid, folder: Path, *, gpus: int) -> dict[str, Any]:
         By name of the shard: ``needs``, ``cells`` (results to make), ``finished``, and what to ask a cluster for:
         ``gpu``, ``mem_mb``, ``runtime`` (minutes) and whether that was ``measured``.
     """
+    grid.check()
     known, expected = _Known(grid), identities(grid)
     found = {}
     for name, shard in shards(grid).items():

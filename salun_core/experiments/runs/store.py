@@ -4,11 +4,9 @@ import contextlib
 import errno
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +20,7 @@ from salun_core.experiments.runs.provenance import revision
 from salun_core.files import (
     check_writable,
     is_special,
+    listed,
     read_json,
     readable,
     regular,
@@ -330,9 +329,7 @@ class _Record(BaseModel):
 
 def read_results(folder: Path | str) -> list[Result]:
     """Every whole result in a folder, sorted by file name; damaged files are left out."""
-    with readable(folder):
-        names = sorted(name for name in os.listdir(folder) if fnmatch(name, "*-*.json"))
-    found = (read_result(Path(folder) / name) for name in names)
+    found = map(read_result, listed(folder, "*-*.json"))
     return [result for result in found if result is not None]
 
 

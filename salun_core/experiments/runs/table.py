@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import safe_open
 from tqdm import tqdm
 
 from salun_core.code_digest import function_digest
@@ -209,7 +210,23 @@ class _Outputs:
             raise UserError(
                 f"{file} is missing or is not what {self.name} was stored with: run the cell again"
             )
+        self._check_reference(file)
         return self.load(file)
+
+    def _check_reference(self, file: Path) -> None:
+        """Refuse outputs that are compared with a file of another result, where that one is not as it was stored."""
+        if file.suffix != ".safetensors":
+            return
+        with safe_open(file, framework="pt") as content:
+            name = (content.metadata() or {}).get("reference")
+        if name is None:
+            return
+        reference = read_result(self.cells / f"{name.partition('.')[0]}.json")
+        if reference is None or not is_whole(self.cells / name, reference.files.get(name, "")):
+            raise UserError(
+                f"{self.cells / name} is missing or is not what it was stored as: delete it and {self.name}.json, and "
+                "run the experiment again (other cells are kept)"
+            )
 
 
 class Run:

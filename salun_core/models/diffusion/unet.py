@@ -4,8 +4,9 @@ import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -228,6 +229,7 @@ def load_diffusion(
             f"the diffusion model in {folder} is incomplete or damaged: copy or train it again"
         ) from error
     check_loaded(info, folder / "unet")
+    check_schedule(schedule, folder)
     if schedule.config.prediction_type != "epsilon":
         raise UserError(
             f"the network in {folder} predicts {schedule.config.prediction_type!r}: "
@@ -254,13 +256,29 @@ def load_diffusion(
     return model.eval(), schedule
 
 
+def check_schedule(schedule: Any, source: Path | str) -> None:
+    """Refuse a schedule of noise that is not finite.
+
+    Raises
+    ------
+    UserError
+        With the place that it comes from.
+    """
+    for name in ("betas", "alphas_cumprod"):
+        values = getattr(schedule, name, None)  # flows have neither
+        if isinstance(values, Tensor) and not torch.isfinite(values).all():
+            raise UserError(
+                f"the schedule of noise in {source} is not finite: copy scheduler/scheduler_config.json again"
+            )
+
+
 def _check_kind(folder: Path) -> None:
     for part in ("unet/config.json", "scheduler/scheduler_config.json"):
         if not (folder / part).is_file():
             raise UserError(
                 f"{folder} is not a diffusers folder, {part} is missing: give one with unet and scheduler"
             )
-        kind = read_config(folder / part).get("_class_name", "")
+        kind = read_config(folder / part, infinite=part.startswith("scheduler")).get("_class_name", "")
         if part.startswith("unet") and kind != "UNet2DModel":
             raise UserError(f"{folder} holds a {kind}: a class-conditional diffusion needs a UNet2DModel")
 

@@ -19,7 +19,7 @@ from salun_core.errors import UserError
 from salun_core.files import all_regular, read_config
 from salun_core.models.diffusion.conditions import Condition, Embedded, stacked
 from salun_core.models.diffusion.objectives import PREDICTIONS, Denoising, objective_of
-from salun_core.models.diffusion.unet import quiet
+from salun_core.models.diffusion.unet import check_schedule, quiet
 from salun_core.models.text_to_image.deltas import weights_digest
 from salun_core.models.text_to_image.families import family_of, named_family, network_of
 from salun_core.networks import check_loaded, device_of
@@ -112,6 +112,7 @@ def load_pipeline(
 def check_pipeline(pipe: Any, source: str | Path = "the pipeline") -> Any:
     """Refuse a pipeline of an unknown family, or whose network predicts what no objective knows; else return it."""
     family = family_of(pipe, source)
+    check_schedule(pipe.scheduler, source)
     predicts = pipe.scheduler.config.get("prediction_type", "epsilon")
     if predicts not in PREDICTIONS:
         raise UserError(
@@ -368,6 +369,8 @@ def _check_folder(folder: Path, *, pickle: bool) -> None:
         raise UserError(f"{index} is missing: give a diffusers folder, as save_pretrained writes it")
     all_regular(folder)
     held = read_config(index)
+    if (schedule := folder / "scheduler" / "scheduler_config.json").is_file():
+        read_config(schedule, infinite=True)
     family = named_family(str(held.get("_class_name")), f"the pipeline in {folder}")
     if not any((folder / "tokenizer" / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise UserError(f"{folder / 'tokenizer' / 'vocab.json'} is missing: copy the pipeline again, whole")

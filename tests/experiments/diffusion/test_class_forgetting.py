@@ -107,6 +107,24 @@ def test_damaged_weights_and_samples_are_never_taken_for_those_of_the_cell(resul
     assert again.lab.samples(mine)[0].equal(results.lab.samples(mine)[0])
 
 
+def test_a_table_is_not_made_with_another_reference_than_the_one_stored(results, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(results.lab.folder, out)
+    shutil.rmtree(out / "measured")
+    (reference,) = (out / "cells").glob("reference-*.safetensors")
+    content = reference.read_bytes()
+    reference.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match="reference-.* is not what it was stored as: delete it and cell-"):
+        read_table(out, "diffusion")
+    name = next(iter(results.cells["cell"]))
+    (out / "cells" / f"{name}.json").unlink()
+    run(DiffusionParams.load(GIVEN | {"out_dir": str(out)}))
+    assert (
+        read_table(out, "diffusion")["FD"].tolist()
+        == read_table(results.lab.folder, "diffusion")["FD"].tolist()
+    )
+
+
 def same_weights(found, expected):
     return all(torch.equal(value, expected[name]) for name, value in found.items())
 

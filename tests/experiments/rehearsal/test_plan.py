@@ -1,6 +1,7 @@
 """What a run needs, before it is run."""
 
 import copy
+import json
 import shutil
 import weakref
 from dataclasses import replace
@@ -298,6 +299,38 @@ def test_a_run_that_cannot_fit_ends_before_it_reads_anything(tmp_path, capsys, m
     assert main(["run", "classification", "-p", "preset", "quick", "--out", str(out)]) == 2
     said = capsys.readouterr().err
     assert "GB into" in said and "kept_outputs" in said and not out.exists()
+
+
+def test_shards_are_checked_as_a_run_is(tmp_path, capsys, monkeypatch):
+    given = [
+        "-p",
+        "seeds",
+        "[0, 1, 2]",
+        "-p",
+        "methods",
+        "[ft]",
+        "-p",
+        "tune",
+        "false",
+        "--out",
+        str(tmp_path),
+    ]
+    monkeypatch.setattr(plan, "MANY", 2)
+    for how in (["--shards"], ["--write", "all"]):
+        assert main(["plan", "classification", *given, *how]) == 2
+        assert "more than 2: add --yes" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 10**3))
+        assert main(["plan", "classification", *given, "--write", "all", "--yes"]) == 0  # for other machines
+        file = tmp_path / "shards/all/plan.json"
+        name = next(iter(json.loads(file.read_text())["shards"]))
+        capsys.readouterr()
+        assert main(["shard", str(file), name]) == 2
+        assert "GB into" in capsys.readouterr().err
+        assert not list((tmp_path / "cells").glob("*-*"))
+    monkeypatch.setattr(plan, "machine", lambda *_: plan.Machine(1e3, None, 1e12, tmp_path))
+    assert main(["shard", str(file), name]) == 2
+    assert "GB of memory" in capsys.readouterr().err
 
 
 def test_a_grid_far_too_large_is_refused_before_its_cells_are_listed(monkeypatch):

@@ -3,6 +3,8 @@
 import errno
 import fcntl
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -123,6 +125,53 @@ def test_the_same_numbers_in_another_order_are_the_same(tmp_path, other):
 def test_what_is_no_output_folder_is_refused(tmp_path, capsys):
     assert main(["merge", str(tmp_path), "--into", str(tmp_path / "all")]) == 2
     assert "holds no results" in capsys.readouterr().err
+
+
+def test_a_folder_without_one_result_is_refused(tmp_path, capsys):
+    (tmp_path / "empty/cells").mkdir(parents=True)
+    (tmp_path / "file").write_text("")
+    one = filled(tmp_path / "one", [1])
+    for name in ("empty", "file", "missing"):
+        assert main(["merge", str(one), str(tmp_path / name), "--into", str(tmp_path / "all")]) == 2
+        said = capsys.readouterr()
+        assert f"{tmp_path / name} holds no results" in said.err and not said.out
+    assert not (tmp_path / "all").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "folder"),
+    [
+        ("merge", "one"),
+        ("merge", "one/cells"),
+        ("merge", "one/results"),
+        ("merge", "all/cells"),
+        ("export", "one"),
+        ("export", "one/cells"),
+    ],
+)
+def test_what_may_not_be_read_is_said(tmp_path, capsys, monkeypatch, command, folder):
+    one = filled(tmp_path / "one", [1])
+    filled(tmp_path / "all", [2])
+    write_whole(one / "results/classification.json", b"{}")
+    closed = {str(tmp_path / name) for name in (folder, f"{folder}/cells", f"{folder}/results")}
+
+    def guarded(real):
+        def inner(path=".", *more, **named):
+            if str(path) in closed:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return real(path, *more, **named)
+
+        return inner
+
+    for name in ("listdir", "scandir"):  # root may read everything
+        monkeypatch.setattr(os, name, guarded(getattr(os, name)))
+    words = {
+        "merge": ["merge", str(one), "--into", str(tmp_path / "all")],
+        "export": ["export", keyed(1).name, str(tmp_path / "shared"), "--out", str(one)],
+    }[command]
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert re.search(r"cannot read .*: Permission denied; check its permissions", said.err) and not said.out
 
 
 # --- without locks ------------------------------------------------------------------------------------

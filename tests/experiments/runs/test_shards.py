@@ -187,3 +187,19 @@ def test_shards_of_one_machine_never_share_an_accelerator(monkeypatch, tmp_path)
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     with own_gpu() as given:
         assert given is None
+
+
+def test_a_share_that_marks_no_weight_is_refused_before_anything_is_trained(tmp_path):
+    given = {"methods": ["ft", "salun"], "keep": 1e-9}
+    with pytest.raises(UserError, match="keep 1e-09 of .* weights marks none.* give at least"):
+        run(params(tmp_path, **given))
+    wanted = a_grid(tmp_path, **given)
+    with pytest.raises(UserError, match="marks none"):
+        plan(wanted, tmp_path / "shards", gpus=0)
+    name, shard = next(iter(shards(wanted).items()))
+    with pytest.raises(UserError, match="marks none"):
+        run_shard(wanted, shard, tmp_path / "shards" / f"{name}.json")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    weights = wanted.lab.weights_here
+    a_grid(tmp_path, **given | {"keep": 0.6 / weights}).check()
+    a_grid(tmp_path, **given | {"methods": ["ft"]}).check()  # no mask is asked for
