@@ -145,7 +145,7 @@ class Method:
             raise UserError(
                 f"{self.label}: mask is a {type(mask).__name__}: give one from saliency_mask or load_mask"
             )
-        check_value(f"{self.label}: seed", settings.get("seed", 0), int)
+        check_value(f"{self.label}: seed", settings.get("seed", 0), int, most=math.inf)
         with gradients():
             found = self.run(task, **settings)
         if not isinstance(found, Unlearned):

@@ -54,7 +54,7 @@ def what_is_wanted(kind: Any, value: Any) -> str:
         Scalars of numpy count as numbers of Python.
     """
     try:
-        read = TypeAdapter(kind, config=CONFIG).validate_python(
+        TypeAdapter(kind, config=CONFIG).validate_python(
             value.item() if isinstance(value, np.generic) else value
         )
     except ValidationError as error:
@@ -64,20 +64,22 @@ def what_is_wanted(kind: Any, value: Any) -> str:
             return "at least 1" if _is_whole(kind) else "positive"
         said = WANTED.get(first["type"], first["msg"].removeprefix("Input should be "))
         return said.format(**context) + _near(kind, value)
-    return out_of_range(read)
+    return ""
 
 
-def out_of_range(value: Any, most: int = MOST) -> str:
+def out_of_range(value: Any, most: float = MOST) -> str:
     """What a finite number must be to be computed with; an empty text if it is that, or no number.
 
     Parameters
     ----------
     value : Any
         A number, or a list that may hold some.
-    most : int
+    most : float
         The largest whole number.
     """
     match value:
+        case np.generic():
+            return out_of_range(value.item(), most)
         case int() if abs(value) > most:
             return f"at most {most:,}"
         case float() if abs(value) > LARGEST:
@@ -89,15 +91,15 @@ def out_of_range(value: Any, most: int = MOST) -> str:
     return ""
 
 
-def check_value(name: str, value: Any, kind: Any, *, remedy: str = "") -> None:
-    """Refuse a value that does not have type ``kind``.
+def check_value(name: str, value: Any, kind: Any, *, remedy: str = "", most: float = MOST) -> None:
+    """Refuse a value that does not have type ``kind``, or is out of range: whole numbers above ``most`` are.
 
     Raises
     ------
     UserError
         One sentence: what it must be, what it is, and the remedy.
     """
-    if wanted := what_is_wanted(kind, value):
+    if wanted := what_is_wanted(kind, value) or out_of_range(value, most):
         raise UserError(f"{name} must be {wanted}, got {value!r}" + (f": {remedy}" if remedy else ""))
 
 
