@@ -15,6 +15,8 @@ from pathlib import Path
 from sysconfig import get_path
 from typing import Any
 
+from salun_core.errors import UserError
+
 PACKAGE = __name__.partition(".")[0]
 HERE = Path(__file__).parents[1]  # the folder that holds the package
 FILE = re.compile(r"[\w-]+(?:[./][\w-]+)*\.\w{1,12}", re.ASCII)  # a path within a folder
@@ -212,12 +214,23 @@ def _run_time(tree: ast.AST) -> Iterator[ast.AST]:
 
 @cache
 def _tree(file: Path) -> ast.Module:
-    return ast.parse(file.read_text("utf8"))
+    try:
+        return ast.parse(file.read_bytes())  # a byte order mark and a declared encoding count
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        why = error.msg if isinstance(error, SyntaxError) else str(error) or type(error).__name__
+        raise UserError(
+            f"{file}{line}: this is no Python 3 ({why}), and a result's key holds all code behind it: mend the file, or "
+            "do not import it"
+        ) from error
 
 
 @cache
 def _substance(file: Path) -> str:
-    tree = ast.parse(ast.unparse(_tree(file)))
+    try:
+        tree = ast.parse(ast.unparse(_tree(file)))
+    except RecursionError:  # an expression of a thousand terms: comments and layout count
+        return hashlib.sha256(file.read_bytes()).hexdigest()
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
