@@ -14,6 +14,7 @@ if __name__ == "__main__":  # Ctrl+C while the modules below are read
 
 import argparse
 import contextlib
+import io
 import json
 import math
 import re
@@ -28,9 +29,11 @@ from typing import Any
 
 import yaml
 
-from salun_core.errors import UserError, lacks_memory, one_of
+from salun_core.errors import UserError, lacks_memory, one_line, one_of
+from salun_core.escaping import terminal_text
 from salun_core.plugins import Failed, blaming
 
+FINISHED = "what is finished is kept"  # which may be nothing
 CONTINUED = "finished cells are kept, the same command goes on"
 
 
@@ -40,6 +43,9 @@ def main(words: Sequence[str] | None = None) -> int:
     0, 1 where a check fails, 2 with one sentence on stderr for what a user can put right, 130 after Ctrl+C, and 70 for
     an error that nobody expected: then one sentence says where the traceback is and what to do with it.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may not know all characters of names and tables
+            stream.reconfigure(errors="backslashreplace")
     given = parser().parse_args(words)
     with _noting_interrupts() as pressed:
         return _done(given, pressed)
@@ -88,7 +94,7 @@ def _noting_interrupts() -> Iterator[list[int]]:
 
 
 def _ended(status: int, text: str) -> int:
-    print(f"salun_core: {text}", file=sys.stderr)
+    print(f"salun_core: {one_line(text)}", file=sys.stderr)
     return status
 
 
@@ -175,7 +181,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m salun_core",
         description="Run the experiments of the SalUn companion, and read their results.",
     )
-    top.set_defaults(kept="nothing was written")
+    top.set_defaults(kept=FINISHED)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="run or resume an experiment")
@@ -203,12 +209,12 @@ def parser() -> argparse.ArgumentParser:
     shard = commands.add_parser("shard", help="compute one shard of a plan, or with no name list all results")
     shard.add_argument("plan", type=_path, help="plan.json, as `plan --write` wrote it")
     shard.add_argument("name", nargs="?", help="such as cells/random-10-seed-0")
-    shard.set_defaults(do=_shard)
+    shard.set_defaults(do=_shard, kept=CONTINUED)
 
     merging = commands.add_parser("merge", help="bring the results of several output folders together")
     merging.add_argument("folders", nargs="+", type=_path, metavar="FOLDER")
     merging.add_argument("--into", type=_path, required=True, help="output folder; may hold results already")
-    merging.set_defaults(do=_merge)
+    merging.set_defaults(do=_merge, kept="what is merged is kept, the same command goes on")
 
     record = commands.add_parser("record", help="run or resume a preset into data/recorded, to be committed")
     record.add_argument("experiment")
@@ -239,7 +245,7 @@ def parser() -> argparse.ArgumentParser:
         "names", nargs="*", metavar="NAME", help="inception, resnet50, clip, i2p; all by default"
     )
     fetching.add_argument("--list", action="store_true", help="only say what there is and what is here")
-    fetching.set_defaults(do=_fetch)
+    fetching.set_defaults(do=_fetch, kept="what is fetched is kept, the same command goes on")
 
     check = commands.add_parser("check", help="whether a data set and a model of your own fit")
     check.add_argument("--dataset", required=True, help="a data set's name, or package.module:function")
@@ -286,7 +292,9 @@ def parser() -> argparse.ArgumentParser:
     sharing.add_argument("--changed", action="store_true", help="only what changed in the weights")
     sharing.add_argument("--data-dir", type=_path, help="where the data of the run are")
     sharing.add_argument("--out", type=_path, help="output folder of the run (default data/runs)")
-    sharing.set_defaults(do=_export)
+    sharing.set_defaults(
+        do=_export, kept="the files may not belong together: the same command writes all anew"
+    )
 
     adding = commands.add_parser("add", help="add results made elsewhere, to be shown as contributed")
     adding.add_argument("file", nargs="?", type=_path, help="CSV, a row for each model")
@@ -439,7 +447,7 @@ def _shard(given: argparse.Namespace) -> int:
         shard = shards(grid)[one_of(given.name, shards(grid), "shard")]
         state = run_shard(grid, shard, given.plan.parent / f"{given.name}.json")
     for failure in state.failed:
-        print(f"{failure['what']}: {failure['why']}", file=sys.stderr)
+        print(one_line(f"{failure['what']}: {failure['why']}"), file=sys.stderr)
     return 0  # what failed is in the state: other shards need not wait for it
 
 
@@ -451,7 +459,8 @@ def _merge(given: argparse.Namespace) -> None:
         done = merge(given.folders, given.into)
     print(f"{given.into}: {done.new} results merged, {done.known} were already there or came twice")
     for name in done.unlisted:
-        print(f"results of {name} differ between the folders: run {name} into {given.into} to make its table")
+        said = f"results of {name} differ between the folders: run {name} into {given.into} to make its table"
+        print(one_line(said))
 
 
 def _grid(name: str, values: dict[str, Any], *, meant: bool, here: bool = True) -> Any:
@@ -580,7 +589,7 @@ def _check_method(given: argparse.Namespace) -> int:
                 broken
             )  # of the contract, which says what it was
             failed += 1
-            print(f"NO  {kind}: {promise or f'{error} (traceback in {traced(error)})'}")
+            print(one_line(f"NO  {kind}: {promise or f'{error} (traceback in {traced(error)})'}"))
         except UserError as error:
             failed += 1
             print(f"NO  {kind}: {error}")
@@ -663,7 +672,7 @@ def _results(given: argparse.Namespace) -> None:
     else:
         content = (printed(cells, given.format) + "\n").encode()
     if given.to is None:
-        print(content.decode(), end="")
+        print(terminal_text(content.decode()), end="")
     else:
         write_named(given.to, content)
 

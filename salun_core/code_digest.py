@@ -247,14 +247,17 @@ def _tree(file: Path) -> ast.Module:
     with readable(file):
         content = file.read_bytes()
     try:
-        return ast.parse(content)
-    except (SyntaxError, ValueError):
+        return ast.parse(content)  # a byte order mark and a declared encoding count
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ast.Module([ast.Expr(ast.Constant(content))], [])
 
 
 @cache
 def _substance(file: Path) -> str:
-    tree = ast.parse(ast.unparse(_tree(file)))
+    try:
+        tree = ast.parse(ast.unparse(_tree(file)))
+    except RecursionError:  # an expression of a thousand terms: comments and layout count
+        return hashlib.sha256(file.read_bytes()).hexdigest()
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr):

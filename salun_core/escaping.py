@@ -15,12 +15,22 @@ MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$&@^!]|:(?=//)|(?<=\w)\.(?=[^\W\d]))")
 FORMULA = re.compile("'*[=+\\-@\t\r\n\0＝＋－＠]")
 # Unseen characters that turn the direction of the text behind them, as a set in a pattern: a name would be read as another.
 TURNING = r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+OBEYED = re.compile(rf"[\0-\x08\x0b-\x1f\x7f-\x9f{TURNING}\u2028\u2029]")
+"""What a terminal obeys instead of showing it, but tabs and the ends of lines."""
 QUOTED_OR_END = re.compile(r'("(?:[^"]|"")*")|\r\n')
 
 
 def markdown_text(text: object) -> str:
     """A text within a paragraph of Markdown, on one line."""
     return MARKDOWN.sub(r"\\\1", " ".join(str(text).split()))
+
+
+def terminal_text(text: str) -> str:
+    r"""A text of several lines for a terminal, which obeys no character in it: ``\\u001b`` in place of an escape.
+
+    JSON says the same afterwards.
+    """
+    return OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def csv_text(frame: "pd.DataFrame") -> str:

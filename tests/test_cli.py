@@ -64,6 +64,55 @@ def test_results_for_a_paper_and_for_other_programs(folder, capsys, tmp_path):
     assert "--to" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("form", ["table", "csv", "json", "latex"])
+def test_names_are_shown_and_not_obeyed_by_a_terminal_and_kept_in_files(
+    form, folder, capsys, tmp_path, monkeypatch
+):
+    from salun_core.experiments.runs import table
+
+    read, name = table.read_table, "cat\x1b]0;x\x07\u202egod"
+    monkeypatch.setattr(
+        table, "read_table", lambda *a, **m: read(*a, **m).assign(scenario=name, dataset=name)
+    )
+    words = ["results", "classification", "--out", str(folder), "--format", form]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert not re.search("[\x1b\x07\u202e]", out)
+    if form in ("csv", "json"):
+        assert main([*words, "--to", str(tmp_path / "file")]) == 0
+        text = (tmp_path / "file").read_text("utf8")
+        assert name in text if form == "csv" else json.loads(text)[0]["scenario"] == name
+
+
+def test_characters_that_a_terminal_does_not_know_are_written_out():
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1", "PYTHONPATH": str(HERE)}
+    done = subprocess.run([sys.executable, "-m", "salun_core", "list"], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"\\u2113" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["list"], "what is finished is kept"),
+        (["shard", "x"], "finished cells are kept"),
+        (["merge", "a", "--into", "b"], "what is merged is kept"),
+        (["export", "cell-0", "x"], "writes all anew"),
+        (["fetch"], "what is fetched is kept"),
+        (["plan", "classification", "--write", "x"], "what is finished is kept"),
+    ],
+)
+def test_an_interrupted_command_says_what_is_true(words, said, capsys, monkeypatch):
+    def pressed(_):
+        raise KeyboardInterrupt
+
+    for name in ("_list", "_shard", "_merge", "_export", "_fetch", "_plan"):
+        monkeypatch.setattr(f"salun_core.__main__.{name}", pressed)
+    assert main(words) == 130
+    err = capsys.readouterr().err
+    assert said in err and "nothing was written" not in err
+
+
 def test_a_parameter_without_a_value_is_refused_without_advice_that_it_would_not_take(capsys):
     assert main(["run", "classification", "-p", "width", "null"]) == 2
     said = capsys.readouterr().err

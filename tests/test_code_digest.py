@@ -113,3 +113,26 @@ def test_sources_of_any_encoding_and_of_another_python_are_read(tmp_path, monkey
         found.add(code_digest("odd_source"))
     forget_files()
     assert len(found) == 2
+
+
+def digest_of(folder, content):
+    (folder / "mine.py").write_bytes(content)
+    forget_files()
+    return code_digest("mine", folders=[folder])
+
+
+def test_sources_are_read_as_python_reads_them(tmp_path):
+    plain = digest_of(tmp_path, b'name = "\xc3\xa9"\n')
+    assert digest_of(tmp_path, b'\xef\xbb\xbfname = "\xc3\xa9"\n') == plain  # a byte order mark
+    assert digest_of(tmp_path, b'# -*- coding: latin-1 -*-\nname = "\xe9"\n') == plain
+    assert digest_of(tmp_path, b'# -*- coding: latin-1 -*-\nname = "\xe8"\n') != plain
+    long = b"total = " + b" + ".join([b"1"] * 600)
+    assert digest_of(tmp_path, long) != digest_of(tmp_path, long + b" + 1")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'\nprint "old"\n', b'name = "\xe9"\n', b"# coding: none-such\n", b"a\0b", b"(" * 5000],
+)
+def test_a_source_that_is_no_python_counts_by_its_bytes(tmp_path, content):
+    assert digest_of(tmp_path, content) != digest_of(tmp_path, content + b"x")

@@ -2,12 +2,13 @@
 
 import csv
 import io
+import json
 import re
 
 import pandas as pd
 import pytest
 
-from salun_core.escaping import csv_text, markdown_text
+from salun_core.escaping import csv_text, markdown_text, terminal_text
 from salun_core.experiments.runs.table import printed
 
 FORMULAE = [
@@ -76,3 +77,11 @@ def test_the_command_line_prints_no_formula():
 def test_plain_words_stay_readable():
     said = "SalUn is 1.25 points nearer (95% interval, n = 3): see A, B and C."
     assert markdown_text(said) == said
+
+
+def test_a_terminal_obeys_no_character_of_a_name():
+    name = "cat\x1b[2J\x9b31m\r\u202egod\u2028\x7f"
+    said = terminal_text(f"a\tb\n{name}\n")
+    assert said == "a\tb\ncat\\u001b[2J\\u009b31m\\u000d\\u202egod\\u2028\\u007f\n"
+    assert json.loads(terminal_text(json.dumps(name, ensure_ascii=False))) == name
+    assert terminal_text("é ℓ1 ≥ 猫 👩‍🔬") == "é ℓ1 ≥ 猫 👩‍🔬"

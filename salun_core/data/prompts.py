@@ -1,5 +1,6 @@
 """Prompts that text-to-image models are measured with: from files, for digits, for classes, and the paper's own."""
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -18,6 +19,7 @@ from salun_core.paths import expanded
 MOST_BYTES = 64 * 2**20
 MOST_CHARACTERS = 10_000  # of one prompt
 I2P_ROWS = 4703
+LARGEST = 10**15  # a seed is smaller
 I2P_SEEDS = ("sd_seed", "evaluation_seed")
 I2P_GUIDANCE = ("sd_guidance_scale", "evaluation_guidance")
 """Columns of I2P as its authors publish it, and of the copy that comes with ESD and SalUn."""
@@ -306,12 +308,12 @@ def _content(path: Path) -> bytes:
 
 
 def _number(row: Mapping[str, str], column: str, number: int, path: Path) -> int:
-    try:
-        return int(row[column])
-    except ValueError as error:
-        raise UserError(
-            f"row {number} of {path} has {row[column][:40]!r} for {column}: give a whole number"
-        ) from error
+    with contextlib.suppress(ValueError):
+        if abs(value := int(row[column])) < LARGEST:
+            return value
+    raise UserError(
+        f"row {number} of {path} has {row[column][:40]!r} for {column}: give a whole number of at most 15 digits"
+    )
 
 
 def _scale(row: Mapping[str, str], column: str, number: int, path: Path) -> float:

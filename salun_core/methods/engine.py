@@ -16,7 +16,7 @@ from salun_core.data.batches import Batch
 from salun_core.errors import Diverged, UserError, one_of
 from salun_core.methods.lora import Lora
 from salun_core.methods.search import Range
-from salun_core.methods.settings import SEED, BatchNormStats, Order, check_value
+from salun_core.methods.settings import BatchNormStats, Order, check_value
 from salun_core.networks import copied, gradients
 from salun_core.plugins import Failed
 from salun_core.rng import isolated
@@ -150,7 +150,7 @@ class Method:
             raise UserError(
                 f"{self.label}: mask is a {type(mask).__name__}: give one from saliency_mask or load_mask"
             )
-        check_value(f"{self.label}: seed", settings.get("seed", 0), int, most=SEED)
+        check_value(f"{self.label}: seed", settings.get("seed", 0), int, most=math.inf)
         with gradients():
             found = self.run(task, **settings)
         if not isinstance(found, Unlearned):

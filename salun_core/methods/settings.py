@@ -24,9 +24,6 @@ Share = Annotated[PositiveFloat, Field(le=1)]
 MOST = 10**6
 """No whole number of a method, such as its epochs or steps, is larger: it would never end."""
 
-SEED = 2**63 - 1
-"""The largest seed: it is a name and no count."""
-
 SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)  # of single precision
 
 CONFIG = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
@@ -46,7 +43,7 @@ WANTED = {
 """The errors of pydantic in words."""
 
 
-def what_is_wanted(kind: Any, value: Any, most: int = MOST) -> str:
+def what_is_wanted(kind: Any, value: Any) -> str:
     """What ``value`` would have to be to have type ``kind``; an empty text if it has.
 
     Parameters
@@ -55,11 +52,9 @@ def what_is_wanted(kind: Any, value: Any, most: int = MOST) -> str:
         As a parameter is annotated with it.
     value : Any
         Scalars of numpy count as numbers of Python.
-    most : int
-        The largest whole number.
     """
     try:
-        read = TypeAdapter(kind, config=CONFIG).validate_python(
+        TypeAdapter(kind, config=CONFIG).validate_python(
             value.item() if isinstance(value, np.generic) else value
         )
     except ValidationError as error:
@@ -69,20 +64,22 @@ def what_is_wanted(kind: Any, value: Any, most: int = MOST) -> str:
             return "at least 1" if _is_whole(kind) else "positive"
         said = WANTED.get(first["type"], first["msg"].removeprefix("Input should be "))
         return said.format(**context) + _near(kind, value)
-    return out_of_range(read, most)
+    return ""
 
 
-def out_of_range(value: Any, most: int = MOST) -> str:
+def out_of_range(value: Any, most: float = MOST) -> str:
     """What a finite number must be to be computed with; an empty text if it is that, or no number.
 
     Parameters
     ----------
     value : Any
         A number, or a list that may hold some.
-    most : int
+    most : float
         The largest whole number.
     """
     match value:
+        case np.generic():
+            return out_of_range(value.item(), most)
         case int() if abs(value) > most:
             return f"at most {most:,}"
         case float() if abs(value) > LARGEST:
@@ -94,15 +91,15 @@ def out_of_range(value: Any, most: int = MOST) -> str:
     return ""
 
 
-def check_value(name: str, value: Any, kind: Any, *, most: int = MOST, remedy: str = "") -> None:
-    """Refuse a value that does not have type ``kind``, or a whole number above ``most``.
+def check_value(name: str, value: Any, kind: Any, *, remedy: str = "", most: float = MOST) -> None:
+    """Refuse a value that does not have type ``kind``, or is out of range: whole numbers above ``most`` are.
 
     Raises
     ------
     UserError
         One sentence: what it must be, what it is, and the remedy.
     """
-    if wanted := what_is_wanted(kind, value, most):
+    if wanted := what_is_wanted(kind, value) or out_of_range(value, most):
         raise UserError(f"{name} must be {wanted}, got {value!r}" + (f": {remedy}" if remedy else ""))
 
 

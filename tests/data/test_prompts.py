@@ -149,3 +149,11 @@ def test_the_classes_of_imagenette():
 def test_what_cannot_be_is_refused(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+def test_a_seed_that_no_generator_takes_is_refused(tmp_path):
+    (path := tmp_path / "i2p.csv").write_text(
+        f"prompt,sd_seed,categories,sd_guidance_scale\na,{'9' * 32},x,7\n"
+    )
+    with pytest.raises(UserError, match="row 1 of .* for sd_seed: give a whole number of at most 15 digits"):
+        read_i2p(path, rows=None)

@@ -393,6 +393,10 @@ def test_every_setting_of_every_method_refuses_nonsense(name):
         check_settings(method, {"epochs": np.int64(3)})
 
 
+def test_a_seed_is_a_name_and_may_be_of_any_size():
+    assert METHODS["rl"](trained_task(), epochs=1, seed=886_120_074).losses
+
+
 def test_bounds_of_the_search_are_checked_like_settings():
     for method in METHODS.values():
         check_search(method, method.search)

@@ -27,6 +27,7 @@ from salun_core.models.text_to_image.pipelines import (
 )
 from salun_core.models.text_to_image.sampling import sample_prompts
 from salun_core.models.text_to_image.tiny_pipeline import build_tokenizer
+from salun_core.paths import project_root
 from salun_core.rng import generator
 from salun_core.saliency import random_mask, saliency_mask
 from salun_core.tasks.base import Task
@@ -623,3 +624,31 @@ def test_the_tokenizer_keeps_its_words_whole_and_cuts_others():
     assert cut_up[0] == ["seven</w>", "of</w>", "even</w>"]
     assert "".join(cut_up[1]) == "sevne</w>" and len(cut_up[1]) > 1
     assert build_tokenizer(["of", "even", "seven"], length=10).get_vocab() == tokenizer.get_vocab()
+
+
+DAMAGED = {
+    "model_index.json": ({"vae": {"a": 1}}, {"text_encoder": -1}, {"tokenizer": [None, None]}),
+    "unet/config.json": (
+        {"sample_size": None},
+        {"block_out_channels": "x"},
+        {"layers_per_block": 10**9},
+        {"attention_head_dim": 0},
+        {"mid_block_scale_factor": [1]},
+    ),
+    "vae/config.json": ({"block_out_channels": []}, {"scaling_factor": "x"}, {"layers_per_block": -1}),
+    "scheduler/scheduler_config.json": ({"beta_start": "x"}, {"num_train_timesteps": [1]}),
+    "tokenizer/tokenizer_config.json": ({"model_max_length": "x"}, {"pad_token": None}),
+}
+TEXTS = ("", "[]", "3", "{", "[" * 5000, "\ufeff{}")
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"), [(file, d) for file, each in DAMAGED.items() for d in (*each, *TEXTS)]
+)
+def test_a_damaged_configuration_of_a_pipeline_is_one_sentence(file, damage, tmp_path):
+    folder = shutil.copytree(project_root() / "data" / "models" / "tiny-sd", tmp_path / "sd")
+    text = (folder / file).read_text()
+    (folder / file).write_text(damage if isinstance(damage, str) else json.dumps(json.loads(text) | damage))
+    with pytest.raises(UserError) as caught:
+        load_pipeline(folder)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry
 
+from salun_core.errors import UserError, one_line
 from salun_core.models import build_model
 from salun_core.models.diffusion.unet import build_unet, quiet
 
@@ -150,6 +151,18 @@ def decoder_cost(config: dict[str, Any]) -> Cost:
         return net.decode(torch.zeros(1, config["latent_channels"], side, side)).sample
 
     return cost(lambda: AutoencoderKL.from_config(config), run)
+
+
+@contextmanager
+def describing(source: object) -> Iterator[None]:
+    """Turn whatever a broken configuration leads to, while networks are built from it, into one sentence."""
+    try:
+        yield
+    except Exception as error:  # the libraries raise many kinds
+        raise UserError(
+            f"the configurations in {source} describe no network that can be built ({type(error).__name__}: "
+            f"{one_line(error)[:120]}): copy the pipeline again, whole"
+        ) from error
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from salun_core.experiments.rehearsal.networks import (
     Cost,
     classifier_cost,
     decoder_cost,
+    describing,
     text_unet_cost,
     unet_cost,
 )
@@ -31,9 +32,9 @@ from salun_core.experiments.rehearsal.stand_ins import SHAPES, Shape
 from salun_core.experiments.runs.cells import Cell, Scenario
 from salun_core.experiments.runs.machine import find_device
 from salun_core.experiments.runs.params import Params
-from salun_core.files import parse_json
 from salun_core.metrics.generation.erasure import RELEARNING_BATCH
-from salun_core.models.text_to_image.pipelines import PIXELS
+from salun_core.models.text_to_image.pipelines import PIXELS, check_hub_name, network_config
+from salun_core.paths import expanded
 from salun_core.saliency import LARGE
 
 FLOAT = 4  # bytes
@@ -438,8 +439,9 @@ def _diffusion(params: Any, shape: Shape, cells: Sequence[Cell], accelerator: bo
 def _text_to_image(params: Any, shape: Shape, cells: Sequence[Cell], accelerator: bool) -> Needs:
     values = params.shown()
     config, vae = part_config(params, "unet", "transformer"), part_config(params, "vae")
-    net, decoder = text_unet_cost(config), decoder_cost(vae)
-    side = config["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+    with describing(values["pipeline"]):
+        net, decoder = text_unet_cost(config), decoder_cost(vae)
+        side = config["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
     pixels = 3.0 * side**2
     in_styles, for_captions = params.styles_and_captions.images
     count = shape.classes * (values["samples"] * kinds_of(params) + in_styles) + for_captions
@@ -551,16 +553,16 @@ def part_config(params: Any, *parts: str) -> dict[str, Any]:
 
     from salun_core.experiments.text_to_image.params import source_of
 
-    source = source_of(params.pipeline.pipeline)
+    source = expanded(source_of(params.pipeline.pipeline))
+    local = source.is_dir()
+    if not local:
+        check_hub_name(params.pipeline.pipeline)
     for part in parts:
-        place: Any = Path(source) / part / "config.json"
-        if not Path(source).is_dir():
-            on_hub = str(source).count("/") == 1
-            place = try_to_load_from_cache(str(source), f"{part}/config.json") if on_hub else None
-        try:
-            return dict(parse_json(Path(place).read_text("utf8"), strict=True))
-        except (TypeError, OSError, ValueError):
-            continue
+        file: Any = source / part / "config.json"
+        if not local:
+            file = try_to_load_from_cache(params.pipeline.pipeline, f"{part}/config.json")
+        if isinstance(file, str | Path) and Path(file).exists():
+            return network_config(Path(file))
     if "stable-diffusion-v1" in str(source):
         return {"unet": SD_UNET, "vae": SD_VAE}[parts[0]]
     raise UserError(

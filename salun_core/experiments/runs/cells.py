@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from salun_core.errors import one_of
+from salun_core.errors import one_line, one_of
 from salun_core.methods import METHODS
 from salun_core.methods.engine import check_settings
 from salun_core.rng import derive
@@ -170,7 +170,7 @@ class Cell:
         own = self.mask.kind in ("none", METHODS[self.method].mask)
         mask = "" if own else f" + {self.mask.kind} mask"
         use = "" if self.reported else " (tuning)"
-        return f"{self.scenario.label}, seed {self.seed}, {self.method}{mask}{use}"
+        return one_line(f"{self.scenario.label}, seed {self.seed}, {self.method}{mask}{use}")
 
 
 def retrain_replicas(seed: int, scenario: Scenario, count: int, **tags: Any) -> list[Cell]:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +16,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from salun_core.data.images import resized_pixels
-from salun_core.errors import UserError
+from salun_core.errors import UserError, lacks_memory, one_line
 from salun_core.files import all_regular, read_config
 from salun_core.models.diffusion.conditions import Condition, Embedded, stacked
 from salun_core.models.diffusion.objectives import PREDICTIONS, Denoising, objective_of
-from salun_core.models.diffusion.unet import check_schedule, quiet
+from salun_core.models.diffusion.unet import check_schedule, predict_noise, quiet
 from salun_core.models.text_to_image.deltas import weights_digest
 from salun_core.models.text_to_image.families import family_of, named_family, network_of
 from salun_core.networks import check_loaded, device_of
@@ -27,6 +28,14 @@ from salun_core.paths import expanded
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+HUB_NAME = re.compile(
+    r"(?!.*(--|[.]{2}|[.]git$))(?=.{3,96}$)\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII
+)  # the hub's rules
+
+TRIED = 16  # height of the latents that a pipeline is tried out on
+
+MOST_LAYERS, LARGEST = 1000, 10**7  # of a network's configuration: layers, and any other number
 
 PIXELS = 4 * 512**2
 """Pixels that the autoencoder works on at once: in single precision it takes about 2.6 KB for each."""
@@ -69,8 +78,8 @@ def load_pipeline(
     local = folder.is_dir()
     if local:
         _check_folder(folder, pickle=pickle)
-    elif str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        raise UserError(f"there is no folder {source}: give a diffusers folder or the name of a hub model")
+    else:
+        check_hub_name(source)
     held = read_config(folder / "model_index.json") if local else {"safety_checker": None}
     # A part that the folder itself says it lacks must be named again.
     extra: dict[str, Any] = {part: None for part, kind in held.items() if kind == [None, None]}
@@ -87,7 +96,9 @@ def load_pipeline(
             )
     except UserError:
         raise
-    except (OSError, SafetensorError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # the libraries raise what a broken configuration leads them to
+        if lacks_memory(error):
+            raise
         if local:
             raise UserError(f"the pipeline in {folder} is incomplete or damaged: copy it again") from error
         raise UserError(
@@ -106,7 +117,63 @@ def load_pipeline(
         # This autoencoder overflows in half precision.
         if dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
             pipe.vae.float()
+    if local:
+        _try_out(pipe, folder)
     return pipe
+
+
+@torch.no_grad()
+def _try_out(pipe: Any, folder: Path) -> None:
+    """Use every part once, on latents of a few pixels: a broken configuration can be loaded and not be used."""
+    network, vae = network_of(pipe), pipe.vae
+    try:
+        given = encode_prompts(pipe, ["a"]).given[:1]
+        weight = next(network.parameters())
+        side = min(network.config.sample_size, TRIED)
+        noisy = torch.zeros(
+            1, network.config.in_channels, side, side, device=weight.device, dtype=weight.dtype
+        )
+        predict_noise(
+            network, noisy, torch.ones(1, device=weight.device), given.to(weight.device, weight.dtype)
+        )
+        pixels = decode_latents(pipe, noisy.to(vae.device))
+        vae.encode(pixels.to(vae.device, next(vae.parameters()).dtype))
+    except Exception as error:  # the libraries raise what a broken configuration leads them to
+        if lacks_memory(error):
+            raise
+        raise UserError(
+            f"the pipeline in {folder} does not work ({type(error).__name__}: {one_line(error)[:120]}): its configuration "
+            "is damaged, copy it again"
+        ) from error
+
+
+def check_hub_name(source: str | Path) -> None:
+    """Refuse what is no folder and cannot be the name of a pipeline on the hub either.
+
+    Raises
+    ------
+    UserError
+        If that is so.
+    """
+    if not HUB_NAME.fullmatch(str(source)):
+        raise UserError(f"there is no folder {source}: give a diffusers folder or the name of a hub model")
+
+
+def network_config(file: Path) -> dict[str, Any]:
+    """The configuration of a network, a JSON file.
+
+    Raises
+    ------
+    UserError
+        If it is missing or damaged, or asks for a network that nobody could build: that would take for ever to say.
+    """
+    config = read_config(file)
+    for name, value in config.items():
+        numbers = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int | float)]
+        most = MOST_LAYERS if "layers" in name else LARGEST
+        if len(numbers) > MOST_LAYERS or any(not abs(number) <= most for number in numbers):
+            raise UserError(f"{file} is damaged, {name} is {one_line(value)[:40]}: copy the pipeline again")
+    return config
 
 
 def check_pipeline(pipe: Any, source: str | Path = "the pipeline") -> Any:
@@ -129,6 +196,14 @@ def check_pipeline(pipe: Any, source: str | Path = "the pipeline") -> Any:
     if taken != made:
         raise UserError(
             f"the network of {source} takes {taken} channels where latents have {made}: give one for text alone"
+        )
+    length = pipe.tokenizer.model_max_length
+    if (
+        not isinstance(length, int) or not 2 <= length <= LARGEST
+    ):  # transformers puts 10^30 where nothing is said
+        raise UserError(
+            f"the tokenizer of {source} reads at most {one_line(length)[:40]} tokens: give model_max_length in its "
+            "tokenizer_config.json, 77 for CLIP"
         )
     network.eval()
     for part in family.parts(pipe).values():
@@ -369,18 +444,28 @@ def _check_folder(folder: Path, *, pickle: bool) -> None:
         raise UserError(f"{index} is missing: give a diffusers folder, as save_pretrained writes it")
     all_regular(folder)
     held = read_config(index)
-    if (schedule := folder / "scheduler" / "scheduler_config.json").is_file():
+    if (schedule := folder / "scheduler" / "scheduler_config.json").exists():
         read_config(schedule, infinite=True)
     family = named_family(str(held.get("_class_name")), f"the pipeline in {folder}")
+    for part in (family.network, "vae", "scheduler", "tokenizer", *family.encoders):
+        kind = held.get(part, [None, None])
+        if not isinstance(kind, list) or len(kind) != 2 or not all(isinstance(n, str | None) for n in kind):
+            raise UserError(
+                f"{index} is damaged, {part} is {one_line(kind)[:40]}: copy the pipeline again, whole"
+            )
+        if kind[1] is None and part not in family.optional:
+            raise UserError(f"{index} names no {part}: copy the pipeline again, whole")
     if not any((folder / "tokenizer" / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise UserError(f"{folder / 'tokenizer' / 'vocab.json'} is missing: copy the pipeline again, whole")
+    if (words := folder / "tokenizer" / "tokenizer_config.json").exists():
+        read_config(words)
     for part in (family.network, "vae", *family.encoders):
         if held.get(part, [None])[0] is None and part in family.optional:
             continue
         stem = "model" if part in family.encoders else "diffusion_pytorch_model"
         if not (folder / part / "config.json").is_file():
             raise UserError(f"{folder / part / 'config.json'} is missing: copy the pipeline again, whole")
-        read_config(folder / part / "config.json")
+        network_config(folder / part / "config.json")
         files = sorted((folder / part).glob("*.safetensors"))
         if not files and not pickle:
             pickled = next((folder / part).glob("*.bin"), None)

@@ -31,6 +31,7 @@ from salun_core.methods import METHODS
 from salun_core.metrics.generation.erasure import relearning_curve
 from salun_core.models.text_to_image.families import network_of
 from salun_core.models.text_to_image.pipelines import save_pipeline
+from salun_core.paths import project_root
 from salun_core.saliency import random_mask
 from salun_core.tasks.text_to_image import text_to_image_task
 
@@ -421,3 +422,33 @@ def test_pipelines_of_other_families_are_planned(family, tmp_path):
 def test_the_speed_must_be_one(capsys):
     assert main(["plan", "classification", "--tflops", "0"]) == 2
     assert "tflops must be positive" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("part", "damage"),
+    [
+        ("unet", {"sample_size": None}),
+        ("unet", {"layers_per_block": 10**9}),
+        ("unet", {"down_block_types": 3}),
+        ("vae", {"block_out_channels": "x"}),
+        ("vae", []),
+        ("unet", None),
+    ],
+)
+def test_a_pipeline_with_a_damaged_configuration_is_not_planned(part, damage, tmp_path):
+    folder = shutil.copytree(project_root() / "data" / "models" / "tiny-sd", tmp_path / "sd")
+    file = folder / part / "config.json"
+    held = json.loads(file.read_text())
+    text = "[" * 5000 if damage is None else json.dumps(held | damage if isinstance(damage, dict) else damage)
+    file.write_text(text)
+    with pytest.raises(UserError, match=str(folder)) as caught:
+        plan.needs(TextToImageParams.load({"pipeline": str(folder)}))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["./typo", "typo", "a/b/c", "~/typo", "/typo", "a--b/c"])
+def test_a_pipeline_that_does_not_exist_is_one_sentence(name, tmp_path):
+    params = TextToImageParams.load({"pipeline": name})
+    for look in (plan.needs, lambda given: given.load_pipe()):
+        with pytest.raises(UserError, match="there is no folder .*: give a diffusers folder"):
+            look(params)
