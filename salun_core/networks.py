@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from salun_core.errors import UserError, lacks_memory
@@ -117,6 +118,32 @@ def copied(model: nn.Module) -> nn.Module:
         raise UserError(
             f"the model cannot be copied ({error}): methods train a copy, so keep in it only what copy.deepcopy copies"
         ) from error
+
+
+def weight_bytes(model: nn.Module, *, note: Mapping[str, str] | None = None) -> bytes:
+    """All weights and buffers of a network as a safetensors file.
+
+    Weights that are tied are written under each of their names, so that ``load_state_dict`` reads the file.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network.
+    note : mapping of str to str, optional
+        Stored in the file's header.
+    """
+    return save(apart(model.state_dict()), metadata=dict(note or {}) or None)
+
+
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors on the processor, each in memory of its own, as safetensors demands."""
+    found, seen = {}, set()
+    for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        place = value.untyped_storage().data_ptr()
+        found[name] = value.clone() if place in seen else value
+        seen.add(place)
+    return found
 
 
 def read_tensors(path: Path | str, remedy: str, **how: Any) -> Any:

@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 import torch
 import yaml
-from safetensors.torch import save
 from torch import nn
 
 from salun_core.data.images import ImageData
@@ -35,6 +34,7 @@ from salun_core.models.classification.normalised import Normalised
 from salun_core.models.diffusion.unet import save_diffusion
 from salun_core.models.text_to_image.deltas import delta_bytes, weights_digest
 from salun_core.models.text_to_image.pipelines import save_pipeline
+from salun_core.networks import weight_bytes
 from salun_core.paths import expanded
 from salun_core.saliency import Mask, density, save_mask
 
@@ -352,9 +352,8 @@ def _classifier(found: Found, model: nn.Module, folder: Path) -> list[Path]:
         "mean": list(mean),
         "std": list(std),
     }
-    weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
     return [
-        write_whole(folder / WEIGHTS, save(weights, metadata={"format": "pt"})),
+        write_whole(folder / WEIGHTS, weight_bytes(model, note={"format": "pt"})),
         write_whole(folder / "config.json", json.dumps(config, indent=1, ensure_ascii=False).encode()),
     ]
 

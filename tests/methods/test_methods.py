@@ -23,7 +23,7 @@ from salun_core.methods.contract import check_method, check_refusals
 from salun_core.methods.engine import check_search, check_settings, descend, round_count, rounds
 from salun_core.methods.search import Range, between, candidates, one_from
 from salun_core.saliency import random_mask, saliency_mask
-from salun_core.tasks.classification import random_labels
+from salun_core.tasks.classification import classification_task, random_labels
 
 QUICK = {"iu": {"samples": 20}, "ft": {"epochs": 1}, "rl": {"epochs": 1}, "salun": {"epochs": 1}}
 QUICK |= {"scrub": {"epochs": 1}, "neggrad_plus": {"epochs": 2}}
@@ -183,6 +183,42 @@ def test_boundary_expanding_takes_its_extra_class_away():
     with torch.no_grad():  # and the forget images did go there
         images, _ = next(iter(task.forget))
         assert (kept(images).argmax(1) == 10).float().mean() > 0.5
+
+
+class TwoHeads(nn.Module):
+    """A layer that is not the last one, and not used for classes, comes last."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.other = nn.Linear(12, 4), nn.Linear(12, 4)
+
+    def forward(self, images):
+        return self.head(images.flatten(1))
+
+
+def test_boundary_expanding_widens_the_layer_that_gives_the_class_scores():
+    data = [(torch.rand(8, 3, 2, 2), torch.arange(8) % 4)]
+    task = classification_task(TwoHeads(), forget=data, retain=data)
+    assert classifier_head(task)[0] == "head"
+    model = METHODS["be"](task, steps=1, lr=0.1).model
+    assert model.head.out_features == 4 and same(model.other, task.model.other)
+    assert not torch.equal(model.head.weight, task.model.head.weight)
+
+
+@pytest.mark.parametrize("name", ["iu", "ssd"])
+def test_the_mask_may_lie_on_another_device_than_the_model(name):
+    """As one from `load_mask` does, which is given to a model on an accelerator."""
+    moved = []
+    task = trained_task()
+    mask = {n: torch.ones_like(w, dtype=torch.bool) for n, w in task.model.named_parameters()}
+
+    class Elsewhere(torch.Tensor):
+        def to(self, device):
+            moved.append(device)
+            return self.as_subclass(torch.Tensor)
+
+    METHODS[name](task, mask={n: m.as_subclass(Elsewhere) for n, m in mask.items()}, **QUICK.get(name, {}))
+    assert len(moved) >= len(mask)
 
 
 def plain_steps(task):

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import nn
 
 from salun_core.code_digest import code_digest
@@ -20,6 +20,7 @@ from salun_core.experiments.runs.provenance import peak_memory
 from salun_core.experiments.runs.store import Key, Result, Store
 from salun_core.metrics.classification.outputs import Evaluation
 from salun_core.models import modules_of
+from salun_core.networks import weight_bytes
 from salun_core.tasks.classification import ClassificationTask
 
 CODE = ("salun_core.experiments.classification.problem",)
@@ -91,8 +92,7 @@ class ClassifierLab(Lab):
             "losses": losses,
             "peak_memory": peak_memory(self.device),
         }
-        weights = {name: value.contiguous().cpu() for name, value in net.state_dict().items()}
-        return self.store.put(key, values, self.provenance(), {".model.safetensors": save(weights)})
+        return self.store.put(key, values, self.provenance(), {".model.safetensors": weight_bytes(net)})
 
     def task(self, seed: int, scenario: Scenario) -> ClassificationTask:
         """The unlearning problem of one seed and scenario, with its trained model."""

@@ -15,12 +15,13 @@ from salun_core.data.batches import Batches
 from salun_core.errors import UserError
 from salun_core.experiments.diffusion.problem import Problem
 from salun_core.experiments.generation.lab import LABS as GENERATION
-from salun_core.experiments.generation.lab import MODEL, GenerationLab, listed, packed
+from salun_core.experiments.generation.lab import MODEL, GenerationLab, listed
 from salun_core.experiments.runs.cells import Cell, Scenario
 from salun_core.experiments.runs.lab import thinned
 from salun_core.experiments.runs.provenance import peak_memory
 from salun_core.experiments.runs.store import Key, Result, digest
 from salun_core.files import sha256
+from salun_core.networks import weight_bytes
 from salun_core.tasks.diffusion import DiffusionTask
 from salun_core.tasks.diffusion_training import seconds_behind
 
@@ -99,7 +100,7 @@ class DiffusionLab(GenerationLab):
             "weights": sum(w.numel() for w in net.parameters()),
             "peak_memory": peak_memory(self.device),
         }
-        stored = self.store.put(key, values, self.provenance(), {MODEL: packed(net)})
+        stored = self.store.put(key, values, self.provenance(), {MODEL: weight_bytes(net)})
         self.unlearned_stored()
         return stored
 

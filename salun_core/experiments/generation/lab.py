@@ -40,6 +40,7 @@ from salun_core.metrics.generation.recognition import Recognition, recognise
 from salun_core.metrics.share import wilson
 from salun_core.models import build_model, modules_of
 from salun_core.models.text_to_image.deltas import weights_digest
+from salun_core.networks import weight_bytes
 from salun_core.tasks.base import Task
 from salun_core.tasks.classification_training import train_network
 
@@ -125,7 +126,7 @@ class GenerationLab(Lab):
 
     def weights(self, model: nn.Module, task: Task) -> bytes:
         """An unlearned model as the content of a safetensors file."""
-        return packed(model)
+        return weight_bytes(model)
 
     def model(self, result: Result) -> nn.Module:
         """The unlearned model behind a result."""
@@ -370,7 +371,7 @@ class GenerationLab(Lab):
             "n": len(labels),
             "confusion": seen.counts.tolist(),
         }
-        return self.store.put(key, values, self.provenance(), {MODEL: packed(net)})
+        return self.store.put(key, values, self.provenance(), {MODEL: weight_bytes(net)})
 
     @cached_property
     def judge_accuracy(self) -> float:
@@ -410,11 +411,6 @@ class GenerationLab(Lab):
     @property
     def _images(self) -> dict[str, Any]:
         return {"data": self.data.digest, "size": list(self.data.images.shape[1:]), "flip": self.data.flip}
-
-
-def packed(model: nn.Module) -> bytes:
-    """Weights as a safetensors file."""
-    return save({name: value.contiguous().cpu() for name, value in model.state_dict().items()})
 
 
 def result_of(lab: GenerationLab, row: pd.Series) -> Result:

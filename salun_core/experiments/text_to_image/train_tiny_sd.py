@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from salun_core.data import load_dataset
@@ -29,6 +29,7 @@ from salun_core.models import build_model
 from salun_core.models.text_to_image.pipelines import encode_images, encode_prompts, fitted, silent
 from salun_core.models.text_to_image.sampling import sample_prompts
 from salun_core.models.text_to_image.tiny_pipeline import build_clip, build_tiny_sd
+from salun_core.networks import weight_bytes
 from salun_core.rng import derive
 from salun_core.tasks import RECIPES
 from salun_core.tasks.classification_training import train_network
@@ -120,7 +121,7 @@ def train_tiny_sd(
             progress=progress,
         )
         if done is not None:
-            write_whole(done, save({k: v.contiguous() for k, v in model.state_dict().items()}))
+            write_whole(done, weight_bytes(model))
             done.with_suffix(".pt").unlink(missing_ok=True)
         seconds[name] = time.perf_counter() - start
 

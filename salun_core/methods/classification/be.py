@@ -82,7 +82,7 @@ def be(
 
 
 def classifier_head(task: Task) -> tuple[str, nn.Linear]:
-    """The last linear layer that has one output per class, with its name."""
+    """The last linear layer that has one output per class and gives one more when it is widened, with its name."""
     images, _ = next(iter(task.forget))
     with torch.no_grad(), evaluating(task.model) as model:
         classes = class_scores(model, images[:1]).size(1)
@@ -91,17 +91,29 @@ def classifier_head(task: Task) -> tuple[str, nn.Linear]:
         for n, m in task.model.named_modules()
         if isinstance(m, nn.Linear) and m.out_features == classes
     ]
-    if not heads:
-        raise UserError(
-            f"boundary expanding needs a linear last layer with {classes} outputs; this model has none"
-        )
-    name, head = heads[-1]
-    if not isinstance(head.weight, nn.Parameter):
-        raise UserError(
-            f"boundary expanding needs a plain linear last layer, but the weight of {name} is computed from others: "
-            "remove its weight_norm, spectral_norm or pruning first"
-        )
-    return name, head
+    for name, head in reversed(heads):
+        if not isinstance(head.weight, nn.Parameter):
+            raise UserError(
+                f"boundary expanding needs a plain linear last layer, but the weight of {name} is computed from others: "
+                "remove its weight_norm, spectral_norm or pruning first"
+            )
+        if _widens(task.model, name, head, images[:1]):  # others may have as many outputs
+            return name, head
+    raise UserError(
+        f"boundary expanding needs a linear last layer with {classes} outputs, which are the class scores; this model "
+        "has none"
+    )
+
+
+def _widens(model: nn.Module, name: str, head: nn.Linear, images: Tensor) -> bool:
+    """Whether the class scores are one more when a layer has one output more."""
+    twin = copied(model)
+    _replace_head(twin, name, _widened(head, generator(0, "be")))
+    with torch.no_grad(), evaluating(twin):
+        try:
+            return class_scores(twin, images).size(1) == head.out_features + 1
+        except UserError:  # the network counts on the number of its outputs
+            return False
 
 
 def _replace_head(model: nn.Module, name: str, head: nn.Module) -> None:

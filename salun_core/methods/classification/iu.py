@@ -75,7 +75,9 @@ def iu(
         for (name, weight), part in zip(weights.items(), parts, strict=True):
             change = alpha * part.view_as(weight)
             weight.copy_(
-                weight + change if mask is None else torch.where(mask[name], weight + change, weight)
+                weight + change
+                if mask is None
+                else torch.where(mask[name].to(weight.device), weight + change, weight)
             )
     return Unlearned(model, [], samples=n + len(rows))
 

@@ -66,7 +66,9 @@ def ssd(
         parts = factor.split([w.numel() for w in weights.values()])
         for (name, weight), part in zip(weights.items(), parts, strict=True):
             dampened = weight * part.view_as(weight).to(weight.dtype)
-            weight.copy_(dampened if mask is None else torch.where(mask[name], dampened, weight))
+            weight.copy_(
+                dampened if mask is None else torch.where(mask[name].to(weight.device), dampened, weight)
+            )
     return Unlearned(model, [], samples=n)
 
 

@@ -174,6 +174,13 @@ def fitting(weights: Mapping[str, Tensor], network: nn.Module, source: str) -> d
         found = {name: wanted[name] for name in MOMENTS} | found
     # Networks without their normalisation layer, as the authors' code saves it, and counts that older versions lack.
     found |= {n: v for n, v in wanted.items() if n.endswith("num_batches_tracked") and n not in found}
+    # Files of safetensors hold weights that are tied under one of their names.
+    tied = {(v.data_ptr(), v.shape): n for n, v in wanted.items() if n in found}
+    found |= {
+        n: found[tied[at]]
+        for n, v in wanted.items()
+        if n not in found and (at := (v.data_ptr(), v.shape)) in tied
+    }
     wrong = [
         n for n in (*wanted, *found) if n not in wanted or n not in found or wanted[n].shape != found[n].shape
     ]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from salun_core.errors import UserError
 from salun_core.files import parse_json, regular, write_whole
+from salun_core.networks import apart
 from salun_core.saliency import packed_bits, unpacked_bits
 
 FORMAT = "salun-delta-1"
@@ -70,7 +71,7 @@ def delta_bytes(model: nn.Module, original: nn.Module, *, note: Mapping[str, str
         "shapes": json.dumps(shapes),
         **(note or {}),
     }
-    return save(parts, metadata=header)
+    return save(apart(parts), metadata=header)  # the values of tied weights share memory
 
 
 def load_delta(path: Path | str, original: nn.Module) -> nn.Module:

@@ -1,5 +1,6 @@
 """Classification that starts from a model that others have trained."""
 
+import copy
 import json
 from collections import OrderedDict
 from pathlib import Path
@@ -13,9 +14,11 @@ from torch import nn
 from salun_core.errors import UserError
 from salun_core.experiments.classification.method_comparison import ClassificationParams, run
 from salun_core.experiments.classification.stability import StabilityParams
+from salun_core.experiments.export import export
 from salun_core.models import build_model
 from salun_core.models.classification.checkpoints import Checkpoint
 from salun_core.models.classification.normalised import Normalised
+from salun_core.models.text_to_image.deltas import load_delta
 from salun_core.pages.figures import classification as figures
 from salun_core.pages.tables import classification as tables
 from salun_core.pages.text import classification as text
@@ -58,6 +61,45 @@ def test_weights_are_found_under_the_names_that_others_give_them(files, ending):
     loaded = Checkpoint(str(files / f"before.{ending}")).load(network(1))
     images = torch.rand(3, 1, 8, 8)
     assert torch.equal(loaded(images), network(5).eval()(images))
+
+
+class Tied(nn.Module):
+    """Two layers with one weight, as no file of safetensors holds it twice without a copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, images):
+        return self.head(self.second(self.first(images.mean(dim=1).flatten(1)).relu()))
+
+
+def tied(num_classes):
+    torch.manual_seed(0)
+    return Tied()
+
+
+def test_weights_that_are_tied_are_stored_exported_and_read(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    mine = {**SMALL, "arch": "test_checkpoints:tied", "width": None, "recipe": "digits"}
+    results = run(ClassificationParams.load(mine | {"out_dir": str(tmp_path / "out")}))
+    row = results.cells.query("method == 'salun'").iloc[0]
+    for changed in (False, True):
+        export(row["cell"], tmp_path / "shared", out_dir=tmp_path / "out", changed_only=changed)
+    original = results.lab.task(0, results.params.scenarios()[0]).model
+    again, first = copy.deepcopy(original), load_delta(tmp_path / "shared" / "changed.safetensors", original)
+    again.load_state_dict(load_file(tmp_path / "shared" / "model.safetensors"))
+    assert same(again, first) and not same(again, original)
+    # As others write it: under one of the names, whichever.
+    for left_out in ("first.weight", "second.weight"):
+        weights = {n: v.clone() for n, v in again.net.state_dict().items() if n != left_out}
+        save_file(weights, tmp_path / "one.safetensors")
+        given = mine | {"pretrained": str(tmp_path / "one.safetensors"), "methods": ["original"]}
+        found = ClassificationParams.load(given | {"out_dir": str(tmp_path / left_out)})
+        brought = found.lab().original(0, found.scenarios()[0])
+        assert same(brought.net, again.net) and brought.net.first.weight is brought.net.second.weight
 
 
 def test_a_checkpoint_that_diverged_is_refused_by_its_name(tmp_path):
@@ -301,7 +343,6 @@ def test_a_pooling_layer_that_a_classifier_does_not_use_may_be_left_over(tmp_pat
 
 
 def test_a_model_of_transformers_is_exported_as_one(tmp_path):
-    from salun_core.experiments.export import export
 
     vision_transformer(tmp_path / "vit")
     given = {"pretrained": str(tmp_path / "vit"), "out_dir": str(tmp_path / "runs")}
