@@ -84,6 +84,17 @@ def test_a_classifier_is_exported_with_card_mask_and_the_metrics_of_its_table(cl
     )
 
 
+def test_a_copy_among_the_lists_of_results_is_passed_over(classified, tmp_path):
+    results, out = classified
+    lists = out / "results"
+    copy = lists / "class-old.json"  # before classification.json in the order of names
+    copy.write_bytes((lists / "classification.json").read_bytes())
+    try:
+        assert export(cell_of(results, "ft")["cell"], tmp_path, out_dir=out)
+    finally:
+        copy.unlink()
+
+
 def test_the_card_is_one_that_the_hub_reads(classified, tmp_path):
     hub = pytest.importorskip("huggingface_hub")
     results, out = classified

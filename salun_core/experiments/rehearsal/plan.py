@@ -295,8 +295,12 @@ def folder_shape(folder: Path) -> tuple[Shape, tuple[str, ...]]:
     from PIL import Image
 
     _, train, test = pictures(folder)
-    with Image.open(next(iter(train.values()))[0]) as first:
-        size, channels = min(first.size), 1 if first.mode in GREY else 3
+    file = next(iter(train.values()))[0]
+    try:
+        with Image.open(file) as first:
+            size, channels = min(first.size), 1 if first.mode in GREY else 3
+    except Exception as error:  # decoders raise whatever a broken file leads them to
+        raise UserError(f"{file} cannot be read as an image: replace or remove it") from error
     counts = [sum(map(len, part.values())) for part in (train, test)]
     return Shape(len(train), channels, size, train=counts[0], test=counts[1]), tuple(train)
 

@@ -452,3 +452,13 @@ def test_a_pipeline_that_does_not_exist_is_one_sentence(name, tmp_path):
     for look in (plan.needs, lambda given: given.load_pipe()):
         with pytest.raises(UserError, match="there is no folder .*: give a diffusers folder"):
             look(params)
+
+
+def test_a_folder_whose_first_picture_is_damaged_is_not_planned(tmp_path):
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / part / name).mkdir(parents=True)
+            (tmp_path / part / name / "1.png").write_bytes(b"no picture")
+    params = ClassificationParams.load({"dataset": "imagefolder", "data_dir": str(tmp_path)})
+    with pytest.raises(UserError, match="cat/1.png cannot be read as an image: replace or remove it"):
+        plan.needs(params)
