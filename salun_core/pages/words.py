@@ -10,6 +10,7 @@ MASK_LABELS = {
     "random": "random mask",
     "random_per_layer": "random mask per layer",
     "least_salient": "least salient mask",
+    "lora": "adapters",
 }
 """Kinds of masks, as readers know them."""
 

@@ -66,6 +66,7 @@ MASK_LOOK = {
     "random": ("#000000", "s"),
     "random_per_layer": ("#8C8C8C", "P"),
     "least_salient": ("#009E73", "v"),
+    "lora": ("#CC79A7", "X"),
 }
 WIDTH = 6.5  # inches: a phone shows it in a frame that scrolls
 NARROW = 4.6  # inches: legible when a phone shrinks it to 390 pixels

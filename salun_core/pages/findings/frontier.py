@@ -57,7 +57,8 @@ class Along:
     def interval(self) -> tuple[float, float]:
         """Its 95% t interval over training seeds; NaN for one."""
         found = summary(self.left_out)
-        return max(found["low"], 0.0) if not math.isnan(found["low"]) else math.nan, found["high"]
+        low, high = found["low"], found["high"]
+        return (low, high) if math.isnan(low) else (max(low, 0.0), min(high, 1.0))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ def sentences(cells: pd.DataFrame) -> Text:
 def said(found: Frontiers) -> str:
     """The share of the goal's rectangle that each method leaves out, and whether more than another Retrain does."""
     least, most = found.methods[0], found.methods[-1]
+    first = [one.name for one in found.methods if share(one) == share(least)]
+    who = f"{listed(first)} {'leaves' if len(first) == 1 else 'leave'}"
     floor = (
         ""
         if math.isnan(found.floor)
@@ -30,17 +32,17 @@ def said(found: Frontiers) -> str:
     ]
     alike = f" By their intervals, not distinguishable from that: {listed(within)}." if within else ""
     return (
-        f"Of what {aim(found)} reaches, {least.name} leaves out the least over all its strengths ({share(least)}) and {most.name} "
+        f"Of what {aim(found)} reaches, {who} out the least over all strengths ({share(least)}) and {most.name} "
         f"the most ({share(most)}).{floor}{alike}"
     )
 
 
 def speed(found: Frontiers) -> str:
-    """How far each mask gets in the same few steps, where the three differ most; empty without other masks."""
+    """How far each mask gets in the same few steps, where they differ most; empty without other masks."""
     masks = {
         one.mask: one.points["UA"]
         for one in found.methods
-        if one.method in ("salun", "rl") and one.mask != "none"
+        if one.method in ("salun", "rl") and one.mask not in ("none", "lora")
     }
     if "salient" not in masks or len(masks) < 2:
         return ""

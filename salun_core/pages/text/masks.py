@@ -79,8 +79,8 @@ def summary(found: MaskComparison) -> str:
 
 def named(kind: str) -> str:
     """A kind of mask in a sentence."""
-    label = MASK_LABELS.get(kind, f"{kind} mask")
-    return label if kind == "none" else f"the {label}"
+    label = MASK_LABELS[kind]
+    return f"the {label}" if "mask" in label and kind != "none" else label
 
 
 def layer_shares(found: LayerShares) -> str:

@@ -92,3 +92,13 @@ def test_the_figure_says_who_leaves_out_least_and_has_a_tooltip_for_every_point(
     assert "SalUn leaves out the least" in chart.alt
     # Of GA two points lie outside the panel of other classes, of the random mask one; Retrain is in two panels.
     assert len(chart.tooltips) == 3 * 6 - 3 + 2
+
+
+def test_methods_that_leave_out_the_same_are_named_together_and_adapters_are_no_mask() -> None:
+    cells = made()
+    salun = cells[(cells["mask"] == "salient") & (cells["study"] == "frontier")]
+    cells = pd.concat([cells, salun.assign(method="rl", mask="lora")], ignore_index=True)
+    chart = figures.frontiers(cells)
+    assert "SalUn and RL with adapters leave out the least" in chart.alt
+    assert "adapters" not in text.speed(frontiers(cells))
+    assert all(0 <= one.interval[0] <= one.interval[1] <= 1 for one in frontiers(cells).methods)
