@@ -1,5 +1,7 @@
 """Frontiers of forgetting and keeping."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -44,7 +46,8 @@ def frontiers(cells: pd.DataFrame) -> Chart:
             tooltips.append(Tooltip(axis, f"{found.aim}: UA {x:.1f}%, {what} {value:.2f}", x, float(value)))
             axis.set(xlabel="UA (%)", xlim=(-4, 104))
         axes[0].set(xscale="log", xlabel="times its steps", ylim=(-4, 104))
-        axes[0].set_xticks(found.strengths, [f"{strength:g}" for strength in found.strengths])
+        marks = _apart(found.strengths)
+        axes[0].set_xticks(marks, [f"{strength:g}" for strength in marks])
         axes[0].minorticks_off()
         axes[1].set_ylim(100 - max(15.0, FARTHEST * 100 * (1 - goal["OA"])), 100.7)
         axes[2].set_ylim(0, FARTHEST * goal["FD"])
@@ -56,6 +59,15 @@ def frontiers(cells: pd.DataFrame) -> Chart:
     shown = [tip for tip in tooltips if tip.axis.get_ylim()[0] <= (tip.y or 0.0) <= tip.axis.get_ylim()[1]]
     said = text.said(found)
     return Chart(fig, said, text.caption(found), found, tooltips=tuple(shown))
+
+
+def _apart(strengths: Sequence[float]) -> list[float]:
+    """Those whose labels do not meet on a logarithmic axis."""
+    found: list[float] = []
+    for strength in strengths:
+        if not found or strength >= 2 * found[-1]:
+            found.append(strength)
+    return found
 
 
 def _way(axis: Axes, one: Along, x: pd.Series, y: pd.Series, what: str) -> list[Tooltip]:
