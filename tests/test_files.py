@@ -12,6 +12,7 @@ from salun_core.data.prompts import read_i2p
 from salun_core.data.splits import read_ids
 from salun_core.errors import UserError
 from salun_core.experiments.classification.method_comparison import ClassificationParams
+from salun_core.experiments.runs.store import Key, Store
 from salun_core.files import all_regular, read_config, read_json, regular, sha256
 from salun_core.metrics.generation.detection import Detections
 from salun_core.models.text_to_image.pipelines import load_pipeline
@@ -78,6 +79,7 @@ def test_no_command_waits_for_a_pipe(words, tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe.yaml")
     for folder in ("cells", "results"):
         (tmp_path / folder).mkdir()
+    Store(tmp_path / "cells").put(Key("cell", {"number": 0}, "code"), {"status": "done"}, {"finished": "now"})
     os.mkfifo(tmp_path / "results" / "classification.json")
     there = [word.replace("PIPE", str(tmp_path / "pipe")).replace("FOLDER", str(tmp_path)) for word in words]
     assert main(there) == 2

@@ -74,7 +74,9 @@ def test_ids_numbers_and_batches_are_those_of_memory(both):
 def test_a_second_reading_decodes_nothing_unless_files_or_cache_changed(folder, both, monkeypatch, tmp_path):
     read = []
     picture = image_files._picture
-    monkeypatch.setattr(image_files, "_picture", lambda file, size: read.append(file) or picture(file, size))
+    monkeypatch.setattr(
+        image_files, "_picture", lambda file, *rest: read.append(file) or picture(file, *rest)
+    )
     again = load_dataset("imagefolder", folder, size=24)
     assert len(read) == 1  # the first, for its size
     cache = max((tmp_path / "data/sets/cache").glob("*.pixels"), key=lambda path: path.stat().st_size)
