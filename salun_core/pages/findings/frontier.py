@@ -102,6 +102,11 @@ class Frontiers:
         return "Retrain" if self.retrained else "The ideal"
 
     @property
+    def of_what(self) -> str:
+        """What the seeds are of: with Retrain every seed trains a model of its own."""
+        return f"{'training' if self.retrained else 'unlearning'} seed"
+
+    @property
     def floor(self) -> float:
         """The noise of retraining, over training seeds; NaN where there is one Retrain only."""
         return float(self.noise.mean())

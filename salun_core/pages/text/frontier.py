@@ -57,11 +57,6 @@ def aim(found: Frontiers) -> str:
     return "Retrain" if found.retrained else "the ideal"
 
 
-def seeds(found: Frontiers) -> str:
-    """How many seeds, and of what: with Retrain every seed trains a model of its own."""
-    return counted(found.seeds, f"{'training' if found.retrained else 'unlearning'} seed")
-
-
 def share(one: Along) -> str:
     """A share left out with its interval, in percent."""
     low, high = one.interval
@@ -77,7 +72,7 @@ def caption(found: Frontiers) -> str:
         else "the ideal: the class never drawn, the others as Original draws them"
     )
     return (
-        f"{said(found)}{speed(found)} {'Class' if len(found.forgotten) == 1 else 'Classes'} {listed(found.forgotten)} forgotten, {seeds(found)}, "
+        f"{said(found)}{speed(found)} {'Class' if len(found.forgotten) == 1 else 'Classes'} {listed(found.forgotten)} forgotten, {counted(found.seeds, found.of_what)}, "
         f"{counted(found.runs, 'run')}, {found.samples}. Each line is one method at different "
         f"numbers of steps; points are means over runs, and the star and the dashed line show {star}. In the middle panel, up and to the right is better; in the "
         "right-hand panel, down and to the right. Values outside a panel are in the table."
