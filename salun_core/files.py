@@ -199,10 +199,9 @@ def read_config(path: Path | str, *, infinite: bool = False) -> dict[str, Any]:
     UserError
         If it is missing or damaged.
     """
+    path = regular(path)
     try:
-        content = parse_json(regular(path).read_text("utf8"), strict=True, infinite=infinite)
-    except UserError:
-        raise
+        content = parse_json(path.read_text("utf8"), strict=True, infinite=infinite)
     except (ValueError, OSError) as error:
         why = f" ({error})" if str(error).endswith("is not JSON") else ""
         raise UserError(f"{path} is damaged{why}: copy it again") from error

@@ -101,10 +101,6 @@ class GenerationLab(Lab):
         """Classes that the judge tells apart: K, or more."""
         return self.classes
 
-    def build(self, seed: int) -> nn.Module:
-        """A denoising network of this lab's kind."""
-        raise NotImplementedError
-
     def drawn(self, model: nn.Module, forgotten: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The samples a model is measured by, uint8 (n, C, H, W), and the class each was asked for (n,).
 

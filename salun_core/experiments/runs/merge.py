@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from salun_core.errors import UserError
-from salun_core.experiments.runs.store import Result, digest, is_whole, read_result
+from salun_core.experiments.runs.store import RESULTS, Result, digest, is_whole, read_result
 from salun_core.files import check_writable, listed, parse_json, readable, regular, write_whole
 from salun_core.saliency import load_mask
 
-RESULTS = "*-*.json"
 COSTS = ("seconds", "mask_seconds", "sampling_seconds", "peak_memory")
 """Values of a result that differ each time it is computed."""
 

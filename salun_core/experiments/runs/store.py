@@ -30,6 +30,7 @@ from salun_core.files import (
 )
 
 FORMAT = 1
+RESULTS = "*-*.json"  # names of results in a folder of cells
 ATTEMPTS = 5  # to store a result that another machine is storing at the same moment
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)
 
@@ -329,7 +330,7 @@ class _Record(BaseModel):
 
 def read_results(folder: Path | str) -> list[Result]:
     """Every whole result in a folder, sorted by file name; damaged files are left out."""
-    found = map(read_result, listed(folder, "*-*.json"))
+    found = map(read_result, listed(folder, RESULTS))
     return [result for result in found if result is not None]
 
 

@@ -10,6 +10,7 @@ from salun_core.pages.findings import frontier as findings
 from salun_core.pages.findings.frontier import Along
 from salun_core.pages.text import frontier as text
 from salun_core.pages.tooltips import Tooltip
+from salun_core.pages.words import capital
 
 FARTHEST = 3  # times the goal's loss of other classes and its distance, at least, that the panels show
 
@@ -41,9 +42,19 @@ def frontiers(cells: pd.DataFrame) -> Chart:
         ):
             x = float(100 * goal["UA"])
             axis.plot(
-                x, value, marker, color=colour, ms=13, mec="white", zorder=4, clip_on=False, label=found.aim
+                x,
+                value,
+                marker,
+                color=colour,
+                ms=13,
+                mec="white",
+                zorder=4,
+                clip_on=False,
+                label=capital(found.aim),
             )
-            tooltips.append(Tooltip(axis, f"{found.aim}: UA {x:.1f}%, {what} {value:.2f}", x, float(value)))
+            tooltips.append(
+                Tooltip(axis, f"{capital(found.aim)}: UA {x:.1f}%, {what} {value:.2f}", x, float(value))
+            )
             axis.set(xlabel="UA (%)", xlim=(-4, 104))
         axes[0].set(xscale="log", xlabel="times its steps", ylim=(-4, 104))
         marks = _apart(found.strengths)

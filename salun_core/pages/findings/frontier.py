@@ -98,8 +98,8 @@ class Frontiers:
 
     @property
     def aim(self) -> str:
-        """What the goal is called."""
-        return "Retrain" if self.retrained else "The ideal"
+        """What the goal is called within a sentence."""
+        return "Retrain" if self.retrained else "the ideal"
 
     @property
     def of_what(self) -> str:

@@ -7,7 +7,7 @@ import pandas as pd
 from salun_core.pages.findings import frontier as findings
 from salun_core.pages.findings.frontier import Along, neighbour
 from salun_core.pages.tables.table import Table, number
-from salun_core.pages.words import counted, listed
+from salun_core.pages.words import capital, counted, listed
 
 
 def frontier_table(cells: pd.DataFrame) -> Table:
@@ -17,7 +17,7 @@ def frontier_table(cells: pd.DataFrame) -> Table:
     goal = found.goal
     lines.append(
         {
-            "Method": found.aim,
+            "Method": capital(found.aim),
             "Left out (%)": number(100 * found.floor, 1),
             "at × steps": "–",
             **_point(goal),
@@ -25,16 +25,15 @@ def frontier_table(cells: pd.DataFrame) -> Table:
     )
     pairs = [f"{name} ({neighbour(name)})" for name in found.forgotten if neighbour(name)]
     named = f" Neighbour: the class that looks like the forgotten one, {listed(pairs)}." if pairs else ""
-    aim = found.aim if found.retrained else "the ideal"
     last = (
         "The row of Retrain shows what a second Retrain leaves out."
         if found.retrained
         else "There is no Retrain here; the ideal never draws the class, and draws the others as Original does."
     )
     caption = (
-        f"Frontier: share of the rectangle below {aim}'s UA and accuracy of the other classes that a method "
+        f"Frontier: share of the rectangle below {found.aim}'s UA and accuracy of the other classes that a method "
         f"does not cover at any strength, with its 95% t interval over {counted(found.seeds, found.of_what)} "
-        f"({counted(found.runs, 'run')}, {found.samples}); then the strength nearest to {aim}. {last}{named}"
+        f"({counted(found.runs, 'run')}, {found.samples}); then the strength nearest to {found.aim}. {last}{named}"
     )
     frame = pd.DataFrame(lines)
     return Table(frame if pairs else frame.drop(columns="Neighbour"), caption)

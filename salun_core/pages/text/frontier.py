@@ -32,7 +32,7 @@ def said(found: Frontiers) -> str:
     ]
     alike = f" By their intervals, not distinguishable from that: {listed(within)}." if within else ""
     return (
-        f"Of what {aim(found)} reaches, {who} out the least over all strengths ({share(least)}) and {most.name} "
+        f"Of what {found.aim} reaches, {who} out the least over all strengths ({share(least)}) and {most.name} "
         f"the most ({share(most)}).{floor}{alike}"
     )
 
@@ -50,11 +50,6 @@ def speed(found: Frontiers) -> str:
     at = (table.max(axis=1) - table.min(axis=1)).idxmax()
     reached = listed([f"{100 * table.loc[at, mask]:.1f}% under {named(mask)}" for mask in table])
     return f" At equal settings and {at:g} times the default steps, UA is {reached}."
-
-
-def aim(found: Frontiers) -> str:
-    """What the methods should reach, within a sentence."""
-    return "Retrain" if found.retrained else "the ideal"
 
 
 def share(one: Along) -> str:
