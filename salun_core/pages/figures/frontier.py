@@ -76,7 +76,7 @@ def _apart(strengths: Sequence[float]) -> list[float]:
     """Those whose labels do not meet on a logarithmic axis."""
     found: list[float] = []
     for strength in strengths:
-        if not found or strength >= 2 * found[-1]:
+        if not found or strength >= 2.4 * found[-1]:
             found.append(strength)
     return found
 
