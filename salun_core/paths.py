@@ -4,6 +4,9 @@ from pathlib import Path
 
 from salun_core.errors import UserError
 
+MEASURED = "measured"
+"""Folder of a run: its metrics, which follow from its cells and the code and are kept to be found faster."""
+
 
 def project_root(start: Path | None = None) -> Path:
     """The nearest folder above ``start`` (the current folder) that holds this project, else ``start``."""

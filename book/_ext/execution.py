@@ -27,6 +27,7 @@ from typing import Any, TextIO
 import yaml
 
 from salun_core.code_digest import imported_files, locate, named_near, names_imported, texts, texts_in
+from salun_core.paths import MEASURED
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "salun_core"
@@ -129,12 +130,14 @@ def _recorded(tree: ast.Module, given: dict[str, Any], root: Path) -> list[Path]
 
 
 def recorded_files(run: Path) -> set[Path]:
-    """What stands for a recorded run: its tables and metrics, and the folder of its cells.
+    """What stands for a recorded run: its tables, and the folder of its cells.
 
     A folder's time changes when a file in it is added, replaced or removed. Snakemake takes minutes over thousands of files.
+    Metrics that are kept beside them follow from the cells and the code. Pages that show them write and delete them, so
+    that no page may wait for them.
     """
     cells = run / "cells"
-    return {file for file in _files(run) if file.parent != cells} | {
+    return {file for file in _files(run) if file.parent not in (cells, run / MEASURED)} | {
         folder for folder in (cells,) if folder.is_dir()
     }
 

@@ -231,6 +231,8 @@ def test_cells_of_a_recorded_run_count_by_their_folder_which_a_replaced_one_chan
     cell.parent.mkdir()
     cell.write_text("{}")
     (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "measured").mkdir()
+    (tmp_path / "measured/UA-0.json").write_text("{}")  # by a page that shows it, which may also delete it
     assert recorded_files(tmp_path) == {cell.parent, tmp_path / "results.json"}
     os.utime(cell.parent, (0, 0))
     write_whole(cell, b"{ }")  # as results are written, and as git checks files out

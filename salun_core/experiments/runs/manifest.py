@@ -8,11 +8,11 @@ from pathlib import Path
 
 from salun_core.errors import UserError
 from salun_core.files import readable, sha256, write_whole
-from salun_core.paths import recorded_folder
+from salun_core.paths import MEASURED, recorded_folder
 
 NAME = "MANIFEST"
 UNKEPT = (".model.safetensors", ".samples.safetensors", ".pt")
-UNKEPT_FOLDERS = ("measured",)
+UNKEPT_FOLDERS = (MEASURED,)
 """What .gitignore leaves out of a recorded run, besides hidden files and folders."""
 
 NAMED = 3  # of the files that differ, so many are named

@@ -22,6 +22,7 @@ from salun_core.experiments.runs.params import Params
 from salun_core.experiments.runs.store import FileName, Result, digest, is_whole, read_result
 from salun_core.files import read_json, readable, write_whole
 from salun_core.metrics import KINDS, METRICS
+from salun_core.paths import MEASURED
 from salun_core.plugins import Failed, blaming
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Table:
         self, folder: Path, experiment: str, params: Mapping[str, Any], *, metrics: Sequence[str] = ()
     ) -> None:
         self.folder, self.experiment, self.params = folder, experiment, params
-        self.measured = Measured(folder / "measured", metrics)
+        self.measured = Measured(folder / MEASURED, metrics)
 
     def rows(self, entries: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         """One row for each entry: a stored cell's name (``cell``), ``reported``, and tags.
