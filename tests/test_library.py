@@ -237,31 +237,6 @@ def test_the_lines_for_generators_in_the_chapter_on_your_data_run():
     assert not same(given["unlearned"].model, given["pipe"].unet)
 
 
-def test_the_five_lines_of_the_chapter_on_the_method_hold_a_mask_of_the_weights_that_may_change():
-    """Where a part is frozen the mask does not name it."""
-    text = (ROOT / "book" / "method.md").read_text("utf8")
-    (lines,) = (code.split("```")[0] for code in text.split("```python\n")[1:] if "train_step(" in code)
-    assert len(lines.splitlines()) == 5
-    model, before = small_network(0), small_network(0)
-    model[0].requires_grad_(False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
-    batches = list(loaders()["forget"])
-
-    def train_step(model, images, labels):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-
-    mask = saliency_mask(
-        model, batches, lambda net, batch: nn.functional.cross_entropy(net(batch[0]), batch[1])
-    )
-    exec(lines, {"torch": torch, "model": model, "mask": mask, "batches": batches, "train_step": train_step})
-    for name, weight in before.named_parameters():
-        held = ~mask[name] if name in mask else torch.ones_like(weight, dtype=torch.bool)
-        moved = weight != model.get_parameter(name)
-        assert not moved[held].any() and (name not in mask or moved.any() or not mask[name].any())
-
-
 def test_a_method_leaves_the_callers_model_and_random_numbers_alone():
     model = small_network(3)
     before, state = small_network(3), torch.get_rng_state()
