@@ -337,7 +337,7 @@ def _read_values(pairs: Sequence[tuple[str, str]], what: str) -> dict[str, Any]:
     values = {}
     for name, text in pairs:
         try:
-            values[name] = parse_yaml(text)
+            values[name] = parse_yaml(text) if text else ""  # blank text means something for some
         except yaml.YAMLError:
             values[name] = text
         if values[name] is None:

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -164,7 +165,9 @@ def read_tensors(path: Path | str, remedy: str, **how: Any) -> Any:
         If it is damaged, or holds more than tensors.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, **how)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Validating sparse tensor")  # which takes no time here
+            return torch.load(path, map_location="cpu", weights_only=True, **how)
     except Exception as error:  # a truncated pickle can raise almost anything
         if lacks_memory(error):
             raise

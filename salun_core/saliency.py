@@ -497,7 +497,11 @@ def load_mask(path: Path | str, *, device: torch.device | str = "cpu") -> Mask:
 
 def _official_mask(path: Path | str) -> Mask:
     found = read_tensors(path, "the mask as a plain dict of tensors")
-    if not isinstance(found, dict) or not found or not all(isinstance(m, Tensor) for m in found.values()):
+    if (
+        not isinstance(found, dict)
+        or not found
+        or not all(isinstance(n, str) and isinstance(m, Tensor) for n, m in found.items())
+    ):
         raise UserError(f"{path} is not a saliency mask: give a dict of tensors by weight name")
     found = {name: values.to_dense() for name, values in found.items()}  # some are stored sparse
     for name, values in found.items():

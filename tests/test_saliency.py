@@ -273,7 +273,6 @@ def test_a_mask_in_the_official_format_is_what_the_authors_code_multiplies_gradi
         save_mask(mask, path, format="oficial")
 
 
-@pytest.mark.filterwarnings("ignore:Validating sparse")
 def test_a_sparse_mask_is_read_and_what_is_no_mask_is_not_written(tmp_path):
     mask = {"w": torch.tensor([[True, False], [False, False]])}
     torch.save({"w": mask["w"].float().to_sparse()}, tmp_path / "mask.pt")
@@ -297,6 +296,7 @@ class Runs:
         (Runs(), "could run code"),
         ({"w": Runs()}, "could run code"),
         ([torch.ones(3)], "not a saliency mask"),
+        ({1: torch.ones(3)}, "not a saliency mask"),
         ({}, "not a saliency mask"),
         ({"w": 1}, "not a saliency mask"),
         ({"w": torch.tensor([0.0, 0.3])}, "w holds other values than 0 and 1"),

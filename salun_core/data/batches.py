@@ -63,6 +63,11 @@ class Batches:
         return self.n == 0
 
     @property
+    def distinct(self) -> tuple[int, ...]:
+        """The labels that occur, in order."""
+        return tuple(self.labels.unique().tolist())
+
+    @property
     def device(self) -> torch.device:
         """Where batches are put."""
         return self.labels.device
@@ -149,6 +154,7 @@ class Stream:
     classes: int | None = None
     unit: bool = False
     counted: dict[str, int] = field(default_factory=dict, repr=False)  # images and batches of a whole pass
+    seen: dict[int, None] = field(default_factory=dict, repr=False)  # labels so far
 
     @property
     def n(self) -> int:
@@ -157,6 +163,11 @@ class Stream:
             for _ in self:
                 pass
         return self.counted["images"]
+
+    @property
+    def distinct(self) -> tuple[int, ...]:
+        """The labels that occur, in order; found by a pass if none was made before."""
+        return tuple(sorted(self.seen)) if self.n else ()
 
     @property
     def empty(self) -> bool:
@@ -247,6 +258,7 @@ class Stream:
                 check_labels(labels, self.what, self.classes)
             if self.unit and images.is_floating_point():
                 _check_unit(images, self.what)
+            self.seen.update(dict.fromkeys(labels.tolist()))
             yield _scaled(images.to(self.device)), labels.to(self.device)
 
 
@@ -319,10 +331,7 @@ def batch_of(item: Any, what: str = "the loader") -> Batch:
             f"{what} gives texts in place of class numbers: number the classes; of prompts, give what a text-to-image "
             "task has encoded, such as task.forget"
         )
-    try:
-        images, labels = torch.as_tensor(images), torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{what} gives images or labels that are not tensors ({error}): {FORM}") from error
+    images, labels = as_tensor(images, what, FORM), as_tensor(labels, what, FORM)
     if labels.ndim == 0:
         raise UserError(f"{what} gives single images: put the data set into a torch.utils.data.DataLoader")
     if len(images) != len(labels):
@@ -330,13 +339,46 @@ def batch_of(item: Any, what: str = "the loader") -> Batch:
     if not images.numel():
         raise UserError(f"{what} gives a batch without images: leave it out")
     check_labels(labels, what)
-    if images.is_floating_point() and not all(value.isfinite() for value in images.aminmax()):
-        raise UserError(
-            f"{what} gives images with NaN or infinite pixels: leave them out, or read them again"
-        )
+    check_pixels(images, what)
     if images.is_inference() or labels.is_inference():  # made under torch.inference_mode: no gradient passes
         images, labels = images.clone(), labels.clone()
     return images, labels.long()
+
+
+def as_tensor(values: Any, what: str, form: str) -> Tensor:
+    """What a loader gives as a tensor; ``form`` says what a batch is.
+
+    Raises
+    ------
+    UserError
+        If it cannot be one.
+    """
+    if isinstance(values, list | tuple) and values and all(isinstance(v, Tensor) for v in values):
+        values = torch.stack(list(values)) if len({v.shape for v in values}) == 1 else values
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{what} gives images or labels that are not tensors ({error}): {form}") from error
+
+
+def check_pixels(images: Tensor, what: str) -> None:
+    """Refuse images that are not finite, or whole numbers other than bytes, which nobody would scale to [0, 1].
+
+    Raises
+    ------
+    UserError
+        That says what to give instead.
+    """
+    if images.is_floating_point():
+        if images.numel() and not all(value.isfinite() for value in images.aminmax()):
+            raise UserError(
+                f"{what} gives images with NaN or infinite pixels: leave them out, or read them again"
+            )
+    elif images.dtype not in (torch.uint8, torch.bool):
+        kind = str(images.dtype).removeprefix("torch.")
+        raise UserError(
+            f"{what} gives images of {kind}: give bytes (uint8), or floats as the model takes them"
+        )
 
 
 def check_labels(labels: Tensor, what: str, classes: int | None = None) -> None:
@@ -391,6 +433,8 @@ def captioned_batches(source: Any, what: str = "the loader") -> Iterator[tuple[T
         If it gives something else.
     """
     form = "a batch is (images, prompts), or a dict with pixel_values and prompts"
+    if not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
+        raise UserError(f"{what} is a {type(source).__name__}: give a loader; {form}")
     for item in source:
         if isinstance(item, Mapping):
             images, texts = (next((item[k] for k in keys if k in item), None) for keys in (IMAGES, PROMPTS))
@@ -400,9 +444,14 @@ def captioned_batches(source: Any, what: str = "the loader") -> Iterator[tuple[T
             images = texts = None
         if images is None or not _are_texts(texts):
             raise UserError(f"{what} gives no images with prompts: {form}")
-        images = torch.as_tensor(images)
-        if images.ndim != 4:
-            raise UserError(f"{what} gives images {tuple(images.shape)}: give (N, C, H, W)")
+        images = as_tensor(images, what, form)
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise UserError(
+                f"{what} gives images {tuple(images.shape)}: give (N, C, H, W), with 1 or 3 channels"
+            )
+        check_pixels(images, what)
+        if images.dtype == torch.bool:
+            images = images.float()
         if len(images) != len(texts):
             raise UserError(f"{len(images)} images of {what} came with {len(texts)} prompts: give one each")
         if images.is_floating_point() and images.numel():

@@ -104,6 +104,8 @@ def _network(seed: int) -> nn.Module:
 def check_pure(method: Method, task: Task, *, mode: str = "mixed", **settings: Any) -> Unlearned:
     """The method changes nothing that was there before, and returns a model of its own in evaluation mode.
 
+    Its weights have the same names and shapes, and are finite.
+
     Parameters
     ----------
     method, task, **settings
@@ -129,6 +131,15 @@ def check_pure(method: Method, task: Task, *, mode: str = "mixed", **settings: A
     still = [name or "the model" for name, part in result.model.named_modules() if part.training]
     assert not still, f"the unlearned model is returned in training mode: {still[0]}"
     assert all(math.isfinite(loss) for loss in result.losses), "a loss is not finite"
+    before, after = tensors_of(model), tensors_of(result.model)
+    kept = {name: value.shape for name, value in before.items()}
+    assert {name: value.shape for name, value in after.items()} == kept, (
+        "the unlearned model has other weights than the task's own, by name or shape"
+    )
+    wild = [
+        name for name, value in after.items() if not value.isfinite().all() and before[name].isfinite().all()
+    ]
+    assert not wild, f"{wild[0]} of the unlearned model is not finite"
     return result
 
 

@@ -36,11 +36,28 @@ class Unlearned:
         One entry per optimiser step (per epoch for retraining), in the unit of the task's loss.
     samples : int
         Images that went forward and backward, with repetition.
+
+    Raises
+    ------
+    Failed
+        If they are of other types: results are stored as they are.
     """
 
     model: nn.Module
     losses: list[float]
     samples: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise Failed(f"the unlearned model is a {type(self.model).__name__}: return a torch.nn.Module")
+        if not isinstance(self.losses, list) or not all(isinstance(v, int | float) for v in self.losses):
+            raise Failed(
+                "the losses of an Unlearned are not a list of numbers: write loss.item() for each step"
+            )
+        if not isinstance(self.samples, int):
+            raise Failed(
+                f"the samples of an Unlearned are a {type(self.samples).__name__}: give a whole number"
+            )
 
 
 @dataclass(frozen=True)

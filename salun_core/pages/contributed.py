@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from salun_core.errors import UserError, nearest
 from salun_core.escaping import FORMULA, TURNING
 from salun_core.files import parse_json, readable, regular, write_whole
-from salun_core.methods import name_of
+from salun_core.methods import METHODS, name_of
 from salun_core.metrics.gaps import AVERAGE, METRICS, by_method, gaps
 from salun_core.pages.markup import Text
 from salun_core.pages.tables.table import Table, spread
@@ -55,6 +55,9 @@ class Contribution(BaseModel):
 COLUMNS = tuple(Contribution.model_fields)
 SAME = ["dataset", "arch", "scenario", "method", "mask", "keep", "seed", "replica"]
 """What tells two rows apart; the second of a pair is refused."""
+
+
+_KEYS = {name.casefold(): key for key, method in METHODS.items() for name in (method.label, key)}
 
 
 def contributed_folder() -> Path:
@@ -128,6 +131,9 @@ def _row(path: Path, line: int, row: dict[str | None, Any]) -> Contribution:
         percent = name in METRICS and first["type"] == "less_than_equal"
         hint = ": write a fraction and not percent" if percent else ""
         raise UserError(f"{path.name}, line {line}: {name}: {said}{value}{hint}") from None
+    key = _KEYS.get(found.method.casefold())
+    if key is not None and found.method != key:  # or a file's own Retrain would give no gaps
+        raise UserError(f"{path.name}, line {line}: method {found.method!r} is one of ours: write {key!r}")
     if found.settings is not None:
         _check_mapping(found.settings, f"{path.name}, line {line}: settings are not")
     for name, value in found:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from salun_core.data.batches import Batches, Loader, as_loader, check_labels
+from salun_core.data.batches import Loader, as_loader, check_labels
 from salun_core.errors import UserError, one_of
 from salun_core.models.diffusion.objectives import check_scheduler
 from salun_core.models.diffusion.unet import class_count, like, predict_noise
@@ -73,6 +73,7 @@ class DiffusionTask(NoisePrediction):
     progress: bool = False
     kind: str = "diffusion"
     classes: int = field(init=False)
+    gone: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         one_of(self.relabel, RELABEL, "choice of wrong classes")
@@ -81,6 +82,10 @@ class DiffusionTask(NoisePrediction):
             if self.parts[role].empty:
                 raise UserError(f"the {role} set holds no images: choose another class to forget")
         object.__setattr__(self, "classes", class_count(self.model))
+        # Now, since a loader cannot be read for it while a method reads it. A random part of all data has every class,
+        # and then none goes.
+        found = self.forget.distinct
+        object.__setattr__(self, "gone", found if len(found) < self.classes else ())
 
     @property
     def null(self) -> int:
@@ -103,8 +108,7 @@ class DiffusionTask(NoisePrediction):
 
     def wrong(self, conditions: Tensor, rng: torch.Generator) -> Tensor:
         """A wrong class for each image; where several classes are forgotten, none of these."""
-        gone = self.forget.labels.unique().tolist() if isinstance(self.forget, Batches) else []
-        return wrong_classes(conditions, self.classes, rng, how=self.relabel, gone=gone)
+        return wrong_classes(conditions, self.classes, rng, how=self.relabel, gone=self.gone)
 
     def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
         """Adam without weight decay, constant learning rate, gradients limited as in training."""

@@ -218,6 +218,8 @@ def text_to_image_task(
         encoder takes (the part that is cut off would be neither forgotten nor kept), or the network is wrapped for
         several devices.
     """
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f"batch_size must be a whole number of at least 1, got {batch_size!r:.40}")
     check_trainable(network_of(pipe))  # before its configuration is read, which a wrapper hides
     check_pipeline(pipe)
     given = ("model", "parts", "prompts", "replacement", "schedule", "kind")
@@ -226,7 +228,9 @@ def text_to_image_task(
         one_of(name, known, "setting of a text-to-image task")
     read = {role: _read(pipe, source, role) for role, source in (("forget", forget), ("retain", retain))}
     asked = tuple(dict.fromkeys(read["forget"][1]))
-    instead = dict.fromkeys(asked, replacement) if isinstance(replacement, str) else dict(replacement)
+    instead = dict.fromkeys(asked, replacement) if isinstance(replacement, str) else replacement
+    if not isinstance(instead, Mapping) or not all(isinstance(text, str) for text in instead.values()):
+        raise UserError(f"replacement is {replacement!r:.60}: give a prompt, or a dict from prompt to prompt")
     if missing := [text for text in asked if text not in instead]:
         raise UserError(f"the prompt {missing[0]!r} is to be forgotten but has no replacement: give one")
     if gone := [instead[text] for text in asked if instead[text] in asked]:

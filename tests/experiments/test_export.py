@@ -158,12 +158,13 @@ def test_a_cell_of_other_data_is_refused(classified, tmp_path):
 
 def test_the_five_lines_of_the_book_hold_the_weights_outside_a_mask():
     text = (Path(__file__).parents[2] / "book" / "method.md").read_text("utf8")
-    code = next(block for block in text.split("```")[1::2] if "torch.where(mask[name]" in block)
+    code = next(block for block in text.split("```")[1::2] if "train_step(" in block)
     assert len(code.removeprefix("python\n").strip().splitlines()) == 5
     torch.manual_seed(0)
-    model = torch.nn.Linear(6, 3)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Linear(6, 3))
+    model[0].requires_grad_(False)  # frozen, and then no mask names it
     first = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    mask = {name: torch.rand(weight.shape) < 0.5 for name, weight in model.named_parameters()}
+    mask = {name: torch.rand(weight.shape) < 0.5 for name, weight in model[1].named_parameters("1")}
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.1)
     batches = [(torch.randn(8, 6), torch.randint(0, 3, (8,))) for _ in range(3)]
 
@@ -174,6 +175,7 @@ def test_the_five_lines_of_the_book_hold_the_weights_outside_a_mask():
 
     given = {"model": model, "mask": mask, "batches": batches, "train_step": train_step, "torch": torch}
     exec(code.removeprefix("python\n"), given)
-    for name, weight in model.named_parameters():
+    for name, weight in model[1].named_parameters("1"):
         assert torch.equal(weight[~mask[name]], first[name][~mask[name]])
         assert not torch.equal(weight[mask[name]], first[name][mask[name]])
+    assert torch.equal(model[0].weight, first["0.weight"])

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import random
 from typing import Any
 
@@ -12,6 +13,7 @@ from problems import trained_task
 from pydantic import PositiveFloat
 
 from salun_core.data.batches import Batches
+from salun_core.errors import UserError
 from salun_core.methods.contract import check_method, differences, observed, unchanged
 from salun_core.methods.engine import Method, Unlearned, descend
 from salun_core.metrics.classification.outputs import evaluate
@@ -46,6 +48,7 @@ def moved(task, result):
 
 
 COUNT = itertools.count(1)
+SPARE = torch.nn.Linear(2, 2).eval()
 FAULTS = {
     "weight 0.weight": lambda task, _: first(task).data.add_(1),
     "buffer 1.running_mean": lambda task, _: task.model[1].running_mean.add_(1),
@@ -59,6 +62,10 @@ FAULTS = {
     "random numbers of numpy": lambda *_: np.random.rand(),  # noqa: NPY002
     "random numbers of Python": lambda *_: random.random(),
     "shares memory": lambda task, _: Unlearned(task.model, [], 0),
+    "0.weight of the unlearned model is not finite": lambda _, result: dict(result.model.named_parameters())[
+        "0.weight"
+    ].data.fill_(math.nan),
+    "other weights than the task's own": lambda *_: Unlearned(SPARE, [], 0),
     "in training mode": lambda _, result: result.model[1].train(),
     "two runs with one seed differ": lambda _, result: first(result).data.mul_(next(COUNT)),
     "although the mask holds": moved,
@@ -79,6 +86,20 @@ def test_an_honest_method_passes():
 def test_each_fault_is_found_and_named(found):
     with pytest.raises(AssertionError, match=found):
         check_method(Method(breaking(FAULTS[found]), "bad"), own_task())
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (({}, [], 0), "the unlearned model is a dict"),
+        ((SPARE, [torch.tensor(1.0)], 0), "not a list of numbers: write loss.item"),
+        ((SPARE, None, 0), "not a list of numbers"),
+        ((SPARE, [1.0], "many"), "samples of an Unlearned are a str"),
+    ],
+)
+def test_what_could_not_be_stored_is_refused_when_it_is_returned(parts, message):
+    with pytest.raises(UserError, match=message):
+        Unlearned(*parts)
 
 
 def test_gradients_that_a_method_switches_off_are_recorded_again_after_it():

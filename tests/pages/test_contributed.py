@@ -98,6 +98,10 @@ def test_without_any_the_table_says_so_and_a_file_without_retrain_has_no_gaps(fo
         (lambda t: t.replace(",", ";"), "separate the columns by commas"),
         (lambda t: t.replace("Mine", "Mi\x00ne"), "line 4: method"),
         (lambda t: t.replace("Mine", "Mi\u202ene"), "line 4: method"),
+        (
+            lambda t: t.replace("retrain", "Retrain"),
+            "line 2: method 'Retrain' is one of ours: write 'retrain'",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_by_line(folder, capsys, change, message):

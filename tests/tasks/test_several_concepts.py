@@ -8,9 +8,10 @@ from text_problems import FIVE, SEVEN, THREE, images, pipeline
 
 from salun_core.errors import UserError
 from salun_core.methods import METHODS
+from salun_core.models.diffusion.unet import build_unet, noise_schedule
 from salun_core.rng import generator
 from salun_core.saliency import saliency_mask
-from salun_core.tasks.diffusion import wrong_classes
+from salun_core.tasks.diffusion import diffusion_task, wrong_classes
 from salun_core.tasks.text_to_image import text_to_image_task
 
 pytestmark = pytest.mark.long
@@ -76,6 +77,16 @@ def test_what_is_forgotten_replaces_nothing():
         task({SEVEN: FIVE, FIVE: THREE})
     with pytest.raises(UserError, match="is to be forgotten and cannot replace one"):
         task(SEVEN)
+
+
+@pytest.mark.parametrize("relabel", ["next", "random"])
+def test_a_loader_says_which_classes_are_forgotten_together(relabel):
+    unet = build_unet(classes=5, channels=1, size=8, widths=[8, 8], layers=1, seed=0)
+    parts = {"forget": [[1, 1], [2, 3]], "retain": [[0, 4]]}
+    loaders = {role: [(torch.rand(2, 1, 8, 8), torch.tensor(y)) for y in ys] for role, ys in parts.items()}
+    found = diffusion_task(unet, noise_schedule(steps=10), **loaders, relabel=relabel)
+    drawn = found.wrong(torch.tensor([1, 2, 3] * 20), generator(0))
+    assert set(drawn.tolist()) == ({4} if relabel == "next" else {0, 4})
 
 
 def test_wrong_classes_are_among_those_that_stay():

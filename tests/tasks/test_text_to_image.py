@@ -251,11 +251,32 @@ def test_a_loader_gives_the_task_that_the_same_images_in_memory_give(form):
         ((images(2) / 255 * 2 - 1, [SEVEN, SEVEN]), "leave out normalisation"),
         ((images(2), [SEVEN]), "2 images of the forget set came with 1 prompts"),
         ((images(2)[0], [SEVEN]), "give \\(N, C, H, W\\)"),
+        ((images(2).expand(-1, 4, -1, -1), [SEVEN, SEVEN]), "with 1 or 3 channels"),
+        ((images(2).long(), [SEVEN, SEVEN]), "images of int64: give bytes"),
+        ((images(2) * torch.nan, [SEVEN, SEVEN]), "NaN or infinite pixels"),
+        (([images(1)[0], torch.zeros(1, 3, 4)], [SEVEN, SEVEN]), "not tensors"),
     ],
 )
 def test_a_loader_of_something_else_is_refused(batch, message):
     with pytest.raises(UserError, match=message):
         text_to_image_task(pipeline(), forget=[batch], retain=[(images(1), [THREE])], replacement=THREE)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"forget": None}, "the forget set is a NoneType: give a loader"),
+        ({"replacement": None}, "replacement is None: give a prompt"),
+        ({"replacement": [THREE]}, "replacement is .*give a prompt"),
+        ({"replacement": {SEVEN: 3}}, "replacement is .*from prompt to prompt"),
+        ({"batch_size": 0}, "batch_size must be .* got 0"),
+        ({"batch_size": "3"}, "batch_size must be .* got '3'"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(wrong, message):
+    given = {"forget": (images(2), [SEVEN] * 2), "retain": (images(2), [THREE] * 2), "replacement": THREE}
+    with pytest.raises(UserError, match=message):
+        text_to_image_task(pipeline(), **{**given, **wrong})
 
 
 def test_prompts_and_images_must_fit():

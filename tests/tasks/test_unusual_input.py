@@ -53,6 +53,8 @@ LATER = {
     r"labels torch.float32 \(4,\)": (batch()[0], torch.rand(4)),
     r"labels torch.int64 \(4, 1\)": (batch()[0], torch.zeros(4, 1, dtype=torch.int64)),
     r"cannot read the images \(4 x 3 x 6 x 6\)": batch(channels=3),
+    "images of int64: give bytes": ((batch()[0] * 255).long(), batch()[1]),
+    "images of int16: give bytes": ((batch()[0] * 255).short(), batch()[1]),
     "NaN or infinite pixels": spoilt(float("nan")),
     "NaN or infinite": spoilt(float("inf")),
     "a batch without images": (torch.empty(0, 1, 6, 6), torch.empty(0, dtype=torch.int64)),
@@ -68,7 +70,7 @@ def test_a_bad_batch_is_refused_wherever_it_comes(message, role):
 
 @pytest.mark.parametrize("message", LATER)
 def test_a_bad_first_batch_is_refused_when_the_task_is_made(message):
-    with pytest.raises(UserError, match=message.replace("images ", "images of forget ")):
+    with pytest.raises(UserError, match=message.replace("read the images ", "read the images of forget ")):
         classification_task(network(), forget=[LATER[message], batch()], retain=WHOLE)
 
 

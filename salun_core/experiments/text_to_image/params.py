@@ -33,7 +33,10 @@ from salun_core.tasks.text_to_image import OPTIMIZERS, PRECISIONS
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
-COMMITTED = ("data/models/tiny-sd", "data/models/tiny-sd-clip")
+COMMITTED = {
+    "data/models/tiny-sd": "give a pipeline of your own",
+    "data/models/tiny-sd-clip": "choose another clip: a folder, a model of the hub, or none",
+}
 ALL = ("original", "ft", "rl", "ga", "l1_sparse", "esd", "fmn", "ca", "uce", "salun", "salun_soft")
 PARTS = "the digests of its parts are part of the key in its place"
 
@@ -373,6 +376,6 @@ def source_of(model: str) -> str | Path:
     if model in COMMITTED and not Path(model).is_dir():
         raise UserError(
             f"{model} comes with a checkout of the project and is not in {project_root()}: run in the checkout, "
-            "train it there with 'python -m salun_core train-tiny-sd', or give a pipeline of your own"
+            f"train it there with 'python -m salun_core train-tiny-sd', or {COMMITTED[model]}"
         )
     return model

@@ -301,6 +301,9 @@ def test_clip_can_be_left_out(tmp_path, capsys):
         assert lab.clip is None
     assert main(["run", "text_to_image", "-p", "clip", "null"]) == 2
     assert "clip is given without a value" in capsys.readouterr().err
+    few = ["-p", "pipeline", "no/such", "-p", "clip", ""]
+    assert main(["run", "text_to_image", *few]) == 2
+    assert "model_index.json of no/such" in capsys.readouterr().err  # clip is no matter any more
 
 
 def test_outside_a_checkout_the_small_pipeline_is_refused_in_one_sentence(tmp_path, monkeypatch):
@@ -309,6 +312,8 @@ def test_outside_a_checkout_the_small_pipeline_is_refused_in_one_sentence(tmp_pa
         UserError, match=f"tiny-sd comes with a checkout of the project and is not in {tmp_path}"
     ):
         TextToImageParams.load({"out_dir": tmp_path}).lab()
+    with pytest.raises(UserError, match="tiny-sd-clip comes .* or choose another clip: .* or none"):
+        source_of("data/models/tiny-sd-clip")
     (tmp_path / "data" / "models" / "me" / "mine").mkdir(parents=True)
     assert source_of("me/mine") == tmp_path / "data" / "models" / "me" / "mine"
     assert source_of("you/yours") == "you/yours"
