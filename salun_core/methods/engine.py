@@ -22,6 +22,7 @@ from salun_core.plugins import Failed
 from salun_core.rng import isolated
 from salun_core.saliency import Mask, check_mask, restore_unmarked_
 from salun_core.tasks.base import Task
+from salun_core.tasks.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -390,8 +391,7 @@ def descend(
     # Gradients in half precision would vanish: they are taken of a multiple of the loss, and divided again.
     scaled = getattr(task, "precision", "fp32") == "fp16"
     scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=scaled)
-    values: list[Tensor] = []
-    samples = 0
+    values, samples = Trace(), 0
     with isolated(seed, "descend"):
         for value, images in losses(model):
             if not value.requires_grad:
@@ -409,9 +409,9 @@ def descend(
                 # Masking the gradient would not hold these weights: decay and momentum move them too.
                 restore_unmarked_(model, task.model, mask)
             optimizer.zero_grad()  # now, so that no gradients are held while the next loss is computed
-            values.append(value.detach())
+            values.add(value)
             samples += images
-    trace = torch.stack(values).double().tolist() if values else []
+    trace = values.values().double().tolist()
     for step, value_ in enumerate(trace):
         if not math.isfinite(value_):
             raise Diverged(f"the loss stopped being finite at step {step + 1}: lower the learning rate {lr}")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from salun_core.data.batches import Batch, Loader
 from salun_core.errors import UserError
 from salun_core.rng import generator, isolated
+from salun_core.tasks.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def train_network(
     with isolated(seed, "train"):
         for epoch in range(recipe.epochs):
             steps = batches.resized(recipe.batch_size)
-            values = []
+            values = Trace()
             for step, batch in enumerate(steps.shuffled(rng)):
                 # +1: the one-cycle schedule starts at 0, where a step would be wasted.
                 done = (epoch * len(steps) + step + 1) / (recipe.epochs * len(steps) + 1)
@@ -104,8 +105,8 @@ def train_network(
                 optimizer.zero_grad()
                 value.backward()
                 optimizer.step()
-                values.append(value.detach())
-            epochs.append(torch.stack(values).mean().item())
+                values.add(value)
+            epochs.append(values.values().mean().item())
             if not math.isfinite(epochs[-1]):
                 raise UserError(
                     f"training diverged in epoch {epoch + 1}: lower the learning rate {recipe.lr}"
