@@ -119,6 +119,13 @@ def test_a_parameter_without_a_value_is_refused_without_advice_that_it_would_not
     assert "width is given without a value: give one, or leave it out" in said and "none" not in said
 
 
+def test_null_in_a_file_of_parameters_is_refused_with_the_name_of_the_file(capsys, tmp_path):
+    (tmp_path / "mine.yaml").write_text("seeds: [1]\nepochs:\n")
+    assert main(["run", "classification", "-f", str(tmp_path / "mine.yaml")]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'mine.yaml'}: parameter epochs is given without a value: give one, or leave" in said
+
+
 def test_a_second_run_computes_nothing(folder, capsys):
     files = {p: p.stat().st_mtime_ns for p in (folder / "cells").rglob("*.json")}
     assert main(["run", "classification", "--out", str(folder), *SMALL]) == 0
