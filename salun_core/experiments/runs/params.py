@@ -162,6 +162,13 @@ class Params(Group):
                 found[name] = Declared("", field)
         return found
 
+    @classmethod
+    def may_be_blank(cls) -> tuple[str, ...]:
+        """Parameters for which an empty text is a value."""
+        groups = [field.annotation for field in cls.model_fields.values()]
+        inner = [part for part in groups if isinstance(part, type) and issubclass(part, Group)]
+        return tuple(name for part in (cls, *inner) for name in part.blank)
+
     def __getattr__(self, name: str) -> Any:
         place = type(self).declared().get(name)
         if place is None or not place.group:
