@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 import torch
 
-from benchmarks import attack, book, diffusion, epoch, masking, scaling, selection
+from benchmarks import attack, book, diffusion, epoch, large_folder, masking, scaling, selection
 from benchmarks.measure import Row
 from salun_core.errors import UserError, one_of
 from salun_core.experiments.runs.provenance import device_name
@@ -20,6 +20,7 @@ BENCHMARKS: dict[str, Callable[..., list[Row]]] = {
     "attack": attack.run,
     "diffusion": diffusion.run,
     "scaling": scaling.run,
+    "large_folder": large_folder.run,
     "book": book.run,
 }
 

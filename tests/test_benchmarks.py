@@ -11,7 +11,10 @@ from benchmarks.__main__ import BENCHMARKS, main
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.slow] if n in ("scaling", "book") else []) for n in BENCHMARKS],
+    [
+        pytest.param(n, marks=[pytest.mark.slow] if n in ("scaling", "large_folder", "book") else [])
+        for n in BENCHMARKS
+    ],
 )
 def test_a_benchmark_gives_ratios(name, capsys, monkeypatch):
     rows = []

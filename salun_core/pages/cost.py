@@ -1,4 +1,4 @@
-"""How cost grows, as measured by ``python -m benchmarks scaling``."""
+"""How cost grows, as measured by ``python -m benchmarks scaling`` and ``large_folder``."""
 
 import json
 from dataclasses import dataclass
@@ -28,10 +28,9 @@ def scaling(runs: Path, *, measured: Path | None = None) -> Text:
     measured : Path, optional
         The file; ``data/measured/scaling.json`` by default.
     """
-    file = measured or project_root() / "data" / "measured" / "scaling.json"
-    if not file.is_file():
+    found = _measured("scaling", measured)
+    if found is None:
         return Text("Not measured yet: `python -m benchmarks scaling`, on an idle machine, makes the table.")
-    found: dict[str, Any] = json.loads(file.read_text("utf8"))
     cells, first = found["cells"], found["seconds"]["1"]
     lines = ["| workers | minutes | cells an hour | times one worker |", "| ---: | ---: | ---: | ---: |"]
     for workers, seconds in sorted(found["seconds"].items(), key=lambda each: int(each[0])):
@@ -49,3 +48,34 @@ def scaling(runs: Path, *, measured: Path | None = None) -> Text:
         f"{found['shard_files'] / found['shards']:.1f} files.",
     ]
     return Text("\n".join(lines))
+
+
+def large_folder(runs: Path, *, measured: Path | None = None) -> Text:
+    """Memory and time of an experiment whose images are larger than its memory.
+
+    Parameters
+    ----------
+    runs : Path
+        Not used: it takes too long for a book that is built anew.
+    measured : Path, optional
+        The file; ``data/measured/large_folder.json`` by default.
+    """
+    found = _measured("large_folder", measured)
+    if found is None:
+        return Text("Not measured yet: `python -m benchmarks large_folder` tries it on 100,000 images.")
+    machine = found["machine"]
+    return Text(
+        f"Tried on {found['images']:,} JPEG files, {found['decoded_bytes'] / 1e9:.1f} GB when decoded, in a process whose "
+        f"data were limited to {found['limit_bytes'] / 1e9:.0f} GB: a small network was trained, retrained and unlearned "
+        f"in {found['seconds'] / 60:.0f} minutes with {found['peak_bytes'] / 1e9:.1f} GB of memory at most "
+        f"({machine['device']}, revision {machine['revision']}, {machine['finished'][:10]})."
+    )
+
+
+def _measured(name: str, given: Path | None) -> dict[str, Any] | None:
+    """What a benchmark wrote, or None if it was not run."""
+    file = given or project_root() / "data" / "measured" / f"{name}.json"
+    if not file.is_file():
+        return None
+    found: dict[str, Any] = json.loads(file.read_text("utf8"))
+    return found
