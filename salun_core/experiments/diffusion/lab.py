@@ -160,7 +160,7 @@ class DiffusionLab(GenerationLab):
     @property
     def about(self) -> dict[str, Any]:
         """What network it is, for the results table."""
-        return {"arch": "unet", "width": self.problem.unet.widths[0]}
+        return {"arch": "unet", "width": self.problem.width}
 
     def unlearned_key(self, cell: Cell) -> Key:
         """Identity of the cell's model."""

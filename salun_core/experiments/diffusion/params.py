@@ -20,20 +20,21 @@ from salun_core.tasks.diffusion import RELABEL
 from salun_core.tasks.diffusion_training import DECLINES, DiffusionRecipe
 
 MOST_LAYERS = 100  # of each resolution
+OWN = "pretrained is none"  # what a parameter of the network needs
 
 
 class Unet(Group):
     """The denoising network and its noise: see ``models.diffusion.unet``."""
 
     widths: tuple[int, ...] = parameter(
-        (128, 256, 256, 256), "channels of the network at each resolution", repeats=True
+        (128, 256, 256, 256), "channels of the network at each resolution", needs=OWN, repeats=True
     )
-    layers: int = parameter(2, "residual blocks at each resolution", ge=1, le=MOST_LAYERS)
-    attention: tuple[int, ...] = parameter((16,), "resolutions with self-attention")
-    head: int | None = parameter(None, "channels of an attention head", ge=1)
-    dropout: float = parameter(0.0, "inside the residual blocks", ge=0, lt=1)
-    schedule: str = parameter("linear", "of the noise: " + ", ".join(SCHEDULES))
-    diffusion_steps: int = parameter(1000, "T", ge=2)
+    layers: int = parameter(2, "residual blocks at each resolution", needs=OWN, ge=1, le=MOST_LAYERS)
+    attention: tuple[int, ...] = parameter((16,), "resolutions with self-attention", needs=OWN)
+    head: int | None = parameter(None, "channels of an attention head", needs=OWN, ge=1)
+    dropout: float = parameter(0.0, "inside the residual blocks", needs=OWN, ge=0, lt=1)
+    schedule: str = parameter("linear", "of the noise: " + ", ".join(SCHEDULES), needs=OWN)
+    diffusion_steps: int = parameter(1000, "T", needs=OWN, ge=2)
 
     choices: ClassVar[dict[str, tuple[Any, str]]] = {"schedule": (SCHEDULES, "noise schedule")}
 
@@ -152,7 +153,7 @@ class DiffusionParams(GenerationParams):
                 f"retrained {training.retrained} was trained without one class: give one forget_class, or together: true "
                 f"where it is several, and one number in seeds; got {list(self.forget_class)} and {list(self.seeds)}"
             )
-        if self.sampling.sample_steps > self.unet.diffusion_steps:
+        if training.pretrained is None and self.sampling.sample_steps > self.unet.diffusion_steps:
             raise UserError(
                 f"sample_steps {self.sampling.sample_steps} is more than diffusion_steps {self.unet.diffusion_steps}"
             )

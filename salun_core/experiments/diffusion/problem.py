@@ -86,6 +86,14 @@ class Problem:
         assert self.pretrained is not None
         return self.read(self.pretrained)
 
+    @property
+    def width(self) -> int:
+        """Channels of the network at the highest resolution."""
+        if self.pretrained is None:
+            return self.unet.widths[0]
+        config: Any = self.brought[0].config
+        return int(config.block_out_channels[0])
+
     def read(self, folder: Path) -> tuple[nn.Module, Any]:
         """Network and schedule of a folder, for these images."""
         _, channels, _, size = self.data.images.shape

@@ -43,6 +43,9 @@ GIVEN = {
 }
 
 
+BROUGHT = GIVEN | {"widths": None}  # a network that is brought along has its own
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     return run(DiffusionParams.load(GIVEN | {"out_dir": str(tmp_path_factory.mktemp("out"))}))
@@ -223,7 +226,7 @@ def test_weights_outside_the_mask_are_those_of_the_original(results):
 def test_a_model_of_ones_own_takes_the_place_of_the_original(tmp_path):
     net = build_unet(classes=10, channels=1, size=8, widths=[4, 8], layers=1, seed=5)
     folder = save_diffusion(net.eval(), noise_schedule(steps=100), tmp_path / "mine")
-    given = GIVEN | {"methods": ["original"], "masks": [], "out_dir": str(tmp_path / "out")}
+    given = BROUGHT | {"methods": ["original"], "masks": [], "out_dir": str(tmp_path / "out")}
     given |= {"pretrained": str(folder)}
     assert run(DiffusionParams.load(given | {"steps": None})).cells["method"].tolist() == [
         "original"
@@ -231,12 +234,17 @@ def test_a_model_of_ones_own_takes_the_place_of_the_original(tmp_path):
     results = run(DiffusionParams.load(given | {"retrained": "train"}))
     loaded = results.lab.original(0).state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in net.state_dict().items())
+    assert set(results.cells["width"]) == {4}
+    with pytest.raises(UserError, match="widths has no effect here, as pretrained is"):
+        DiffusionParams.load(given | {"retrained": "train", "widths": [4, 8]})
     # Retrain is a network of the same kind, not of the preset's.
     row = results.cells.query("method == 'retrain'").iloc[0]
     retrained = results.lab.model(result_of(results.lab, row)).state_dict()
     assert {n: w.shape for n, w in retrained.items()} == {n: w.shape for n, w in loaded.items()}
     with pytest.raises(UserError, match="sample_steps 200 is more than the model's 100 steps"):
         DiffusionParams.load(given | {"steps": None, "sample_steps": 200}).lab()
+    longer = save_diffusion(net, noise_schedule(steps=3000), tmp_path / "longer")
+    DiffusionParams.load(given | {"pretrained": str(longer), "steps": None, "sample_steps": 2000}).lab()
 
 
 def test_a_retrained_model_of_ones_own_costs_no_training(tmp_path, monkeypatch):
@@ -248,7 +256,7 @@ def test_a_retrained_model_of_ones_own_costs_no_training(tmp_path, monkeypatch):
     ]
     preset = read_preset("diffusion", "quick") | {"noise_floor": 2}  # which a preset may give in vain
     (tmp_path / "floor.yaml").write_text(json.dumps(preset))
-    given = GIVEN | {"masks": [], "out_dir": str(tmp_path / "out"), "steps": None, "methods": ["ga"]}
+    given = BROUGHT | {"masks": [], "out_dir": str(tmp_path / "out"), "steps": None, "methods": ["ga"]}
     given |= {"preset": str(tmp_path / "floor.yaml"), "pretrained": folders[0], "retrained": folders[1]}
 
     def trained(*_, **__):
@@ -319,8 +327,8 @@ def test_the_time_of_an_interrupted_training_counts(tmp_path, monkeypatch):
         ({"methods": ["iu"]}, "unknown method 'iu'"),
         ({"masks": ["salent"]}, "did you mean 'salient'"),
         ({"sample_steps": 2000}, "more than diffusion_steps"),
-        ({"pretrained": "/nowhere", "steps": None}, "/nowhere"),
-        ({"pretrained": "data/models/tiny-sd", "steps": None}, "UNet2DConditionModel"),
+        ({"pretrained": "/nowhere", "steps": None, "widths": None}, "/nowhere"),
+        ({"pretrained": "data/models/tiny-sd", "steps": None, "widths": None}, "UNet2DConditionModel"),
         ({"settings": {"rl": {"rate": 1}}}, "setting of RL"),
         ({"dataset": "imagefolder"}, "needs data_dir"),
         ({"head": 1000}, "head 1000 is more than the .* channels"),
