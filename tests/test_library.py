@@ -349,6 +349,19 @@ STREAMED = """
 """
 
 
+@pytest.mark.parametrize("name", ["build", "recipe", "retain"])
+def test_a_setting_of_the_task_is_sent_to_it(name):
+    parts = loaders()
+    task = classification_task(small_network(0), forget=parts["forget"], retain=parts["retain"])
+    for method in ("retrain", "salun"):
+        label = METHODS[method].label
+        with pytest.raises(
+            UserError,
+            match=rf"unknown setting of {label} '{name}': it is one of the task, give it to classification_task\(…, {name}=…\)",
+        ):
+            METHODS[method](task, **{name: None})
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is limited as Linux does it")
 def test_a_set_larger_than_memory_is_streamed_by_every_method(tmp_path):
     rng = np.random.default_rng(0)

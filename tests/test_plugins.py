@@ -177,6 +177,9 @@ def test_an_experiment_runs_on_names_of_another_package_and_knows_when_its_code_
     assert mine["theirs:missed"] == pytest.approx(1 - mine["UA"], abs=1) and mine["theirs:missed"] is not None
     assert main(["results", "classification", *out, "--metric", "theirs:missed"]) == 0
     assert "theirs:missed" in capsys.readouterr().out
+    assert main(["results", "classification", *out, "--metric", "theirs:MEASURE", "--format", "latex"]) == 0
+    shown_latex = capsys.readouterr().out
+    assert "& theirs:MEASURE \\\\" in shown_latex and shown_latex.count("0.25") == 2
     for name in ("theirs:odd", "theirs:lost"):
         assert main(["results", "classification", *out, "--metric", name]) == 2
         said = capsys.readouterr().err

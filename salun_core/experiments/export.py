@@ -24,7 +24,7 @@ from salun_core.experiments.runs.store import Result, read_result
 from salun_core.experiments.runs.table import read_list, read_table, records
 from salun_core.experiments.text_to_image.lab import TextLab
 from salun_core.experiments.text_to_image.unlearned_elsewhere import METHOD as ELSEWHERE
-from salun_core.files import listed, write_whole
+from salun_core.files import listed, read_json, write_whole
 from salun_core.methods import METHODS, name_of
 from salun_core.metrics import KINDS
 from salun_core.metrics.classification.outputs import evaluate
@@ -130,9 +130,11 @@ def export(
     Raises
     ------
     UserError
-        If there is no such cell, it diverged, or what it was computed from is not here any more.
+        If there is no such cell, it diverged, what it was computed from is not here any more, or the folder holds
+        another cell's files.
     """
     found = _found(name, out_dir, data_dir, data)
+    _check_folder(folder, found)
     model, mask, note = _model(found)
     check = _verified(found, model, note)
     model = _by_its_own_names(found, model)
@@ -169,7 +171,7 @@ def export(
         written.append(write_whole(folder / file, text.encode()))
     card = model_card(found, row, record, mask if isinstance(mask, dict) else None, changed_only=changed_only)
     written.append(write_whole(folder / "README.md", card.encode()))
-    return written
+    return list(dict.fromkeys(written))
 
 
 def model_card(
@@ -288,6 +290,15 @@ def _found(name: str, out_dir: Path, data_dir: Path | None, data: ImageData | No
     if mine.empty:
         raise UserError(f"{result.key.name} was only used to choose settings: export a reported cell")
     return Found(cell, result, mine.iloc[0].to_dict(), lab, experiment)
+
+
+def _check_folder(folder: Path, found: Found) -> None:
+    """Refuse a folder with the export of another cell, whose mask or weights would be taken for this one's."""
+    before = read_json(folder / "provenance.json")
+    if before is not None and not (isinstance(before, dict) and before.get("key") == found.result.key.what):
+        raise UserError(
+            f"{folder} holds the export of another cell than {found.result.key.name}: name another folder, or delete it"
+        )
 
 
 def _model(found: Found) -> tuple[nn.Module, Any, str]:

@@ -18,10 +18,10 @@ from salun_core.methods.lora import Lora
 from salun_core.methods.search import Range
 from salun_core.methods.settings import BatchNormStats, Order, check_value
 from salun_core.networks import copied, gradients
-from salun_core.plugins import Failed
+from salun_core.plugins import Failed, settings_of
 from salun_core.rng import isolated
 from salun_core.saliency import Mask, check_mask, restore_unmarked_
-from salun_core.tasks.base import Task
+from salun_core.tasks.base import Task, settings_of_task
 from salun_core.tasks.trace import Trace
 
 
@@ -160,6 +160,12 @@ class Method:
             )
         if self.tasks and task.kind not in self.tasks:
             raise UserError(f"{self.label} works on {', '.join(self.tasks)} only, not on {task.kind}")
+        if not (own := settings_of(self)) & {"**"}:
+            for name in settings.keys() & settings_of_task(task) - own:
+                raise UserError(
+                    f"unknown setting of {self.label} {name!r}: it is one of the task, give it to "
+                    f"{task.kind}_task(…, {name}=…)"
+                )
         check_settings(
             self, {name: value for name, value in settings.items() if name not in ("mask", "seed")}
         )

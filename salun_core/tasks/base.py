@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -54,6 +55,14 @@ class Task(Protocol):
     def train(self, batches: Loader, *, seed: int) -> tuple[nn.Module, list[float]]:
         """Train a new model from scratch on ``batches``; returns it with the loss of each step."""
         ...
+
+
+def settings_of_task(task: Task) -> set[str]:
+    """What the function that makes such a task takes by name, so that a method need not."""
+    named = {"forget", "retain"}
+    if is_dataclass(task):
+        named |= {f.name for f in fields(task) if f.init and f.default is not MISSING}
+    return named - {"kind", "classes"}
 
 
 def check_training(build: Any, recipe: Any, kind: type) -> None:

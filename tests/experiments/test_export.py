@@ -119,6 +119,19 @@ def test_names_in_a_card_are_text(classified):
     assert "**folder**" not in body
 
 
+def test_a_folder_with_another_cells_export_is_refused(classified, tmp_path):
+    results, out = classified
+    masked, plain = (cell_of(results, method)["cell"] for method in ("salun", "ft"))
+    written = export(masked, tmp_path, out_dir=out)
+    kept = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(
+        UserError, match=f"holds the export of another cell than {plain}: name another folder"
+    ):
+        export(plain, tmp_path, out_dir=out)  # or the mask would lie beside weights that had none
+    assert (tmp_path / "model.safetensors").read_bytes() == kept
+    assert export(masked, tmp_path, out_dir=out) == written  # the same again is no harm
+
+
 def test_only_what_changed_can_be_exported(classified, tmp_path):
     from salun_core.models.text_to_image.deltas import load_delta
 

@@ -485,6 +485,14 @@ def without(file, part):
     save_file(kept, file, metadata={"format": "pt"})
 
 
+def test_a_network_without_its_pipeline_is_named_as_such(tmp_path):
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    with pytest.raises(
+        UserError, match="holds a UNet2DConditionModel alone and no pipeline: give the folder"
+    ):
+        load_pipeline(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [

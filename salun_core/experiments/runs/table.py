@@ -44,7 +44,7 @@ class Table:
     params : mapping
         Its parameters, flat.
     metrics : sequence of str
-        Further metrics of other packages, ``package.module:NAME``: a column each, for cells of a classifier.
+        Further metrics of other packages, ``package.module:NAME``: a column each.
     """
 
     def __init__(
@@ -151,9 +151,16 @@ class Measured:
         looked at once, and then added.
         """
         kind = KINDS[result.content["about"]["kind"]]
-        more = self.more if kind.metrics is METRICS else {}
+        for name in self.more.keys() - kind.metrics.keys():
+            if dict.__contains__(METRICS, name):
+                raise UserError(
+                    f"metric {name} is one of classifiers, and these cells are of {result.content['about']['kind']}: name "
+                    f"one of your own, or read {', '.join(kind.metrics)} with --format csv"
+                )
         metrics = (
-            {**kind.metrics, **more} if reported else {f"select_{n}": m for n, m in kind.selection.items()}
+            {**self.more, **kind.metrics}
+            if reported
+            else {f"select_{n}": m for n, m in kind.selection.items()}
         )
         outputs = _Outputs(cells, result, kind.load, set() if whole is None else whole)
         return {name: self._value(name, metric, outputs) for name, metric in metrics.items()}
@@ -190,7 +197,8 @@ class Measured:
 
 def _theirs(name: str, metric: Callable[[Any], Any], outputs: Any) -> Any:
     """A metric of another package; an error inside it is reported in one sentence."""
-    with blaming("metric", name, "it is given an Evaluation and returns a Share or a number"):
+    form = f"it is given {type(outputs).__name__} and returns a Share or a number"
+    with blaming("metric", name, form):
         return _plain(metric(outputs))
 
 
@@ -393,10 +401,14 @@ def printed(cells: pd.DataFrame, form: str) -> str:
     if form == "csv":
         flat = cells.assign(settings=[json.dumps(s, sort_keys=True) for s in cells["settings"]])
         return csv_text(flat).rstrip("\n")
-    names = [name for name in (*SHOWN, *METRICS.installed) if name in cells]
-    names += [name for name in cells if ":" in str(name)]  # metrics that were asked for
+    names = [name for name in SHOWN if name in cells] + asked_for(cells)
     plain = cells[names].map(lambda value: one_line(value) if isinstance(value, str) else value)
     return plain.to_string(index=False, float_format=lambda x: f"{x:.4f}")
+
+
+def asked_for(cells: pd.DataFrame) -> list[str]:
+    """Columns that hold metrics of other packages."""
+    return [str(name) for name in cells if ":" in str(name) or name in METRICS.installed]
 
 
 def check_ran(results: pd.DataFrame) -> None:

@@ -441,6 +441,12 @@ def _at(level: int, name: str) -> Iterator[None]:
 def _check_folder(folder: Path, *, pickle: bool) -> None:
     index = folder / "model_index.json"
     if not index.is_file():
+        config = folder / "config.json"
+        if config.is_file() and (kind := read_config(config).get("_class_name")):
+            raise UserError(
+                f"{folder} holds a {kind} alone and no pipeline: give the folder of a whole pipeline as pipeline (and an "
+                "unlearned network as unlearned)"
+            )
         raise UserError(f"{index} is missing: give a diffusers folder, as save_pretrained writes it")
     all_regular(folder)
     held = read_config(index)

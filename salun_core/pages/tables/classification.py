@@ -1,7 +1,7 @@
 """Tables of classifiers that forget, in the layout of the paper's Table 1."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -58,10 +58,13 @@ def methods_table(cells: pd.DataFrame, scenario: str) -> pd.DataFrame:
     )
 
 
-def main_table(cells: pd.DataFrame, scenario: str, *, caption: str | None = None) -> Table:
+def main_table(
+    cells: pd.DataFrame, scenario: str, *, caption: str | None = None, more: Sequence[str] = ()
+) -> Table:
     """Method × (UA, RA, TA, MIA with the gap to Retrain, Avg. Gap, RTE): the layout of the paper's Table 1.
 
-    The smallest average gap is bold; Original and Retrain do not compete, and the caption says so.
+    The smallest average gap is bold; Original and Retrain do not compete, and the caption says so. Columns ``more`` are
+    shown as they are.
     """
     numbers = methods_table(cells, scenario)
     competing = numbers[~numbers["method"].isin(REFERENCES)]
@@ -83,9 +86,11 @@ def main_table(cells: pd.DataFrame, scenario: str, *, caption: str | None = None
     if numbers["floor units"].notna().any():
         shown["Floor units"] = [number(v, 1) for v in numbers["floor units"]]
     shown["RTE (s)"] = [number(v) for v in numbers["RTE"]]
+    part = cells[cells["scenario"] == scenario]
+    for name in more:
+        shown[name] = [spread(r["mean"], r["std"], "–") for _, r in by_method(part, name).iterrows()]
     if (numbers["lost"] > 0).any():
         shown["Diverged"] = [f"{r['lost']} of {r['lost'] + r['seeds']}" for _, r in numbers.iterrows()]
-    part = cells[cells["scenario"] == scenario]
     first = part.iloc[0]
     gap = "in brackets the gap to the mean of all retrained models of the split, " if retrained else ""
     best_said = "" if retrained else f". {NO_RETRAIN}"

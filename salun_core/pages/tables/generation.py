@@ -1,5 +1,6 @@
 """Tables of generative models."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,8 +13,8 @@ from salun_core.pages.words import sample_size
 MiB = 2**20
 
 
-def generation_table(cells: pd.DataFrame) -> Table:
-    """Method × (UA, other classes, false alarms, Fréchet distance, cost of unlearning and of its mask)."""
+def generation_table(cells: pd.DataFrame, more: Sequence[str] = ()) -> Table:
+    """Method × (UA, other classes, false alarms, Fréchet distance, ``more`` columns, cost of unlearning and of its mask)."""
     part = finished(cells)
     lines = []
     for (method, mask), mine in part.groupby(["method", "mask"], sort=False):
@@ -24,9 +25,9 @@ def generation_table(cells: pd.DataFrame) -> Table:
             if len(mine) == 1 and column != "strays":
                 share = share_of(mine, column)
                 line[title] += f"\n({100 * share.low:.0f}–{100 * share.high:.0f})"
-        for column in ("FD", "FD floor"):
+        for column in ("FD", "FD floor", *more):
             values = mine[column].astype(float)
-            line[column] = spread(values.mean(), values.std(ddof=1))
+            line[column] = spread(values.mean(), values.std(ddof=1), "–" if column in more else "diverged")
         line["RTE (s)"] = number(float(mine["seconds"].astype(float).mean()), 1)
         line["Mask (s)"] = number(float(mine["mask_seconds"].astype(float).mean()), 1)
         if mine["peak_memory"].notna().any():

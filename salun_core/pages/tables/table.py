@@ -161,10 +161,10 @@ def compact(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def spread(mean: float, std: float) -> str:
-    """``mean ± std`` with two decimals, without the second where there is one seed."""
+def spread(mean: float, std: float, none: str = "diverged") -> str:
+    """``mean ± std`` with two decimals, without the second where there is one seed; ``none`` for no mean."""
     if math.isnan(mean):
-        return "diverged"
+        return none
     return f"{mean:.2f}" if math.isnan(std) else f"{mean:.2f} ± {std:.2f}"
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -17,11 +18,12 @@ from salun_core.experiments.generation.lab import result_of, scenario_of
 from salun_core.experiments.runs import table as tables_of_runs
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
 from salun_core.experiments.runs.params import read_preset
-from salun_core.experiments.runs.table import read_table
+from salun_core.experiments.runs.table import printed, read_table
 from salun_core.metrics.generation.recognition import recognise
 from salun_core.models.diffusion.sampling import sample
 from salun_core.models.diffusion.unet import build_unet, load_diffusion, noise_schedule, save_diffusion
 from salun_core.pages.tables import generation as tables
+from salun_core.pages.tables.paper import as_latex
 from salun_core.pages.text import generation as text
 from salun_core.saliency import load_mask
 from salun_core.tasks.diffusion import DiffusionTask
@@ -49,6 +51,20 @@ BROUGHT = GIVEN | {"widths": None}  # a network that is brought along has its ow
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     return run(DiffusionParams.load(GIVEN | {"out_dir": str(tmp_path_factory.mktemp("out"))}))
+
+
+def test_metrics_of_other_packages_are_columns_of_generators_too(results, tmp_path, monkeypatch):
+    (tmp_path / "measures.py").write_text("def drawn(outputs):\n    return len(outputs.labels)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    folder = results.lab.store.folder.parent
+    cells = read_table(folder, "diffusion", metrics=["measures:drawn"])
+    reported = cells[cells["reported"]]
+    counts = {float(np.sum(c)) for c in reported["confusion"]}  # one for all
+    assert set(reported["measures:drawn"]) == counts and 0 not in counts
+    assert "measures:drawn" in printed(cells, "table")
+    assert f"& {counts.pop():.2f} &" in as_latex(cells)
+    with pytest.raises(UserError, match="metric TFA is one of classifiers, and these cells are of diffusion"):
+        read_table(folder, "diffusion", metrics=["TFA"])
 
 
 def test_every_cell_is_there_and_a_second_run_computes_nothing(results):
