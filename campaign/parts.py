@@ -22,7 +22,7 @@ from PIL import Image
 from campaign.small import GIVEN, Small, called, sentences
 from salun_core.errors import UserError
 from salun_core.experiments import EXPERIMENTS
-from salun_core.experiments.runs.store import read_result
+from salun_core.experiments.runs.store import RESULTS, read_result
 from salun_core.experiments.runs.table import read_table
 
 
@@ -185,7 +185,7 @@ def _stopped(effort: Effort, process: Any, seconds: float) -> int:
 
 
 def _check_whole(part: Part, cells: Path) -> None:
-    for path in cells.glob("*-*.json"):
+    for path in cells.glob(RESULTS):
         part.counts["results looked at after a kill"] += 1
         if read_result(path) is None:
             raise Difference(f"{path.name} is there and not whole after a kill")
@@ -318,9 +318,9 @@ def edits(effort: Effort) -> Part:
 def _computed(run: Small) -> dict[str, int]:
     """When the cell of each method was written."""
     found = {}
-    for path in run.cells.glob("cell-*.json"):
+    for path in run.cells.glob(RESULTS):
         result = read_result(path)
-        if result is not None:
+        if result is not None and result.key.kind == "cell":
             found[result.key.what["method"]] = path.stat().st_mtime_ns
     return found
 

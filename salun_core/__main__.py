@@ -323,15 +323,36 @@ def _parameters(given: argparse.Namespace) -> dict[str, Any]:
     from salun_core.experiments.runs.plain_values import read_yaml
 
     values: dict[str, Any] = {}
+    blank = _blank(given.experiment)
     for path in given.file:
-        values |= read_yaml(path)
-    values |= _read_values(given.parameter, "parameter")
+        found = read_yaml(path)  # null is the default, as in the cells of notebooks
+        _all_given({name: found[name] for name in blank if name in found}, f"{path}: parameter", blank)
+        values |= found
+    values |= _read_values(given.parameter, "parameter", blank)
     if given.out is not None:
         values["out_dir"] = given.out
     return values
 
 
-def _read_values(pairs: Sequence[tuple[str, str]], what: str) -> dict[str, Any]:
+def _blank(experiment: str) -> tuple[str, ...]:
+    """Parameters of an experiment that may be an empty text."""
+    from salun_core.experiments import EXPERIMENTS
+
+    return EXPERIMENTS[one_of(experiment, EXPERIMENTS, "experiment")].params.may_be_blank()
+
+
+def _all_given(values: dict[str, Any], what: str, blank: Sequence[str] = ()) -> dict[str, Any]:
+    """The values, none of which is null: beside a preset, that could mean the preset's value as well as none."""
+    for name, value in values.items():
+        if value is None:
+            none = ', or "" for none' if name in blank else ""
+            raise UserError(
+                f"{what} {name} is given without a value: give one{none}, or leave it out to take the default"
+            )
+    return values
+
+
+def _read_values(pairs: Sequence[tuple[str, str]], what: str, blank: Sequence[str] = ()) -> dict[str, Any]:
     from salun_core.experiments.runs.plain_values import parse_yaml
 
     values = {}
@@ -340,11 +361,7 @@ def _read_values(pairs: Sequence[tuple[str, str]], what: str) -> dict[str, Any]:
             values[name] = parse_yaml(text) if text else ""  # blank text means something for some
         except yaml.YAMLError:
             values[name] = text
-        if values[name] is None:
-            raise UserError(
-                f"{what} {name} is given without a value: give one, or leave it out to take the default"
-            )
-    return values
+    return _all_given(values, what, blank)
 
 
 def _run(given: argparse.Namespace) -> None:
@@ -452,15 +469,18 @@ def _shard(given: argparse.Namespace) -> int:
 
 
 def _merge(given: argparse.Namespace) -> None:
+    from salun_core.experiments import EXPERIMENTS
     from salun_core.experiments.runs.manifest import kept_true
     from salun_core.experiments.runs.merge import merge
 
     with kept_true(given.into):
-        done = merge(given.folders, given.into)
+        done = merge(given.folders, given.into, experiments=EXPERIMENTS)
     print(f"{given.into}: {done.new} results merged, {done.known} were already there or came twice")
     for name in done.unlisted:
         said = f"results of {name} differ between the folders: run {name} into {given.into} to make its table"
         print(one_line(said))
+    for path in done.left:
+        print(one_line(f"{path} is left there: it is named like no experiment"))
 
 
 def _grid(name: str, values: dict[str, Any], *, meant: bool, here: bool = True) -> Any:

@@ -119,6 +119,25 @@ def test_a_parameter_without_a_value_is_refused_without_advice_that_it_would_not
     assert "width is given without a value: give one, or leave it out" in said and "none" not in said
 
 
+def test_null_in_a_file_that_could_mean_none_or_the_presets_is_refused_with_the_name_of_the_file(
+    capsys, tmp_path
+):
+    (tmp_path / "mine.yaml").write_text("preset: quick\nclip:\n")
+    assert main(["run", "text_to_image", "-f", str(tmp_path / "mine.yaml")]) == 2
+    said = capsys.readouterr().err
+    assert (
+        f'{tmp_path / "mine.yaml"}: parameter clip is given without a value: give one, or "" for none' in said
+    )
+
+
+def test_null_in_a_file_is_otherwise_the_default_as_in_the_cells_of_notebooks(capsys, tmp_path):
+    (tmp_path / "mine.yaml").write_text("preset: quick\nwidth: null\nseeds: null\n")
+    assert main(["plan", "classification", "-f", str(tmp_path / "mine.yaml")]) == 0
+    with_null = capsys.readouterr().out
+    assert main(["plan", "classification", "-p", "preset", "quick"]) == 0
+    assert capsys.readouterr().out.splitlines()[:3] == with_null.splitlines()[:3]
+
+
 def test_a_second_run_computes_nothing(folder, capsys):
     files = {p: p.stat().st_mtime_ns for p in (folder / "cells").rglob("*.json")}
     assert main(["run", "classification", "--out", str(folder), *SMALL]) == 0

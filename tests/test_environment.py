@@ -47,6 +47,15 @@ def test_binder_installs_the_project_too():
     assert "pip install --no-deps -e ." in script.read_text("utf8").splitlines()
 
 
+def test_the_container_writes_only_where_its_user_may():
+    """A folder mounted from outside belongs to another user: hours of work would end in a refused copy."""
+    text = (ROOT / "Dockerfile").read_text("utf8")
+    (workdir,) = re.findall(r"^WORKDIR (\S+)$", text, re.MULTILINE)
+    assert f"docker cp salun:{workdir}/_build/html " in text  # where `make book` leaves the pages
+    assert re.findall(r"^CMD (.+)$", text, re.MULTILINE) == ['["make", "book"]']
+    assert " -v " not in text
+
+
 @pytest.mark.parametrize("text", [*REQUIRED, "setuptools>=77"])  # setuptools builds the project itself
 def test_the_lock_satisfies_every_requirement(locked, text):
     wanted = Requirement(text)

@@ -136,9 +136,10 @@ def export(
     model, mask, note = _model(found)
     check = _verified(found, model, note)
     model = _by_its_own_names(found, model)
+    digest = weights_digest(model)
     if changed_only:
         original = _by_its_own_names(found, found.lab.task(found.cell.seed, found.cell.scenario).model)
-        content = delta_bytes(model, original, note={"cell": found.result.key.name})
+        content = delta_bytes(model, original, note={"cell": found.result.key.name}, result=digest)
         written = [write_whole(folder / CHANGED, content)]
     else:
         written = WRITERS[found.kind](found, model, folder)
@@ -161,7 +162,7 @@ def export(
         "exported": found.lab.provenance(),
         "note": note,
         "check": check,
-        "weights": weights_digest(model),
+        "weights": digest,
     }
     for file, content_of in (("metrics.json", row), ("provenance.json", record)):
         text = json.dumps(content_of, indent=1, ensure_ascii=False, allow_nan=False)

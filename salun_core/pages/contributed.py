@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from salun_core.errors import UserError, nearest
 from salun_core.escaping import FORMULA, TURNING
@@ -50,6 +51,14 @@ class Contribution(BaseModel):
     contributor: LINE = Field(description="who made it")
     code: LINE = Field(description="address and commit of the code that made it")
     note: str | None = Field(None, description="what a reader must know to compare", max_length=400)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kinds = str(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, str) and "_" in value and re.search("int|float", kinds):  # Python reads 0_1 as 1
+            raise PydanticCustomError("number", "write the number without _")
+        return value
 
 
 COLUMNS = tuple(Contribution.model_fields)

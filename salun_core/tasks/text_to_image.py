@@ -214,7 +214,7 @@ def text_to_image_task(
     Raises
     ------
     UserError
-        If images and prompts do not fit, a forgotten prompt has no replacement, a prompt is longer than the text
+        If images and prompts do not fit, a prompt is both to be forgotten and kept, a forgotten one has no replacement, a prompt is longer than the text
         encoder takes (the part that is cut off would be neither forgotten nor kept), or the network is wrapped for
         several devices.
     """
@@ -231,6 +231,11 @@ def text_to_image_task(
     instead = dict.fromkeys(asked, replacement) if isinstance(replacement, str) else replacement
     if not isinstance(instead, Mapping) or not all(isinstance(text, str) for text in instead.values()):
         raise UserError(f"replacement is {replacement!r:.60}: give a prompt, or a dict from prompt to prompt")
+    kept = set(read["retain"][1])
+    if both := [text for text in asked if text in kept]:
+        raise UserError(
+            f"the prompt {both[0]!r:.80} is both to be forgotten and to be kept: give it on one side, or word the two apart"
+        )
     if missing := [text for text in asked if text not in instead]:
         raise UserError(f"the prompt {missing[0]!r} is to be forgotten but has no replacement: give one")
     if gone := [instead[text] for text in asked if instead[text] in asked]:

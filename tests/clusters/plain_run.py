@@ -76,12 +76,13 @@ def differences(plain: Path, other: Path, scratch: Path) -> list[str]:
     """How the lists of cells, the tables and the cells of two results folders differ; nothing if in no bit."""
     sys.path.insert(0, str(ROOT))
     from salun_core.experiments.runs.merge import merge
+    from salun_core.experiments.runs.store import RESULTS
     from salun_core.experiments.runs.table import read_table
 
     both = merge([plain, other], scratch / "both")  # refuses what is not the same to the last bit
     one, two = (read_table(out, "classification")[NUMBERS] for out in (plain, other))
     results = [(out / "results/classification.json").read_bytes() for out in (plain, other)]
-    count = len(list((plain / "cells").glob("*-*.json")))
+    count = len(list((plain / "cells").glob(RESULTS)))
     found = [] if results[0] == results[1] else ["the lists of cells differ"]
     if not one.equals(two):
         found.append(f"the tables differ:\n{one.compare(two) if one.shape == two.shape else (one, two)}")

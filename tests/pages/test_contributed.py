@@ -76,6 +76,11 @@ def test_without_any_the_table_says_so_and_a_file_without_retrain_has_no_gaps(fo
             "line 2: UA: .* got '5.24': write a fraction and not percent",
         ),
         (lambda t: t.replace("salun,1,", "salun,one,"), "line 3: seed: .* got 'one'"),
+        (lambda t: t.replace("0.05,1.0", "0_1,1.0"), "line 2: UA: write the number without _, got '0_1'"),
+        (
+            lambda t: t.replace("salun,1,", "salun,1_0,"),
+            "line 3: seed: write the number without _, got '1_0'",
+        ),
         (lambda t: t.replace("salun,1,", "salun,,"), "line 3: seed: field required: of this row"),
         (
             lambda t: t.replace("Mine,1", "salun,1"),

@@ -96,6 +96,28 @@ def test_outputs_of_other_libraries_are_read(form):
         assert same(METHODS[name](plain, **given).model, METHODS[name](other, **given).model.net), name
 
 
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (
+            Output(loss=None, scores=torch.ones(2, 3)),
+            "returns a Output of loss, scores: .*under the name .logits",
+        ),
+        ({"logits": None}, "returns a dict of logits: give one that returns logits"),
+        ({}, "returns a dict: give one that returns logits"),
+        ((), "returns a tuple: give one that returns logits"),
+        (None, "returns a NoneType: give one that returns logits"),
+    ],
+)
+def test_what_holds_no_logits_is_named_by_what_it_holds(returned, message):
+    class Other(nn.Linear):
+        def forward(self, images):
+            return returned
+
+    with pytest.raises(UserError, match=message):
+        classification_task(Other(2, 2), **loaders())
+
+
 @pytest.mark.parametrize("name", FREE)
 def test_every_method_runs_on_a_vision_transformer(name):
     model = vit()

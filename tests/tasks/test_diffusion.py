@@ -356,9 +356,13 @@ def test_a_saved_model_comes_back_bit_identical_and_diffusers_reads_it(tmp_path)
 
 def test_folders_that_are_no_such_model_are_refused(tmp_path):
     task = tiny_task()
-    with pytest.raises(UserError, match="not a diffusers folder"):
+    with pytest.raises(UserError, match="there is no folder .*nothing"):
         load_diffusion(tmp_path / "nothing")
+    with pytest.raises(UserError, match="not a diffusers folder"):
+        load_diffusion(tmp_path)
     folder = save_diffusion(task.model, task.schedule, tmp_path / "model")
+    with pytest.raises(UserError, match="without its schedule of noise: put its files into unet/"):
+        load_diffusion(folder / "unet")
     for name, wanted in (("classes", 100), ("channels", 3), ("size", 32)):
         with pytest.raises(UserError, match=f"{name} = "):
             load_diffusion(folder, **{name: wanted})

@@ -79,6 +79,14 @@ def test_what_is_forgotten_replaces_nothing():
         task(SEVEN)
 
 
+def test_a_prompt_is_forgotten_or_kept():
+    given = {"forget": (images(2), [SEVEN] * 2), "retain": (images(2), [THREE, SEVEN]), "replacement": THREE}
+    with pytest.raises(
+        UserError, match="'a photo of a seven' is both to be forgotten and to be kept: give it on"
+    ):
+        text_to_image_task(pipeline(), **given)
+
+
 @pytest.mark.parametrize("relabel", ["next", "random"])
 def test_a_loader_says_which_classes_are_forgotten_together(relabel):
     unet = build_unet(classes=5, channels=1, size=8, widths=[8, 8], layers=1, seed=0)

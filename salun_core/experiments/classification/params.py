@@ -18,7 +18,7 @@ from salun_core.experiments.runs.data_choice import DataChoice
 from salun_core.experiments.runs.machine import Machine
 from salun_core.experiments.runs.params import LONG, Group, PresetParams, parameter, redeclared
 from salun_core.experiments.runs.repetition import RetrainRepetition
-from salun_core.experiments.runs.trained import TRAIN, Trained
+from salun_core.experiments.runs.trained import HERE, TRAIN, Trained
 from salun_core.experiments.runs.tuning import FREE, Tuning
 from salun_core.methods import fitting
 from salun_core.models import MODELS, check_arch, takes_width
@@ -34,8 +34,8 @@ class Training(Trained):
 
     arch: str = parameter("resnet18", ", ".join(MODELS) + ", torchvision:NAME, module:NAME")
     width: int | None = parameter(None, "channels of the first stage of the network", ge=1)
-    recipe: str = parameter("digits", "training from scratch: " + ", ".join(RECIPES))
-    epochs: int | None = parameter(None, "instead of the recipe's", ge=1, le=LONG)
+    recipe: str = parameter("digits", "training from scratch: " + ", ".join(RECIPES), needs=HERE)
+    epochs: int | None = parameter(None, "instead of the recipe's", needs=HERE, ge=1, le=LONG)
 
     choices: ClassVar[dict[str, tuple[Any, str]]] = {"recipe": (RECIPES, "recipe")}
 

@@ -14,7 +14,7 @@ from salun_core.experiments.diffusion.problem import Problem
 from salun_core.experiments.generation.params import Forgetting, GenerationParams, Sampling, Steps
 from salun_core.experiments.runs.params import Group, parameter
 from salun_core.experiments.runs.repetition import RetrainRepetition
-from salun_core.experiments.runs.trained import DIGEST, Trained
+from salun_core.experiments.runs.trained import DIGEST, HERE, Trained
 from salun_core.models.diffusion.unet import SCHEDULES
 from salun_core.tasks.diffusion import RELABEL
 from salun_core.tasks.diffusion_training import DECLINES, DiffusionRecipe
@@ -57,11 +57,13 @@ class Unet(Group):
 class DiffusionTraining(Trained):
     """Training from scratch."""
 
-    steps: int = parameter(800_000, "optimiser steps of training from scratch", ge=1)
-    lr: float = parameter(2e-4, "its learning rate (Adam)", gt=0)
-    decline: str = parameter("constant", "of the learning rate: " + ", ".join(DECLINES))
-    warmup: int = parameter(0, "steps of linear increase", ge=0)
-    ema: float = parameter(0.0, "decay of the running average of the weights; 0 for the last weights")
+    steps: int = parameter(800_000, "optimiser steps of training from scratch", needs=HERE, ge=1)
+    lr: float = parameter(2e-4, "its learning rate (Adam)", needs=HERE, gt=0)
+    decline: str = parameter("constant", "of the learning rate: " + ", ".join(DECLINES), needs=HERE)
+    warmup: int = parameter(0, "steps of linear increase", needs=HERE, ge=0)
+    ema: float = parameter(
+        0.0, "decay of the running average of the weights; 0 for the last weights", needs=HERE
+    )
     clip: float = parameter(1.0, "largest norm of a gradient")
     drop: float = parameter(0.1, "share of images trained without their class")
     pretrained: str | None = parameter(
@@ -73,6 +75,7 @@ class DiffusionTraining(Trained):
     minutes: float | None = parameter(
         None,
         "stop a long training after this many minutes; the same command continues it",
+        needs=HERE,
         gt=0,
         no_effect="a training that is continued ends with the same weights",
     )

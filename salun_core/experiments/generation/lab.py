@@ -41,7 +41,6 @@ from salun_core.metrics.share import wilson
 from salun_core.models import build_model, modules_of
 from salun_core.models.text_to_image.deltas import weights_digest
 from salun_core.networks import weight_bytes
-from salun_core.tasks.base import Task
 from salun_core.tasks.classification_training import train_network
 
 KEEPING = {"models": "weights", "samples": "samples"}
@@ -120,8 +119,8 @@ class GenerationLab(Lab):
         """An unlearned model as it is measured and stored."""
         return model
 
-    def weights(self, model: nn.Module, task: Task) -> bytes:
-        """An unlearned model as the content of a safetensors file."""
+    def weights(self, model: nn.Module, digest: str) -> bytes:
+        """An unlearned model, whose digest is known, as the content of a safetensors file."""
         return weight_bytes(model)
 
     def model(self, result: Result) -> nn.Module:
@@ -229,8 +228,8 @@ class GenerationLab(Lab):
         if "seconds" in values:  # unknown of a network that was unlearned elsewhere
             values["seconds"] += self.spent_before()
         model = self.finished(model)
-        values["weights_digest"] = weights_digest(model)
-        result = self.store.put(key, values, self.provenance(), {MODEL: self.weights(model, task)})
+        digest = values["weights_digest"] = weights_digest(model)
+        result = self.store.put(key, values, self.provenance(), {MODEL: self.weights(model, digest)})
         self.unlearned_stored()
         return result
 

@@ -1,7 +1,7 @@
 """Output folders of several machines brought together: what is damaged or contradicts itself is refused."""
 
 import lzma
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,18 @@ COSTS = ("seconds", "mask_seconds", "sampling_seconds", "peak_memory")
 
 @dataclass(frozen=True)
 class Merged:
-    """What a merge did: results that were copied, those known already, and experiments whose table is still to be made."""
+    """What a merge did: results that were copied, those known already, and experiments whose table is still to be made.
+
+    ``left`` are the lists of results that are named like no experiment: copies that a user made.
+    """
 
     new: int
     known: int
     unlisted: tuple[str, ...]
+    left: tuple[Path, ...] = ()
 
 
-def merge(folders: Sequence[Path], into: Path) -> Merged:
+def merge(folders: Sequence[Path], into: Path, *, experiments: Collection[str] | None = None) -> Merged:
     """Copy the results of output folders into one.
 
     A result that several folders hold must be the same in all: same code, same outputs. A list of results is copied
@@ -37,6 +41,8 @@ def merge(folders: Sequence[Path], into: Path) -> Merged:
         Output folders, each with ``cells``.
     into : Path
         Made where it is missing; what it holds takes part.
+    experiments : collection of str, optional
+        Names of lists of results. Others are left where they are; without it, there are no others.
 
     Raises
     ------
@@ -67,7 +73,7 @@ def merge(folders: Sequence[Path], into: Path) -> Merged:
                     "delete the other's file, and merge again"
                 )
             twice += 1
-    lists = _lists(folders, into)
+    lists, left = _lists(folders, into, experiments)
     check_writable(into / "cells")
     for folder, result in new:
         if (mask := _mask_of(folder, result)) is not None and not (into / "cells" / mask.name).exists():
@@ -79,9 +85,8 @@ def merge(folders: Sequence[Path], into: Path) -> Merged:
     for name, contents in lists.items():
         if len(contents) == 1:
             write_whole(into / "results" / f"{name}.json", next(iter(contents)))
-    return Merged(
-        len(new), twice, tuple(name for name, contents in sorted(lists.items()) if len(contents) > 1)
-    )
+    unlisted = tuple(name for name, contents in sorted(lists.items()) if len(contents) > 1)
+    return Merged(len(new), twice, unlisted, left)
 
 
 def _checked(path: Path) -> Result:
@@ -150,11 +155,18 @@ def _lasting(result: Result) -> dict[str, Any]:
     return {name: value for name, value in result.content.items() if name not in COSTS}
 
 
-def _lists(folders: Sequence[Path], into: Path) -> dict[str, set[bytes]]:
-    """Lists of results by the name of their experiment, as they are in each folder."""
+def _lists(
+    folders: Sequence[Path], into: Path, experiments: Collection[str] | None
+) -> tuple[dict[str, set[bytes]], tuple[Path, ...]]:
+    """Lists of results by the name of their experiment, as they are in each folder, and files of other names."""
     found: dict[str, set[bytes]] = {}
+    left: list[Path] = []
     for folder in (into, *folders):
         for path in listed(folder / "results", "*.json"):
+            if experiments is not None and path.stem not in experiments:
+                if folder != into:
+                    left.append(path)
+                continue
             with readable(path):
                 found.setdefault(path.stem, set()).add(regular(path).read_bytes())
-    return found
+    return found, tuple(dict.fromkeys(left))

@@ -42,7 +42,7 @@ def parameter(
     needs : str
         Of what else it depends whether it means anything; a user who gives it in vain is told. "prompts_file":
         that parameter has a value other than none, 0, false and an empty list. "judge is imagenet", "judge is not
-        imagenet", "masks has lora": it is, or holds, that value.
+        imagenet", "masks has lora": it is, or holds, that value. Of several, with " or " between them, one suffices.
     any_whole : bool
         Whether it may be larger than ``LARGE``: a seed is a name and no count.
     **bounds
@@ -162,6 +162,13 @@ class Params(Group):
                 found[name] = Declared("", field)
         return found
 
+    @classmethod
+    def may_be_blank(cls) -> tuple[str, ...]:
+        """Parameters for which an empty text is a value."""
+        groups = [field.annotation for field in cls.model_fields.values()]
+        inner = [part for part in groups if isinstance(part, type) and issubclass(part, Group)]
+        return tuple(name for part in (cls, *inner) for name in part.blank)
+
     def __getattr__(self, name: str) -> Any:
         place = type(self).declared().get(name)
         if place is None or not place.group:
@@ -201,18 +208,24 @@ class Params(Group):
     def idle(self, name: str) -> str:
         """Why a parameter means nothing beside the others, in words; empty if it means something."""
         needs = str(_extra(type(self).declared()[name].field, "needs") or "")
-        other, _, wanted = needs.partition(" ")
-        if not other or name in self.needless:
+        if not needs or name in self.needless:
             return ""
+        lacking = [self._lacking(clause) for clause in needs.split(" or ")]
+        return f"as {' and '.join(lacking)}" if all(lacking) else ""
+
+    def _lacking(self, clause: str) -> str:
+        """How a clause of `needs` is not fulfilled, in words; empty if it is."""
+        other, _, wanted = clause.partition(" ")
         found = getattr(self, other)
         relation, _, value = wanted.rpartition(" ")
         if relation == "has":
-            return "" if value in found else f"as {other} has no {value}"
-        if not relation and (found is None or found == ()):
-            return f"as {other} is not given"
-        if {"": bool(found), "is": found == value, "is not": found != value}[relation]:
+            return "" if value in found else f"{other} has no {value}"
+        same = found is None if value == "none" else found == value
+        if {"": bool(found), "is": same, "is not": not same}[relation]:
             return ""
-        return f"as {other} is {str(found).lower() if isinstance(found, bool) else shown(found)}"
+        if found is None or found == ():
+            return f"{other} is not given"
+        return f"{other} is {str(found).lower() if isinstance(found, bool) else shown(found)}"
 
     @classmethod
     def restored(cls, values: Mapping[str, Any]) -> Self:

@@ -6,6 +6,7 @@ from pydantic import field_validator
 
 from salun_core.errors import UserError
 from salun_core.experiments.runs.params import REPEATED, Group, parameter
+from salun_core.experiments.runs.trained import HERE
 
 
 class Repetition(Group):
@@ -29,4 +30,4 @@ class Repetition(Group):
 class RetrainRepetition(Repetition):
     """The same where models are retrained, which shows how far they differ among themselves."""
 
-    noise_floor: int = parameter(0, "further retrained models for each seed", ge=0, le=REPEATED)
+    noise_floor: int = parameter(0, "further retrained models for each seed", needs=HERE, ge=0, le=REPEATED)

@@ -61,7 +61,7 @@ class Table:
         UserError
             If a cell is missing or damaged.
         """
-        made = []
+        made, whole = [], set[str]()
         for entry in entries:
             result = read_result(self.folder / "cells" / f"{entry['cell']}.json")
             if result is None:
@@ -69,12 +69,12 @@ class Table:
                     f"{entry['cell']} is missing from {self.folder / 'cells'} or damaged: "
                     f"run {self.experiment} again, finished cells are kept"
                 )
-            made.append(self.row(result, entry))
+            made.append(self.row(result, entry, whole))
         self.measured.keep()
         return pd.DataFrame(made)
 
-    def row(self, result: Result, entry: Mapping[str, Any]) -> dict[str, Any]:
-        """What was run, what it led to, what it cost, and where it comes from."""
+    def row(self, result: Result, entry: Mapping[str, Any], whole: set[str]) -> dict[str, Any]:
+        """What was run, what it led to, what it cost, and where it comes from; ``whole`` is of `Measured.of`."""
         reported = bool(entry["reported"])
         try:
             assert KINDS[result.content["about"]["kind"]]
@@ -84,7 +84,8 @@ class Table:
                 f"{entry['cell']} in {self.folder / 'cells'} was not written in the form of this version: "
                 f"delete it and run {self.experiment} again"
             ) from error
-        return run | self.measured.of(self.folder / "cells", result, reported=reported) | origin
+        measured = self.measured.of(self.folder / "cells", result, reported=reported, whole=whole)
+        return run | measured | origin
 
     def _run(self, result: Result) -> dict[str, Any]:
         what, values = result.key.what, result.content
@@ -141,14 +142,20 @@ class Measured:
         self._known: dict[Path, dict[str, list[Any]]] = {}
         self._new: dict[Path, dict[str, list[Any]]] = {}
 
-    def of(self, cells: Path, result: Result, *, reported: bool) -> dict[str, Any]:
-        """The metrics of a cell by column; None where the cell diverged or the metric is not defined."""
+    def of(
+        self, cells: Path, result: Result, *, reported: bool, whole: set[str] | None = None
+    ) -> dict[str, Any]:
+        """The metrics of a cell by column; None where the cell diverged or the metric is not defined.
+
+        ``whole`` are files that several cells share and that this table has found as they were stored: each is
+        looked at once, and then added.
+        """
         kind = KINDS[result.content["about"]["kind"]]
         more = self.more if kind.metrics is METRICS else {}
         metrics = (
             {**kind.metrics, **more} if reported else {f"select_{n}": m for n, m in kind.selection.items()}
         )
-        outputs = _Outputs(cells, result, kind.load)
+        outputs = _Outputs(cells, result, kind.load, set() if whole is None else whole)
         return {name: self._value(name, metric, outputs) for name, metric in metrics.items()}
 
     def _value(self, name: str, metric: Callable[[Any], Any], outputs: "_Outputs") -> Any:
@@ -190,8 +197,8 @@ def _theirs(name: str, metric: Callable[[Any], Any], outputs: Any) -> Any:
 class _Outputs:
     """The stored outputs of one cell, read when a metric first asks for them."""
 
-    def __init__(self, cells: Path, result: Result, load: Callable[[Path], Any]) -> None:
-        self.cells, self.result, self.load = cells, result, load
+    def __init__(self, cells: Path, result: Result, load: Callable[[Path], Any], whole: set[str]) -> None:
+        self.cells, self.result, self.load, self.whole = cells, result, load, whole
         self.name = result.key.name
 
     @property
@@ -220,7 +227,7 @@ class _Outputs:
             return
         with safe_open(file, framework="pt") as content:
             name = (content.metadata() or {}).get("reference")
-        if name is None:
+        if name is None or name in self.whole:
             return
         reference = read_result(self.cells / f"{name.partition('.')[0]}.json")
         if reference is None or not is_whole(self.cells / name, reference.files.get(name, "")):
@@ -228,6 +235,7 @@ class _Outputs:
                 f"{self.cells / name} is missing or is not what it was stored as: delete it and {self.name}.json, and "
                 "run the experiment again (other cells are kept)"
             )
+        self.whole.add(name)
 
 
 class Run:

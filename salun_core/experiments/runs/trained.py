@@ -12,6 +12,7 @@ from salun_core.errors import UserError
 from salun_core.experiments.runs.params import Group, parameter
 
 TRAIN = "train"  # in place of a model
+HERE = f"pretrained is none or retrained is {TRAIN}"  # what a parameter of training needs
 DIGEST = "its digest is part of the key in its place"
 
 

@@ -184,9 +184,9 @@ class TextLab(GenerationLab):
         """The unlearned network in the pipeline's own precision: what is measured is what is stored."""
         return model.to(self.network.dtype)
 
-    def weights(self, model: nn.Module, task: Any) -> bytes:
+    def weights(self, model: nn.Module, digest: str) -> bytes:
         """What changed, as the content of a safetensors file."""
-        return self.problem.weights(model)
+        return self.problem.weights(model, digest)
 
     def model(self, result: Result) -> nn.Module:
         """The unlearned network behind a result."""

@@ -130,9 +130,9 @@ class Problem:
             clip=how.grad_clip,
         )
 
-    def weights(self, model: nn.Module) -> bytes:
-        """What changed, as the content of a safetensors file."""
-        return delta_bytes(model, network_of(self.pipe))
+    def weights(self, model: nn.Module, digest: str) -> bytes:
+        """What changed in a network, whose digest is known, as the content of a safetensors file."""
+        return delta_bytes(model, network_of(self.pipe), result=digest)
 
     def drawn(self, model: nn.Module, how: "TextSampling") -> tuple[Tensor, Tensor]:
         """Samples uint8 (n, 3, H, W), and the class each was asked for (n,).

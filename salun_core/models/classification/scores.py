@@ -25,16 +25,18 @@ def class_scores(model: nn.Module, images: Tensor, of: str = "") -> Tensor:
     if weight is not None and weight.is_floating_point():
         images = images.to(weight.device, weight.dtype)
     with reading(model, images, of):
-        found = model(images)
-    if isinstance(found, Mapping):  # the outputs of transformers are mappings
-        found = found.get("logits")
-    elif isinstance(found, tuple | list):
-        found = found[0]
+        returned = model(images)
+    if isinstance(returned, Mapping):  # the outputs of transformers are mappings
+        found = returned.get("logits")
+    elif isinstance(returned, tuple | list):
+        found = returned[0] if returned else None
     else:
-        found = getattr(found, "logits", found)
+        found = getattr(returned, "logits", returned)
     if not isinstance(found, Tensor):
+        keys = f" of {', '.join(map(str, returned))}" if isinstance(returned, Mapping) and returned else ""
         raise UserError(
-            f"the model returns a {type(found).__name__}: give one that returns logits (N, K), or an output with them"
+            f"the model returns a {type(returned).__name__}{keys}: give one that returns logits (N, K), or an output with "
+            'them under the name "logits"'
         )
     return found
 

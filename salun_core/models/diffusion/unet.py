@@ -273,6 +273,13 @@ def check_schedule(schedule: Any, source: Path | str) -> None:
 
 
 def _check_kind(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: give a diffusers folder with unet and scheduler")
+    if (folder / "config.json").is_file() and not (folder / "unet").is_dir():
+        raise UserError(
+            f"{folder} is a network without its schedule of noise: put its files into unet/, and the "
+            "scheduler_config.json that it was trained with into scheduler/ beside it"
+        )
     for part in ("unet/config.json", "scheduler/scheduler_config.json"):
         if not (folder / part).is_file():
             raise UserError(

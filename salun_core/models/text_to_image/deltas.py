@@ -46,8 +46,10 @@ def save_delta(
     return write_whole(path, delta_bytes(model, original, note=note))
 
 
-def delta_bytes(model: nn.Module, original: nn.Module, *, note: Mapping[str, str] | None = None) -> bytes:
-    """The content of the file that `save_delta` writes."""
+def delta_bytes(
+    model: nn.Module, original: nn.Module, *, note: Mapping[str, str] | None = None, result: str | None = None
+) -> bytes:
+    """The content of the file that `save_delta` writes; ``result`` is the digest of ``model``, where it is known."""
     before, after = original.state_dict(), model.state_dict()
     _check_same(before, after)
     parts, shapes = {}, {}
@@ -66,7 +68,7 @@ def delta_bytes(model: nn.Module, original: nn.Module, *, note: Mapping[str, str
     header = {
         "format": FORMAT,
         "original": weights_digest(original),
-        "result": weights_digest(model),
+        "result": weights_digest(model) if result is None else result,
         "dtype": str(next(iter(after.values())).dtype).removeprefix("torch."),
         "shapes": json.dumps(shapes),
         **(note or {}),

@@ -13,10 +13,10 @@ from salun_core.experiments.runs.store import read_result
 from salun_core.methods import name_of
 from salun_core.metrics import ATTACKS
 from salun_core.metrics.gaps import AVERAGE, METRICS, by_method, floor_of, gaps, noise_floor
-from salun_core.pages.findings.classification import NO_RETRAIN, beside_its_cost, costs
+from salun_core.pages.findings.classification import NO_RETRAIN, REFERENCES, beside_its_cost, costs
 from salun_core.pages.tables.table import Table, number, short, spread
 from salun_core.pages.tooltips import origins_of_mean
-from salun_core.pages.words import seeds
+from salun_core.pages.words import listed, seeds
 
 
 def methods_table(cells: pd.DataFrame, scenario: str) -> pd.DataFrame:
@@ -61,10 +61,10 @@ def methods_table(cells: pd.DataFrame, scenario: str) -> pd.DataFrame:
 def main_table(cells: pd.DataFrame, scenario: str, *, caption: str | None = None) -> Table:
     """Method × (UA, RA, TA, MIA with the gap to Retrain, Avg. Gap, RTE): the layout of the paper's Table 1.
 
-    The smallest average gap is bold; Original and Retrain do not compete.
+    The smallest average gap is bold; Original and Retrain do not compete, and the caption says so.
     """
     numbers = methods_table(cells, scenario)
-    competing = numbers[~numbers["method"].isin(["original", "retrain"])]
+    competing = numbers[~numbers["method"].isin(REFERENCES)]
     best = competing[AVERAGE].idxmin() if competing[AVERAGE].notna().any() else None
     shown = pd.DataFrame({"Method": numbers["Method"]})
     for name in METRICS:
@@ -88,7 +88,10 @@ def main_table(cells: pd.DataFrame, scenario: str, *, caption: str | None = None
     part = cells[cells["scenario"] == scenario]
     first = part.iloc[0]
     gap = "in brackets the gap to the mean of all retrained models of the split, " if retrained else ""
-    best_said = "; smallest average gap bold." if retrained else f". {NO_RETRAIN}"
+    best_said = "" if retrained else f". {NO_RETRAIN}"
+    if best is not None:
+        present = [name_of(method) for method in REFERENCES if method in set(numbers["method"])]
+        best_said = f"; smallest average gap bold, {listed(present)} not compared"
     text = caption or (
         f"{first['dataset']}, {first['arch']}, {scenario}: percent, mean ± standard deviation over {seeds(part)}, "
         f"{gap}{first['n_forget']:.0f} forget images{best_said}"
@@ -211,7 +214,7 @@ def shares_table(cells: pd.DataFrame) -> Table:
 def masks_table(cells: pd.DataFrame) -> Table:
     """Average gap by method and kind of mask; the best mask of each method is not marked, noise decides."""
     part = gaps(cells)
-    part = part[~part["method"].isin(["retrain", "original"])].assign(
+    part = part[~part["method"].isin(REFERENCES)].assign(
         kind=lambda frame: frame["mask"].str.replace("_", " ")
     )
     caption = (

@@ -34,6 +34,9 @@ SMALL = {
 }
 SMALL |= {"methods": ["original", "salun"], "settings": {"salun": {"epochs": 1}}, "tune": False, "threads": 1}
 SMALL |= {"scenario": ["class"], "forget_class": 3, "seeds": [0], "epochs": 1, "noise_floor": 0}
+BROUGHT = SMALL | dict.fromkeys(
+    ("recipe", "epochs", "noise_floor")
+)  # which mean nothing where none is trained
 
 
 def network(seed, width=4):
@@ -96,7 +99,8 @@ def test_weights_that_are_tied_are_stored_exported_and_read(tmp_path, monkeypatc
     for left_out in ("first.weight", "second.weight"):
         weights = {n: v.clone() for n, v in again.net.state_dict().items() if n != left_out}
         save_file(weights, tmp_path / "one.safetensors")
-        given = mine | {"pretrained": str(tmp_path / "one.safetensors"), "methods": ["original"]}
+        given = BROUGHT | {"pretrained": str(tmp_path / "one.safetensors"), "methods": ["original"]}
+        given |= {"arch": mine["arch"], "width": None}
         found = ClassificationParams.load(given | {"out_dir": str(tmp_path / left_out)})
         brought = found.lab().original(0, found.scenarios()[0])
         assert same(brought.net, again.net) and brought.net.first.weight is brought.net.second.weight
@@ -116,7 +120,7 @@ def test_a_checkpoint_that_diverged_is_refused_by_its_name(tmp_path):
 def found(files, tmp_path_factory):
     given = {"pretrained": str(files / "before.safetensors"), "retrained": str(files / "after.safetensors")}
     out = {"out_dir": str(tmp_path_factory.mktemp("runs"))}
-    return run(ClassificationParams.load(SMALL | given | out))
+    return run(ClassificationParams.load(BROUGHT | given | out))
 
 
 def test_original_and_retrain_are_the_models_given(found):
@@ -142,7 +146,7 @@ def test_costs_of_a_retrained_model_that_is_given_are_not_known(found):
 
 def test_without_retrain_tables_figures_and_the_chapters_exercise_say_so(files, tmp_path, capsys):
     given = {"pretrained": str(files / "before.safetensors"), "out_dir": str(tmp_path)}
-    results = run(ClassificationParams.load(SMALL | given | {"noise_floor": 2}))
+    results = run(ClassificationParams.load(BROUGHT | given))
     assert results.cells["method"].tolist() == ["original", "salun"]
     table = tables.main_table(results.cells, "class 3")
     assert "No model was retrained" in table.caption and "Avg. Gap" not in table.frame
@@ -171,7 +175,7 @@ def test_the_digest_of_a_checkpoint_is_in_the_key_and_nothing_else_has_changed(f
     from salun_core.experiments.runs.cells import Cell, Scenario
 
     def keys(**given):
-        lab = ClassificationParams.load(SMALL | given | {"out_dir": str(tmp_path)}).lab()
+        lab = ClassificationParams.load(BROUGHT | given | {"out_dir": str(tmp_path)}).lab()
         return [lab.key(Cell(0, Scenario("class", target=3), method)).what for method in ("ft", "retrain")]
 
     plain = keys()
@@ -209,7 +213,7 @@ def test_the_digest_of_a_checkpoint_is_in_the_key_and_nothing_else_has_changed(f
 def test_what_does_not_fit_is_refused_before_anything_is_computed(files, tmp_path, given, message):
     given = {n: str(files / "before.pth") if v == "BEFORE" else v for n, v in given.items()}
     with pytest.raises(UserError, match=message) as refusal:
-        ClassificationParams.load(SMALL | given | {"out_dir": str(tmp_path)}).lab()
+        ClassificationParams.load(BROUGHT | given | {"out_dir": str(tmp_path)}).lab()
     assert "\n" not in str(refusal.value)
 
 
@@ -278,7 +282,7 @@ def vision_transformer(folder):
 def test_a_folder_of_transformers_with_its_preprocessing(tmp_path):
     vit = vision_transformer(tmp_path / "vit")
     given = {"pretrained": str(tmp_path / "vit"), "out_dir": str(tmp_path / "runs")}
-    results = run(ClassificationParams.load(SMALL | given))
+    results = run(ClassificationParams.load(BROUGHT | given))
     assert set(results.cells["arch"]) == {"transformers:ViTForImageClassification"}
     assert results.cells["width"].isna().all()
     (what,) = {
@@ -311,7 +315,7 @@ def test_a_folder_of_transformers_that_is_incomplete_is_refused(tmp_path, file, 
         (tmp_path / "vit" / file).write_bytes(content)
     given = {"pretrained": str(tmp_path / "vit"), "out_dir": str(tmp_path / "runs")}
     with pytest.raises(UserError, match=message) as refusal:
-        ClassificationParams.load(SMALL | given).lab()
+        ClassificationParams.load(BROUGHT | given).lab()
     assert "\n" not in str(refusal.value)
 
 
@@ -346,7 +350,7 @@ def test_a_model_of_transformers_is_exported_as_one(tmp_path):
 
     vision_transformer(tmp_path / "vit")
     given = {"pretrained": str(tmp_path / "vit"), "out_dir": str(tmp_path / "runs")}
-    results = run(ClassificationParams.load(SMALL | given))
+    results = run(ClassificationParams.load(BROUGHT | given))
     row = results.cells[results.cells["method"] == "salun"].iloc[0]
     lab = results.lab
     stored = lab.evaluation(next(r for r in lab.store.all() if r.key.name == row["cell"]))

@@ -1,5 +1,6 @@
 """A small diffusion experiment from end to end."""
 
+import json
 import shutil
 
 import pandas as pd
@@ -13,7 +14,9 @@ from salun_core.experiments.diffusion import lab as diffusion_lab
 from salun_core.experiments.diffusion.class_forgetting import DiffusionParams, run
 from salun_core.experiments.export import export
 from salun_core.experiments.generation.lab import result_of, scenario_of
+from salun_core.experiments.runs import table as tables_of_runs
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
+from salun_core.experiments.runs.params import read_preset
 from salun_core.experiments.runs.table import read_table
 from salun_core.metrics.generation.recognition import recognise
 from salun_core.models.diffusion.sampling import sample
@@ -125,6 +128,23 @@ def test_a_table_is_not_made_with_another_reference_than_the_one_stored(results,
     )
 
 
+def test_a_reference_that_cells_share_is_hashed_once_for_each_table(results, tmp_path, monkeypatch):
+    out, hashed = tmp_path / "out", []
+    shutil.copytree(results.lab.folder, out)
+    shutil.rmtree(out / "measured")
+    real = tables_of_runs.is_whole
+    monkeypatch.setattr(
+        tables_of_runs, "is_whole", lambda file, of: hashed.append(file.name) or real(file, of)
+    )
+    made = tables_of_runs.Table(out, "diffusion", {})
+    entries = [{"cell": name, "reported": True} for name in results.cells["cell"]]
+    for count in (1, 2):  # one that is damaged in between is seen
+        made.rows(entries)
+        assert sum(name.startswith("reference-") for name in hashed) == count
+        made.measured = tables_of_runs.Measured(tmp_path / "none kept")
+    assert len(entries) > 1
+
+
 def same_weights(found, expected):
     return all(torch.equal(value, expected[name]) for name, value in found.items())
 
@@ -205,7 +225,9 @@ def test_a_model_of_ones_own_takes_the_place_of_the_original(tmp_path):
     folder = save_diffusion(net.eval(), noise_schedule(steps=100), tmp_path / "mine")
     given = GIVEN | {"methods": ["original"], "masks": [], "out_dir": str(tmp_path / "out")}
     given |= {"pretrained": str(folder)}
-    assert run(DiffusionParams.load(given)).cells["method"].tolist() == ["original"]  # nothing is trained
+    assert run(DiffusionParams.load(given | {"steps": None})).cells["method"].tolist() == [
+        "original"
+    ]  # nothing is trained
     results = run(DiffusionParams.load(given | {"retrained": "train"}))
     loaded = results.lab.original(0).state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in net.state_dict().items())
@@ -214,7 +236,7 @@ def test_a_model_of_ones_own_takes_the_place_of_the_original(tmp_path):
     retrained = results.lab.model(result_of(results.lab, row)).state_dict()
     assert {n: w.shape for n, w in retrained.items()} == {n: w.shape for n, w in loaded.items()}
     with pytest.raises(UserError, match="sample_steps 200 is more than the model's 100 steps"):
-        DiffusionParams.load(given | {"sample_steps": 200}).lab()
+        DiffusionParams.load(given | {"steps": None, "sample_steps": 200}).lab()
 
 
 def test_a_retrained_model_of_ones_own_costs_no_training(tmp_path, monkeypatch):
@@ -224,8 +246,10 @@ def test_a_retrained_model_of_ones_own_costs_no_training(tmp_path, monkeypatch):
     folders = [
         str(save_diffusion(net, noise_schedule(steps=100), tmp_path / str(i))) for i, net in enumerate(nets)
     ]
-    given = GIVEN | {"masks": [], "out_dir": str(tmp_path / "out"), "noise_floor": 2, "methods": ["ga"]}
-    given |= {"pretrained": folders[0], "retrained": folders[1]}
+    preset = read_preset("diffusion", "quick") | {"noise_floor": 2}  # which a preset may give in vain
+    (tmp_path / "floor.yaml").write_text(json.dumps(preset))
+    given = GIVEN | {"masks": [], "out_dir": str(tmp_path / "out"), "steps": None, "methods": ["ga"]}
+    given |= {"preset": str(tmp_path / "floor.yaml"), "pretrained": folders[0], "retrained": folders[1]}
 
     def trained(*_, **__):
         raise AssertionError("a model was trained")
@@ -295,8 +319,8 @@ def test_the_time_of_an_interrupted_training_counts(tmp_path, monkeypatch):
         ({"methods": ["iu"]}, "unknown method 'iu'"),
         ({"masks": ["salent"]}, "did you mean 'salient'"),
         ({"sample_steps": 2000}, "more than diffusion_steps"),
-        ({"pretrained": "/nowhere"}, "/nowhere"),
-        ({"pretrained": "data/models/tiny-sd"}, "UNet2DConditionModel"),
+        ({"pretrained": "/nowhere", "steps": None}, "/nowhere"),
+        ({"pretrained": "data/models/tiny-sd", "steps": None}, "UNet2DConditionModel"),
         ({"settings": {"rl": {"rate": 1}}}, "setting of RL"),
         ({"dataset": "imagefolder"}, "needs data_dir"),
         ({"head": 1000}, "head 1000 is more than the .* channels"),

@@ -101,7 +101,7 @@ def test_recording_keeps_it_true_also_when_it_is_interrupted(recorded, tmp_path)
 
 @pytest.mark.parametrize("command", ["record", "merge"])
 def test_commands_that_write_there_keep_it_true(command, recorded, monkeypatch, tmp_path):
-    def run(*_):
+    def run(*_, **__):
         (recorded / "quick/cells").mkdir(parents=True)
         (recorded / "quick/cells/cell-9.json").touch()
         raise UserError("it stops half way")

@@ -72,6 +72,22 @@ def test_lists_that_differ_are_named_and_not_copied(tmp_path, capsys):
     assert not (tmp_path / "all/results").exists()
 
 
+def test_lists_named_like_no_experiment_are_left_and_named(tmp_path, capsys):
+    one, two = filled(tmp_path / "one", [1]), filled(tmp_path / "two", [2])
+    for folder, content in ((one, b"1"), (two, b"2")):
+        write_whole(folder / "results/diffusion-old.json", content)
+        write_whole(folder / "results/diffusion.json", b"same")
+    assert main(["merge", str(one), str(two), "--into", str(tmp_path / "all")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    for folder in (one, two):
+        assert (
+            f"{folder / 'results/diffusion-old.json'} is left there: it is named like no experiment" in said
+        )
+    assert len(said) == 3 and [path.name for path in (tmp_path / "all/results").iterdir()] == [
+        "diffusion.json"
+    ]
+
+
 @pytest.mark.parametrize(
     ("other", "why"),
     [

@@ -10,6 +10,7 @@ from salun_core.experiments.runs import trained
 from salun_core.experiments.runs.params import assigned_names, read_preset
 from salun_core.paths import project_root
 
+MORE = {"classification": {"tune": False}}  # without which pretrained is refused
 SEARCH = {"rl": {"lr": {"low": 0.1, "high": 1}}}
 
 
@@ -164,6 +165,30 @@ def test_settings_of_the_user_stand_above_the_bounds_of_a_preset(tmp_path):
         ("unsafe", {"attack_steps": 0, "attack_lr": 0.1}, "attack_lr .*, as attack_steps is 0"),
         ("unsafe", {"prompt_attacks": ["p4d"], "ring_strength": 2}, "as prompt_attacks has no ring_a_bell"),
         ("class_wise", {"tune": False, "tuning_budget": 3}, "as tune is false: change that, or leave"),
+        *(
+            (
+                experiment,
+                {"pretrained": "x", **MORE.get(experiment, {}), name: value},
+                f"{name} has no effect here, as pretrained is 'x' and ",
+            )
+            for experiment, name, value in (
+                ("classification", "epochs", 3),
+                ("classification", "recipe", "fast"),
+                ("classification", "noise_floor", 2),
+                ("diffusion", "steps", 9),
+                ("diffusion", "lr", 0.1),
+                ("diffusion", "decline", "cosine"),
+                ("diffusion", "warmup", 1),
+                ("diffusion", "ema", 0.5),
+                ("diffusion", "minutes", 5),
+                ("diffusion", "noise_floor", 2),
+            )
+        ),
+        (
+            "diffusion",
+            {"pretrained": "x", "retrained": "y", "steps": 9},
+            "as pretrained is 'x' and retrained is 'y': change that, or leave steps out",
+        ),
     ],
 )
 def test_a_parameter_given_in_vain_is_refused(experiment, given, message):
@@ -178,8 +203,9 @@ def test_what_a_parameter_needs_exists_and_values_of_presets_may_be_in_vain(name
     checked = params.load({"preset": "quick"})
     for parameter, (_, field) in known.items():
         assert isinstance(checked.idle(parameter), str)
-        needs = str((field.json_schema_extra or {}).get("needs", "")).split()
-        assert not needs or (needs[0] in known and len(needs) != 2)
+        for clause in filter(None, str((field.json_schema_extra or {}).get("needs", "")).split(" or ")):
+            needs = clause.split()
+            assert needs[0] in known and len(needs) != 2
 
 
 def test_a_stability_run_spreads_settings_without_tuning():

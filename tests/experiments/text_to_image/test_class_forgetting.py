@@ -21,7 +21,8 @@ from salun_core.experiments.text_to_image.unlearned_elsewhere import given_cells
 from salun_core.files import sha256
 from salun_core.methods.lora import Lora
 from salun_core.metrics.generation.recognition import recognise
-from salun_core.models.text_to_image.deltas import load_delta
+from salun_core.models.text_to_image import deltas
+from salun_core.models.text_to_image.deltas import load_delta, weights_digest
 from salun_core.models.text_to_image.families import network_of
 from salun_core.models.text_to_image.pipelines import load_pipeline, save_pipeline, with_network
 from salun_core.pages.tables.text_to_image import pipeline_table
@@ -299,8 +300,23 @@ def test_clip_can_be_left_out(tmp_path, capsys):
     for none in ("none", ""):
         lab = TextToImageParams.load({**SMALL, "clip": none, "out_dir": tmp_path}).lab()
         assert lab.clip is None
-    assert main(["run", "text_to_image", "-p", "clip", "null"]) == 2
-    assert "clip is given without a value" in capsys.readouterr().err
+    for text, lab_has in (
+        ('clip: ""', False),
+        ("clip: null", False),
+        ("clip: data/models/tiny-sd-clip", True),
+    ):
+        (tmp_path / "mine.yaml").write_text(text)  # in place of a preset: what it does not give is not given
+        found = TextToImageParams.load({"preset": str(tmp_path / "mine.yaml")})
+        assert (found.clip is not None) is lab_has
+    remedy = 'parameter clip is given without a value: give one, or "" for none, or leave it out'
+    (tmp_path / "null.yaml").write_text("clip: null")
+    for words in (["-p", "clip", "null"], ["-f", str(tmp_path / "null.yaml")]):
+        assert main(["run", "text_to_image", *words]) == 2
+        assert remedy in capsys.readouterr().err
+    (tmp_path / "null.yaml").write_text('{clip: "", pipeline: no/such}')
+    assert main(["run", "text_to_image", "-f", str(tmp_path / "null.yaml")]) == 2
+    assert "model_index.json of no/such" in capsys.readouterr().err
+    assert TextToImageParams.load({"clip": None}).clip == "data/models/tiny-sd-clip"  # as notebooks say it
     few = ["-p", "pipeline", "no/such", "-p", "clip", ""]
     assert main(["run", "text_to_image", *few]) == 2
     assert "model_index.json of no/such" in capsys.readouterr().err  # clip is no matter any more
@@ -329,7 +345,11 @@ def test_weights_are_measured_and_stored_in_the_precision_of_the_pipeline(result
     model = lab.finished(trained)
     assert {w.dtype for w in model.parameters()} == {torch.bfloat16}
     path = tmp_path / "delta.safetensors"
-    path.write_bytes(lab.weights(model, None))
+    digest, hashed = weights_digest(model), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deltas, "weights_digest", lambda net: hashed.append(net) or weights_digest(net))
+        path.write_bytes(lab.weights(model, digest))
+    assert hashed == [lab.pipe.unet]  # the model's is known: it takes seconds for a large one
     assert same(load_delta(path, lab.pipe.unet), model)
     changed = sum(
         int((a != b).sum()) for a, b in zip(model.parameters(), lab.pipe.unet.parameters(), strict=True)

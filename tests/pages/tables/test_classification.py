@@ -36,6 +36,14 @@ def test_the_best_row_has_the_smallest_average_gap(scenario):
     assert table.frame.loc[list(table.bold), "Method"].tolist() == [name_of(mean.idxmin())]
 
 
+def test_the_caption_says_which_rows_are_not_compared():
+    said = "smallest average gap bold, {} not compared"
+    assert said.format("Original and Retrain") in tables.main_table(CELLS, SCENARIO).caption
+    assert said.format("Retrain") in tables.main_table(CELLS[CELLS["method"] != "original"], SCENARIO).caption
+    lost = CELLS.assign(UA=CELLS["UA"].where(CELLS["method"].isin(["original", "retrain"])))
+    assert "bold" not in tables.main_table(lost, SCENARIO).caption  # as no row is
+
+
 def test_a_cell_of_the_table_is_mean_std_and_gap():
     mine = CELLS.query("scenario == @SCENARIO and method == 'rl'")["UA"]
     text = by_method(CELLS).loc["RL", "UA"]
