@@ -18,6 +18,7 @@ from salun_core.data.batches import Batch, Loader
 from salun_core.errors import UserError, one_of
 from salun_core.files import write_whole
 from salun_core.rng import generator, isolated
+from salun_core.tasks.trace import Trace
 
 DECLINES = ("constant", "cosine")
 
@@ -182,7 +183,7 @@ def train_diffusion(
             optimizer.step()
             if average is not None:
                 _follow_(average, model, min(recipe.ema, (1 + step) / (10 + step)))
-            state.recent.append(value.detach())
+            state.recent.add(value)
             bar.update()
             last = step + 1 == recipe.steps
             if last or (step + 1) % 100 == 0:
@@ -230,18 +231,16 @@ class _State:
         self.identity, self.model, self.average, self.optimizer = identity, model, average, optimizer
         self.values: list[float] = []
         self.seconds = 0.0
-        self.recent: list[Tensor] = []
+        self.recent = Trace()
 
     def check(self, lr: float) -> None:
         """Move recent losses to ``values``; refuse one that is not finite."""
-        if not self.recent:
-            return
-        for value in torch.stack(self.recent).tolist():
+        for value in self.recent.values().tolist():
             if not math.isfinite(value):
                 step = len(self.values) + 1
                 raise UserError(f"training diverged at step {step}: lower the learning rate {lr}")
             self.values.append(value)
-        self.recent.clear()
+        self.recent = Trace()
 
     def save(self, path: Path, step: int) -> None:
         """Write everything that the next step depends on."""

@@ -214,9 +214,9 @@ def text_to_image_task(
     Raises
     ------
     UserError
-        If images and prompts do not fit, a prompt is both to be forgotten and kept, a forgotten one has no replacement, a prompt is longer than the text
-        encoder takes (the part that is cut off would be neither forgotten nor kept), or the network is wrapped for
-        several devices.
+        If images and prompts do not fit, a prompt is both to be forgotten and kept, a forgotten one has no
+        replacement, a prompt is longer than the text encoder takes (the part that is cut off would be neither forgotten
+        nor kept), or the network is wrapped for several devices.
     """
     if not isinstance(batch_size, int) or batch_size < 1:
         raise UserError(f"batch_size must be a whole number of at least 1, got {batch_size!r:.40}")
