@@ -24,6 +24,8 @@ from execution import (
     recorded_files,
 )
 
+from salun_core.errors import UserError
+from salun_core.experiments import EXPERIMENTS
 from salun_core.experiments.runs.params import Params
 from salun_core.files import write_whole
 
@@ -58,6 +60,19 @@ def test_nothing_but_the_source_is_in_git(path):
         assert cell["outputs"] == []
         assert cell["execution_count"] is None
     assert "widgets" not in json.loads(path.read_text("utf8"))["metadata"]
+
+
+KINDS = {kind.params for kind in EXPERIMENTS.values()}
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FOUND if params_of(path) in KINDS], ids=lambda path: path.stem
+)
+def test_a_grid_that_is_far_too_large_is_refused_in_the_first_cell_after_the_parameters(path):
+    """Needs are worked out before anything is read, as on the command line."""
+    given = {"In": ["seeds = [*range(900)]", ""], "seeds": [*range(900)]}
+    with pytest.raises(UserError, match="more than 5,000: add --yes or set many_cells true"):
+        exec("".join(code_cells(path)[1]["source"]), given)
 
 
 @every_notebook

@@ -186,7 +186,22 @@ def check_run(params: Params, *, meant: bool = False, here: bool = True) -> None
     """Refuse a run that cannot fit, if it is to be ``here``, or that has very many cells, unless that is ``meant``.
 
     What cannot be known before it is read is left to the run.
+
+    Parameters
+    ----------
+    params : Params
+        Of the experiment.
+    meant : bool
+        Whether very many cells are meant; ``many_cells`` of the parameters says so too.
+    here : bool
+        Whether this machine is to compute them.
+
+    Raises
+    ------
+    UserError
+        With what is needed, what there is, and what would need less.
     """
+    meant = meant or params.machine.many_cells
     if meant and not here:
         return
     _check_count(cells_at_least(params), meant, "at least ")
@@ -202,7 +217,7 @@ def check_run(params: Params, *, meant: bool = False, here: bool = True) -> None
 def _check_count(count: int, meant: bool, how: str = "") -> None:
     if count > MANY and not meant:
         raise UserError(
-            f"this is a grid of {how}{count:,} cells, more than {MANY:,}: add --yes if you mean it"
+            f"this is a grid of {how}{count:,} cells, more than {MANY:,}: add --yes or set many_cells true if you mean it"
         )
 
 

@@ -35,6 +35,9 @@ class Machine(Group):
     recorded: bool = parameter(
         False, "accept finished cells of other code versions", no_effect="says which cells are accepted"
     )
+    many_cells: bool = parameter(
+        False, "run a grid of more than 5,000 cells", no_effect="whether it may start, not what it computes"
+    )
     out_dir: Path | None = parameter(
         None, "where results go; data/runs of the project by default", no_effect="a place"
     )

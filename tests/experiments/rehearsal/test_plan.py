@@ -346,6 +346,13 @@ def test_a_grid_far_too_large_is_refused_before_its_cells_are_listed(monkeypatch
         plan.check_run(ClassificationParams.load({**given, "tuning_seed": [5000, 5001]}))
 
 
+def test_very_many_cells_are_run_where_a_parameter_says_that_they_are_meant(monkeypatch):
+    monkeypatch.setattr(plan, "MANY", 2)
+    with pytest.raises(UserError, match="set many_cells true"):
+        plan.check_run(ClassificationParams.load({}))
+    plan.check_run(ClassificationParams.load({"many_cells": True}))
+
+
 @pytest.mark.parametrize(
     ("experiment", "preset"), [(name, preset) for name in EXPERIMENTS for preset in preset_names(name)]
 )
