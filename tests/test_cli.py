@@ -170,7 +170,10 @@ def test_a_damaged_cell_is_computed_again_with_the_same_numbers(folder, capsys):
         (["run", "classification", "-p", "keep", "[" * 3000], "keep"),
         (["run", "classification", "-p", "threads", "1000000"], "threads"),
         (["train-tiny-sd", "--threads", "-1"], "threads"),
-        (["run", "classification", "-p", "seeds", str([*range(900)])], "cells, more than 5,000: add --yes or set many_cells"),
+        (
+            ["run", "classification", "-p", "seeds", str([*range(900)])],
+            "cells, more than 5,000: add --yes or set many_cells",
+        ),
         (["run", "classification", "-p", "noise_floor", "1000000000"], "to 1000, got 1000000000"),
         (["run", "classification", "-p", "tuning_budget", "1000000"], "to 1000, got 1000000"),
         (["run", "diffusion", "-p", "layers", "1000000000"], "to 100, got 1000000000"),
