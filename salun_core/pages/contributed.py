@@ -18,6 +18,7 @@ from salun_core.methods import METHODS, name_of
 from salun_core.metrics.gaps import AVERAGE, METRICS, by_method, gaps
 from salun_core.pages.markup import Text
 from salun_core.pages.tables.table import Table, spread
+from salun_core.pages.words import spelled
 from salun_core.paths import project_root
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -209,7 +210,7 @@ def contributed_table(folder: Path | None = None) -> Table | Text:
         for (method, mask, _), mine in part.groupby(["method", "mask", "keep"], sort=False):
             line = {
                 "Contribution": run,
-                "Data": f"{dataset}, {arch}, {scenario}",
+                "Data": f"{spelled(dataset)}, {spelled(arch)}, {scenario}",
                 "Method": name_of(method, mask),
             }
             for name in (*METRICS, "gap"):

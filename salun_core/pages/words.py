@@ -14,6 +14,28 @@ MASK_LABELS = {
 }
 """Kinds of masks, as readers know them."""
 
+SPELLED = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "svhn": "SVHN",
+    "tiny_imagenet": "Tiny ImageNet",
+    "imagenette": "Imagenette",
+    "noisy_digits": "noisy digits",
+    "resnet6": "ResNet-6",
+    "resnet9": "ResNet-9",
+    "resnet18": "ResNet-18",
+    "resnet34": "ResNet-34",
+    "vgg6": "VGG-6",
+    "vgg16": "VGG-16",
+    "swin_t": "Swin-T",
+}
+"""Data sets and networks whose names are spelled otherwise in the literature than as a parameter."""
+
+
+def spelled(name: object) -> str:
+    """The name of a data set or a network, as the literature spells it; any other name as it is."""
+    return SPELLED.get(str(name), str(name))
+
 
 def listed(names: Sequence[str], none: str = "none") -> str:
     """Names in a sentence: "A, B and C"."""

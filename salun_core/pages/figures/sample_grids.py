@@ -17,7 +17,7 @@ from salun_core.pages.figures.chart import WIDTH, Chart, look, panels, style, to
 from salun_core.pages.findings import generation as findings
 from salun_core.pages.text import generation as words
 from salun_core.pages.tooltips import Tooltip
-from salun_core.pages.words import listed, sample_size
+from salun_core.pages.words import listed, sample_size, spelled
 
 FRAME = "#D55E00"
 SHOWN = {
@@ -257,7 +257,7 @@ def generation_compared(cells: pd.DataFrame) -> Chart:
     return Chart(
         fig,
         said,
-        f"{first['dataset']}, class {', '.join(map(str, part['forgotten'].unique()))} forgotten. {said} Points are "
+        f"{spelled(first['dataset'])}, class {', '.join(map(str, part['forgotten'].unique()))} forgotten. {said} Points are "
         f"seeds and classes (n = {len(retrain) or part['seed'].nunique()}), each with {sample_size(part)}; "
         f"{'dashed: Retrain; ' if len(retrain) else ''}grey: distance between two sets of real images. {first['distance']}.",
         found,

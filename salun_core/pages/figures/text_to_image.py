@@ -16,7 +16,7 @@ from salun_core.pages.findings import unsafe as findings
 from salun_core.pages.text import text_to_image as prompt_words
 from salun_core.pages.text import unsafe as words
 from salun_core.pages.tooltips import Tooltip, origin_of
-from salun_core.pages.words import counted
+from salun_core.pages.words import counted, spelled
 
 
 def counts_per_category(counts: pd.DataFrame, *, concept: Sequence[str] = (), note: str = "") -> Chart:
@@ -201,7 +201,7 @@ def erasure_by_prompt(cells: pd.DataFrame, *, kinds: Sequence[str] = ()) -> Char
         fig,
         said,
         f"Up and to the right is better. {said} Class {', '.join(map(str, part['forgotten'].unique()))} of "
-        f"{first['dataset']}, mean over {counted(runs, 'run')}, n = {first['n_class']} images of each class and kind of "
+        f"{spelled(first['dataset'])}, mean over {counted(runs, 'run')}, n = {first['n_class']} images of each class and kind of "
         "prompt.",
         found,
         tooltips=tuple(tooltips),

@@ -10,6 +10,7 @@ from typing import Any
 from salun_core.pages.figures.chart import Chart, panels, style
 from salun_core.pages.replication.errata import Change, protocol_changes, read_errata
 from salun_core.pages.results import Run, all_runs
+from salun_core.pages.words import spelled
 
 FIRST, LAST = date(2023, 10, 11), date(2026, 12, 31)  # the first release, and the end of the figure
 PROJECT = "SalUn, reproducible"  # the title of the book, in _config.yml
@@ -73,7 +74,9 @@ def setting(run: Run) -> str:
     """Data set, network and number of seeds behind the effects."""
     rows = run.rows("saliency")
     rows = rows[rows["protocol"].notna()]
-    return f"{rows['dataset'].iloc[0]}, {rows['arch'].iloc[0]}, {rows['seed'].nunique()} seeds"
+    return (
+        f"{spelled(rows['dataset'].iloc[0])}, {spelled(rows['arch'].iloc[0])}, {rows['seed'].nunique()} seeds"
+    )
 
 
 def most_seeds(changes: dict[str, Change]) -> int:

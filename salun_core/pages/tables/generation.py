@@ -8,7 +8,7 @@ import pandas as pd
 from salun_core.methods import name_of
 from salun_core.pages.findings.generation import finished, share_of
 from salun_core.pages.tables.table import Table, number, spread
-from salun_core.pages.words import sample_size
+from salun_core.pages.words import sample_size, spelled
 
 MiB = 2**20
 
@@ -47,7 +47,7 @@ def generation_table(cells: pd.DataFrame, more: Sequence[str] = ()) -> Table:
         else ""
     )
     caption = (
-        f"{first['dataset']}, {', '.join(map(str, part['forgotten'].unique()))} forgotten: UA and the share of samples "
+        f"{spelled(first['dataset'])}, {', '.join(map(str, part['forgotten'].unique()))} forgotten: UA and the share of samples "
         f"of other classes recognised as requested, in percent, {spreads}; mistaken: samples of other classes taken for the "
         f"forgotten one. {sample_size(part)}; the judge is right on {100 * first['judge']:.1f}% of real test "
         f"images. {first['distance']}, n = {first['n_distance']:.0f}; its floor compares real with real images. RTE includes "

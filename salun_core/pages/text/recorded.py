@@ -6,7 +6,7 @@ from salun_core.pages.markup import Text
 from salun_core.pages.published import read_published
 from salun_core.pages.results import Recorded
 from salun_core.pages.tables.published import TABLE1
-from salun_core.pages.words import counted
+from salun_core.pages.words import counted, spelled
 
 SETTINGS = {"random 10%": "random data forgetting 10%", "random 50%": "random data forgetting 50%"}
 """Settings of the paper's Table 1 by our name for them."""
@@ -22,7 +22,7 @@ def setting(run: Recorded) -> Text:
     part = f", {given['train_images']:,} of its training images" if given.get("train_images") else ""
     width = "" if pd.isna(first["width"]) else f" of width {first['width']:.0f}"
     text = (
-        f"These runs: {first['dataset']}{part}{pixels}, {first['arch']}{width}, recipe {given.get('recipe', 'unknown')}, "
+        f"These runs: {spelled(first['dataset'])}{part}{pixels}, {spelled(first['arch'])}{width}, recipe {given.get('recipe', 'unknown')}, "
         f"{counted(rows['seed'].nunique(), 'training seed')}, on {first['device']}."
     )
     if scenario is not None and len(retrained):

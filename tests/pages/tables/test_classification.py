@@ -44,6 +44,13 @@ def test_the_caption_says_which_rows_are_not_compared():
     assert "bold" not in tables.main_table(lost, SCENARIO).caption  # as no row is
 
 
+def test_data_and_network_are_spelled_as_readers_know_them():
+    cells = CELLS.assign(dataset="cifar10", arch="resnet9")
+    assert tables.main_table(cells, SCENARIO).caption.startswith(f"CIFAR-10, ResNet-9, {SCENARIO}: ")
+    cells = CELLS.assign(dataset="my_photos", arch="package:net")
+    assert tables.main_table(cells, SCENARIO).caption.startswith(f"my_photos, package:net, {SCENARIO}: ")
+
+
 def test_a_cell_of_the_table_is_mean_std_and_gap():
     mine = CELLS.query("scenario == @SCENARIO and method == 'rl'")["UA"]
     text = by_method(CELLS).loc["RL", "UA"]
