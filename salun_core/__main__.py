@@ -244,7 +244,9 @@ def parser() -> argparse.ArgumentParser:
     fetching.add_argument(
         "names", nargs="*", metavar="NAME", help="inception, resnet50, clip, i2p; all by default"
     )
-    fetching.add_argument("--list", action="store_true", help="only say what there is and what is here")
+    fetching.add_argument(
+        "--list", action="store_true", help="only say what there is, from where, and what is here"
+    )
     fetching.set_defaults(do=_fetch, kept="what is fetched is kept, the same command goes on")
 
     check = commands.add_parser("check", help="whether a data set and a model of your own fit")
@@ -540,8 +542,8 @@ def _fetch(given: argparse.Namespace) -> None:
         for name, download in DOWNLOADS.items():
             here = "here" if all(path.is_file() for path in download.paths) else "missing"
             print(f"{name:<10} {here:<8} {download.about}")
-            for path in download.paths:
-                print(f"{'':<19} {path}")
+            for file, path in zip(download.files, download.paths, strict=True):
+                print(f"{'':<19} {path}\n{'':<21} from {file.addresses[0]}\n{'':<21} SHA-256 {file.sha256}")
         return
     for path, fetched in fetch(given.names):
         print(f"{path}: {'fetched' if fetched else 'was here'}, content as expected", flush=True)

@@ -3,6 +3,7 @@
 import copy
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -166,7 +167,9 @@ def read_tensors(path: Path | str, remedy: str, **how: Any) -> Any:
     """
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Validating sparse tensor")  # which takes no time here
+            # Checking takes no time here, and what cannot be read of a protocol is refused below.
+            warnings.filterwarnings("ignore", message="Validating sparse tensor")
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True, **how)
     except Exception as error:  # a truncated pickle can raise almost anything
         if lacks_memory(error):
@@ -175,6 +178,11 @@ def read_tensors(path: Path | str, remedy: str, **how: Any) -> Any:
             "unsupported (global|class)", str(error), re.IGNORECASE
         ):  # torch names what it will not call
             raise UserError(f"{path} holds more than tensors, which could run code: save {remedy}") from error
+        if "unsupported operand" in str(error).lower() and zipfile.is_zipfile(path):  # so torch.save wrote it
+            raise UserError(
+                f"{path} was pickled in a way that is not read without running code: save it again with torch.save, without "
+                "pickle_protocol, or as safetensors"
+            ) from error
         raise UserError(
             f"{path} is truncated or damaged, or was not written by torch.save: copy or save it again"
         ) from error

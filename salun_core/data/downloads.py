@@ -1,6 +1,7 @@
 """Files that only the paper's settings need: where they come from, what they must be, and where they go."""
 
 import hashlib
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -134,10 +135,13 @@ def how_to_get(name: str) -> str:
     """What to do about missing files: the command that fetches them, the address, the place and the digest."""
     download = DOWNLOADS[name]
     file, path = download.files[0], download.paths[0]
-    others = f", and {len(download.files) - 1} files beside it," if len(download.files) > 1 else ""
+    others, listed = "", ""
+    if len(download.files) > 1:
+        others = f", and {len(download.files) - 1} files beside it,"
+        listed = "; 'python -m salun_core fetch --list' names all"
     return (
         f"run 'python -m salun_core fetch {name}' with a network, or copy {file.addresses[0]}{others} to {path} "
-        f"(SHA-256 {file.sha256})"
+        f"(SHA-256 {file.sha256}{listed})"
     )
 
 
@@ -189,6 +193,10 @@ def _fetched(file: File, path: Path, progress: bool) -> None:
             problems.append(f"{address} gives a file with SHA-256 {found} instead of {file.sha256}")
         except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
             problems.append(f"{address} does not answer ({getattr(error, 'reason', error)})")
+        except (
+            http.client.HTTPException
+        ) as error:  # the connection ended in the middle of an answer, or it is none
+            problems.append(f"{address} broke off ({error or type(error).__name__})")
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from error
         finally:
@@ -208,4 +216,6 @@ def _copied(address: str, to: Path, name: str, progress: bool) -> str:
                 out.write(content)
                 digest.update(content)
                 bar.update(len(content))
+            if size and out.tell() < size:  # the end of the connection looks like the end of the file
+                raise http.client.HTTPException(f"after {out.tell():,} of {size:,} bytes")
     return digest.hexdigest()

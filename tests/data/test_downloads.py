@@ -12,6 +12,7 @@ from salun_core.data.downloads import DOWNLOADS, Download, File, fetch, how_to_g
 from salun_core.errors import UserError
 
 CONTENT = {"/weights.bin": b"weights" * 1000, "/config.json": b"{}", "/cut.bin": b"weights" * 999}
+CONTENT |= {"/short.bin": b"weights", "/chunks.bin": b"7\r\nweights\r\n"}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,10 @@ def server():
             asked.append(self.path)
             content = CONTENT.get(self.path)
             self.send_response(200 if content is not None else 404)
-            self.send_header("Content-Length", str(len(content or b"")))
+            if self.path == "/chunks.bin":  # and the next one never comes
+                self.send_header("Transfer-Encoding", "chunked")
+            else:
+                self.send_header("Content-Length", str(len(content or b"") + 9 * (self.path == "/short.bin")))
             self.end_headers()
             self.wfile.write(content or b"")
 
@@ -93,6 +97,17 @@ def test_a_file_of_other_content_is_refused_and_leaves_nothing(known, server, mo
     assert not list(folder.iterdir())
 
 
+@pytest.mark.parametrize(("name", "said"), [("short", "after 7 of 16 bytes"), ("chunks", "IncompleteRead")])
+def test_a_connection_that_ends_in_the_middle_of_a_file_is_told_from_another_file(
+    known, server, monkeypatch, name, said
+):
+    folder, _, files = known
+    from_addresses(monkeypatch, files, f"{server[0]}/{name}.bin")
+    with pytest.raises(UserError, match=rf"{name}\.bin broke off \({said}.*; copy it to "):
+        list(fetch(progress=False))
+    assert not list(folder.iterdir())
+
+
 def test_the_next_address_serves_where_the_first_gives_another_file(known, server, monkeypatch):
     folder, _, files = known
     from_addresses(monkeypatch, files, f"{server[0]}/cut.bin", f"{server[0]}/weights.bin")
@@ -103,7 +118,10 @@ def test_the_next_address_serves_where_the_first_gives_another_file(known, serve
 def test_the_command_fetches_and_lists(known, capsys):
     folder, _, _ = known
     assert main(["fetch", "--list"]) == 0
-    assert "missing" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "missing" in out
+    for file in downloads.DOWNLOADS["both"].files:  # for a machine without a network, all that it takes
+        assert file.sha256 in out and file.addresses[0] in out
     assert main(["fetch", "both"]) == 0
     out = capsys.readouterr().out
     assert out.count("fetched, content as expected") == 2

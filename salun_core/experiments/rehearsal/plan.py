@@ -176,7 +176,7 @@ def check(need: Needs, have: Machine) -> None:
         )
 
 
-LIGHTER = "gradient_checkpointing, precision bf16, optimizer adafactor, half or relearn_steps 0"
+LIGHTER = "gradient_checkpointing, precision bf16, optimizer adafactor, half, a smaller sample_batch or relearn_steps 0"
 """What makes networks and their training take less memory."""
 
 MANY = 5000  # cells from which a grid must be asked for twice
@@ -474,15 +474,11 @@ def _text_to_image(params: Any, shape: Shape, cells: Sequence[Cell], accelerator
         "samples": (len(cells) if values["keep_samples"] else 1) * count * pixels,
         "changed weights": (sum(changed) if values["keep_models"] else max(changed)) * net.weights,
     }
-    parts = stored * (decoder.weights + TEXT_WEIGHTS * (net.weights >= LARGE))
-    clip = CLIP_WEIGHTS * FLOAT if values["clip"] and net.weights >= LARGE else 0.0
+    parts, clip = other_parts(values, net, decoder), clip_memory(values, net)
     device = max(training_memory(cell, values, net, accelerator=accelerator) for cell in cells)
     if not accelerator:  # where what rests meanwhile has no other place to lie
         device += parts + clip
-    # Drawing: original and unlearned network, the other parts, and the activations of a batch with and without prompt.
-    drawing = net.weights * 2 * stored + parts + min(PIXELS, values["sample_batch"] * side**2) * 650 * stored
-    drawing += 0.1 * net.activations * values["sample_batch"]
-    drawing += clip
+    drawing = drawing_memory(values, net, decoder, side=side)
     host = (shape.train + shape.test + count) * pixels
     if any(cell.mask.kind in ("salient", "least_salient") for cell in cells) and net.weights >= LARGE:
         # Scores lie beside a large network; on an accelerator their sums in double precision are there at the same time.
@@ -518,6 +514,27 @@ def training_memory(cell: Cell, values: Mapping[str, Any], net: Cost, *, acceler
     if accelerator and state:
         step = max(step, share * FLOAT * net.weights)
     return each * net.weights + step
+
+
+def drawing_memory(values: Mapping[str, Any], net: Cost, decoder: Cost, *, side: int) -> float:
+    """Bytes where the networks lie while images of ``side`` pixels are drawn and judged.
+
+    The original and the unlearned network, the other parts, CLIP, and the activations of a batch with and without prompt.
+    """
+    stored = 2 if values["half"] else FLOAT
+    batch = min(PIXELS, values["sample_batch"] * side**2) * 650 * stored
+    batch += 0.1 * net.activations * values["sample_batch"]
+    return net.weights * 2 * stored + other_parts(values, net, decoder) + batch + clip_memory(values, net)
+
+
+def other_parts(values: Mapping[str, Any], net: Cost, decoder: Cost) -> float:
+    """Bytes of the autoencoder, and of a text encoder where the pipeline is a large one."""
+    return (2 if values["half"] else FLOAT) * (decoder.weights + TEXT_WEIGHTS * (net.weights >= LARGE))
+
+
+def clip_memory(values: Mapping[str, Any], net: Cost) -> float:
+    """Bytes of the CLIP model that images are judged with, where the pipeline is a large one."""
+    return CLIP_WEIGHTS * FLOAT if values["clip"] and net.weights >= LARGE else 0.0
 
 
 def probing_memory(values: Mapping[str, Any], net: Cost, clip: float, *, accelerator: bool) -> float:

@@ -23,7 +23,7 @@ from salun_core.experiments.text_to_image.styles_and_captions import StylesAndCa
 from salun_core.experiments.text_to_image.unlearned_elsewhere import check_given
 from salun_core.methods.lora import Lora
 from salun_core.metrics.generation.clip import Clip, load_clip
-from salun_core.metrics.generation.imagenet import imagenet_judge, imagenet_numbers
+from salun_core.metrics.generation.imagenet import imagenet_judge, imagenet_numbers, spoken
 from salun_core.models.diffusion.sampling import SAMPLERS
 from salun_core.models.text_to_image.families import network_of
 from salun_core.models.text_to_image.pipelines import fitted, image_size, load_pipeline, silent, too_long
@@ -213,10 +213,12 @@ class TextToImageParams(GenerationParams):
     def names(self, data: ImageData) -> tuple[str, ...]:
         """What the classes are called in prompts."""
         digits = [int(name) for name in data.classes] if data.name == "digits" else []
-        names = self.naming.class_names or (tuple(NAMES[d] for d in digits) if digits else data.classes)
+        own = (NAMES[d] for d in digits) if digits else map(spoken, data.classes)
+        names = self.naming.class_names or tuple(own)
         if len(names) != len(data.classes):
             raise UserError(
-                f"class_names has {len(names)} names for {len(data.classes)} classes: give one each"
+                f"class_names has {len(names)} names for {len(data.classes)} classes: give one each, or set it "
+                "to [], to name them as the data do"
             )
         return names
 

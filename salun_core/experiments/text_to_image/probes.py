@@ -57,9 +57,13 @@ CODE = (
 )
 """What probes are made of; with all that these import, the code behind them."""
 
+DRAWING = ("salun_core.metrics.generation.detection", "salun_core.models.text_to_image.sampling")
+"""The part of it that draws images for prompts without the concept's name, and looks at them."""
+
 LABS = tuple(f"salun_core.experiments.text_to_image.{name}" for name in ("probes", "prompt_attacks", "lab"))
 """What puts these together; it counts without what it imports."""
 CHUNK = 256  # images drawn and searched at a time
+DETECTIONS, REDACTED = ".detections.safetensors", ".redacted.safetensors"
 UNNAMED = "prompts without its name"
 ADVERSARIAL = "adversarial search"
 RELEARNED = "relearned"
@@ -94,6 +98,9 @@ class Probing(Group):
 
 class Prober:
     """Probes the models of a lab; results are stored beside its cells.
+
+    Images for prompts without the concept's name take longest. What was seen in them is stored as soon as they are
+    drawn, so an attack that fails, or that is tried with another budget, does not cost them again.
 
     Parameters
     ----------
@@ -177,7 +184,7 @@ class Prober:
             "probing": self.how.identity(),
             "attacking": self.attacker.how.identity(),
             "prompts": self.unnamed(forgotten).identity,
-            "detector": asdict(self.detector.card) | {"classes": list(self.detector.card.classes)},
+            "detector": self._detector,
         }
         return Key("probe", what, f"{code_digest(*CODE, alone=LABS)} {result.key.code}")
 
@@ -192,12 +199,12 @@ class Prober:
     def detections(self, probed: Result) -> Detections:
         """What was detected in images for the prompts that do not name the concept."""
         store = self.lab.store
-        return Detections.load(store.file(probed, store.path(probed.key, ".detections.safetensors").name))
+        return Detections.load(store.file(probed, store.path(probed.key, DETECTIONS).name))
 
     def covered(self, probed: Result) -> Redacted:
         """The first of these images, every detection of the concept black; no others are stored."""
         store = self.lab.store
-        found = load(store.read(probed, store.path(probed.key, ".redacted.safetensors").name))
+        found = load(store.read(probed, store.path(probed.key, REDACTED).name))
         return Redacted(found["images"], found["covered"].bool(), str(probed.content["covered"]))
 
     def shown(self, images: Tensor, forgotten: int) -> float:
@@ -257,8 +264,9 @@ class Prober:
             cell.seed, cell.scenario
         )  # first: it switches checkpointing on, which copies then have
         model = lab.model(result).to(lab.device)
+        seen = self._seen(model, result, forgotten)
+        found, covered = self.detections(seen), self.covered(seen)
         start = time.perf_counter()
-        found, covered = self._unnamed(model, forgotten)
         values: dict[str, Any] = {
             # A list: it keeps its order, which names in a JSON object do not.
             "shown": [
@@ -270,7 +278,7 @@ class Prober:
             found, thresholds=[how.threshold], categories={"concept": self.concept(forgotten)}
         ).set_index("category")
         values["shown"].append([UNNAMED, float(table.loc[ANY, "images"]) / found.n, found.n])
-        values["seconds"] = {"drawing": lab.since(start)}
+        values["seconds"] = {"drawing": seen.content["seconds"] + lab.since(start)}
 
         own = self.examples(cell, forgotten)
         few = task.clean(own.images)
@@ -325,12 +333,35 @@ class Prober:
         # The most it ever showed: a model that relearns and then overfits has come back all the same.
         values["shown"].append([RELEARNED, max(share for _, share in curve), how.relearn_samples])
         values["seconds"]["relearning"] = lab.since(start)
-        files = {
-            ".detections.safetensors": found.to_bytes(),
-            ".redacted.safetensors": save(
-                {"images": covered.images.contiguous(), "covered": covered.covered.to(torch.uint8)}
-            ),
+        names = {suffix: lab.store.path(seen.key, suffix).name for suffix in (DETECTIONS, REDACTED)}
+        files = {suffix: lab.store.read(seen, name) for suffix, name in names.items()}
+        return lab.store.put(key, values, lab.provenance(), files)
+
+    @property
+    def _detector(self) -> dict[str, Any]:
+        """What identifies the detector, as JSON values."""
+        card = self.detector.card
+        return asdict(card) | {"classes": list(card.classes)}
+
+    def _seen(self, model: nn.Module, result: Result, forgotten: int) -> Result:
+        """What is detected in images for the prompts without the concept's name, from the store or drawn now."""
+        lab = self.lab
+        what = {
+            "cell": dict(result.key.what),
+            "forgotten": forgotten,
+            "pictures": self.how.pictures,
+            "prompts": self.unnamed(forgotten).identity,
+            "detector": self._detector,
         }
+        key = Key("seen", what, f"{code_digest(*DRAWING, alone=LABS)} {result.key.code}")
+        stored = lab.store.get(key)
+        if stored is not None and lab.store.has_files(stored):
+            return stored
+        start = time.perf_counter()
+        found, covered = self._unnamed(model, forgotten)
+        values = {"seconds": lab.since(start), "covered": covered.note}
+        shown = {"images": covered.images.contiguous(), "covered": covered.covered.to(torch.uint8)}
+        files = {DETECTIONS: found.to_bytes(), REDACTED: save(shown)}
         return lab.store.put(key, values, lab.provenance(), files)
 
     def _attacked(

@@ -76,7 +76,8 @@ def imagenet_numbers(classes: Sequence[str], names: Sequence[str] = ()) -> tuple
         if first is not None and second is not None and first != second:
             raise UserError(
                 f"class {own!r} is {imagenet_names()[first]!r} in ImageNet, but class_names calls it {other!r}: "
-                "list class_names in the order of the classes of the data"
+                "list class_names in the order of the classes of the data, or set class_names to [], to name them as "
+                "the data do"
             )
         number = first if first is not None else second
         if number is None:
@@ -105,6 +106,12 @@ def imagenet_number(name: str) -> int | None:
         return names.index(given)
     alike = [number for number, known in enumerate(names) if known.lower() == given.lower()]
     return alike[0] if len(alike) == 1 else None
+
+
+def spoken(name: str) -> str:
+    """A class as a prompt calls it: by its name in ImageNet where it is a WordNet id, and with blanks for underscores."""
+    ids = imagenet_ids()
+    return imagenet_names()[ids.index(name)] if name in ids else name.replace("_", " ")
 
 
 @functools.cache

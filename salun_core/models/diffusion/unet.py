@@ -162,8 +162,8 @@ def guided_noise(
     return (1 + guidance) * of_condition - guidance * of_none
 
 
-def class_count(model: nn.Module) -> int:
-    """K of a class-conditional network; its null class is number K.
+def class_count(model: nn.Module, called: str = "the denoising network") -> int:
+    """K of a class-conditional network, ``called`` so in messages; its null class is number K.
 
     Raises
     ------
@@ -172,7 +172,9 @@ def class_count(model: nn.Module) -> int:
     """
     embedding = getattr(model, "class_embedding", None)
     if not isinstance(embedding, nn.Embedding):
-        raise UserError("the denoising network takes no class: give one with num_class_embeds = K + 1")
+        raise UserError(
+            f"{called} takes no class, so there is none it could forget: give one with num_class_embeds = K + 1"
+        )
     return embedding.num_embeddings - 1
 
 
@@ -241,17 +243,22 @@ def load_diffusion(
         model.config.sample_size is None
     ):  # nothing is said of it, and any size goes that can be halved as often
         model.register_to_config(sample_size=size)
-    found = {"classes": class_count(model), "channels": model.config.in_channels}
+    found = {"classes": class_count(model, f"the network in {folder}"), "channels": model.config.in_channels}
     found["size"] = model.config.sample_size
     if classes is not None and found["classes"] == classes - 1:
         raise UserError(
             f"the network in {folder} has {classes} classes and none that stands for no class: "
             f"give one trained with num_class_embeds = {classes + 1}"
         )
-    for name, wanted in (("classes", classes), ("channels", channels), ("size", size)):
+    other = "give the images it was trained on, or another network"
+    for name, wanted, remedy in (
+        ("classes", classes, other),
+        ("channels", channels, other),
+        ("size", size, f"set image_size to {found['size']}, or give another network"),
+    ):
         if wanted is not None and found[name] is not None and found[name] != wanted:
             raise UserError(
-                f"the network in {folder} is made for {name} = {found[name]}, but the images have {wanted}"
+                f"the network in {folder} is made for {name} = {found[name]}, but the images have {wanted}: {remedy}"
             )
     return model.eval(), schedule
 

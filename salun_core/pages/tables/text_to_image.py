@@ -4,8 +4,9 @@ from typing import Any
 
 import pandas as pd
 
-from salun_core.experiments.rehearsal.networks import SD_UNET, text_unet_cost
-from salun_core.experiments.rehearsal.plan import training_memory
+from salun_core.data.downloads import CLIP_NAME
+from salun_core.experiments.rehearsal.networks import SD_UNET, SD_VAE, decoder_cost, text_unet_cost
+from salun_core.experiments.rehearsal.plan import drawing_memory, training_memory
 from salun_core.experiments.runs.cells import NO_MASK, Cell, MaskSpec, Scenario
 from salun_core.experiments.text_to_image.lab import TextLab
 from salun_core.methods import name_of
@@ -24,19 +25,22 @@ LESS_MEMORY: tuple[tuple[str, dict[str, Any]], ...] = (
     ("batch_size: 8, the preset paper", {"batch_size": 8}),
     ("batch_size: 1, half: true", {"batch_size": 1, "half": True}),
     ("optimizer: adafactor", {"optimizer": "adafactor"}),
+    ("sample_batch: 1", {"sample_batch": 1}),
 )
 """Settings that change memory, each on top of those before it."""
 
 
 def memory_table() -> Table:
-    """Memory of an accelerator that unlearning takes at the size of Stable Diffusion 1.4, over settings."""
-    net = text_unet_cost(SD_UNET)
+    """Memory of an accelerator that unlearning takes at the size of Stable Diffusion 1.4, and drawing after it, over settings."""
+    net, decoder = text_unet_cost(SD_UNET), decoder_cost(SD_VAE)
     values = {
         "batch_size": 1,
         "precision": "fp32",
         "gradient_checkpointing": False,
         "half": False,
         "optimizer": "adam",
+        "sample_batch": 8,
+        "clip": CLIP_NAME,
     }
     kinds = {"With a mask": MaskSpec("salient", 0.5), "Without": NO_MASK, "Adapters": MaskSpec("lora")}
     lines = []
@@ -46,12 +50,14 @@ def memory_table() -> Table:
         for kind, mask in kinds.items():
             cell = Cell(0, Scenario("class", target=0), "rl", mask)
             line[f"{kind} (GB)"] = f"{training_memory(cell, values, net, accelerator=True) / 1e9:.1f}"
-        lines.append(line)
+        drawing = drawing_memory(values, net, decoder, side=SD_VAE["sample_size"])
+        lines.append(line | {"Drawing (GB)": f"{drawing / 1e9:.1f}"})
     return Table(
         pd.DataFrame(lines),
         f"Peak memory of unlearning at the size of Stable Diffusion 1.4 ({net.weights:,} weights): the original, a copy "
         "with gradients and optimiser state, a mask, and the activations of a batch of each set. Computed from "
-        "shapes; within 10% of what a dry run counts. Parts used only for sampling stay off the accelerator",
+        "shapes; within 10% of what a dry run counts. Parts used only for sampling stay off the accelerator. Drawing: "
+        "both networks, those parts, CLIP, and a batch of images; a run needs the larger of the two",
     )
 
 

@@ -242,6 +242,19 @@ def test_the_papers_judge_sees_the_other_classes_of_imagenet_as_one(results, tmp
     assert lab.key(cell).name != results[0].lab.key(cell).name
 
 
+def test_classes_named_by_wordnet_ids_are_called_by_their_names_in_prompts():
+    data = replace(
+        load_dataset("digits"), name="folder", classes=("n03028079", "garbage_truck", "n1", *"defghij")
+    )
+    params = TextToImageParams.load({"class_names": []})
+    assert params.prompts(data).training[:3] == (
+        "an image of a church",
+        "an image of a garbage truck",
+        "an image of a n1",
+    )
+    assert params.prompts(data).test["direct"][0] == ("Image of church",)
+
+
 def test_the_papers_judge_refuses_classes_that_are_not_of_imagenet(tmp_path):
     from torchvision.models import resnet50
 

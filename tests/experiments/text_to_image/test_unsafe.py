@@ -135,6 +135,25 @@ def test_what_relearning_does_not_need_leaves_the_accelerator(results, monkeypat
     assert there == [(lab.network, lab.clip.model), "relearning", "back"]
 
 
+def test_an_attack_that_fails_does_not_cost_the_images_that_were_drawn_before_it(results, monkeypatch):
+    few = Prober(results.lab, results.prober.how.model_copy(update={"probe_samples": 3}))
+    result = result_of(results.lab, results.cells.iloc[1])
+    cell = Cell(0, Scenario("class", target=7), "original")
+
+    def failing(*_, **__):
+        raise RuntimeError("an attack failed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(probes, "search_embedding", failing)
+        with pytest.raises(RuntimeError, match="an attack failed"):
+            few.run(cell, result, 7)
+    monkeypatch.setattr(Prober, "_unnamed", failing)  # they are not drawn again
+    probed = few.run(cell, result, 7)
+    assert few.detections(probed).n == 3 and [UNNAMED, 3] in [row[::2] for row in probed.content["shown"]]
+    longer = Prober(results.lab, few.how.model_copy(update={"attack_steps": 3})).run(cell, result, 7)
+    assert longer.key.name != probed.key.name and longer.files != {} and few.detections(longer).n == 3
+
+
 def test_the_search_finds_the_original_at_once(results):
     from salun_core.experiments.runs.store import read_results
 

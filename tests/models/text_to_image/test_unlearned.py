@@ -210,6 +210,12 @@ def test_damaged_files_and_missing_ones_are_named(tmp_path):
         file.write_bytes(file.read_bytes()[:-2000])
         with pytest.raises(UserError, match="truncated or damaged"):
             load_unlearned(file, pipeline())
+    torch.save(
+        state(model), tmp_path / "newer.pt", pickle_protocol=4
+    )  # torch warns of it, and cannot read it
+    with pytest.raises(UserError, match="save it again with torch.save, without pickle_protocol"):
+        load_unlearned(tmp_path / "newer.pt", pipeline())
+    (tmp_path / "newer.pt").unlink()
     (tmp_path / "c.pt").write_bytes(b"no pickle at all")
     with pytest.raises(UserError, match="truncated or damaged"):
         load_unlearned(tmp_path / "c.pt", pipeline())
