@@ -297,13 +297,17 @@ def as_loader(
         for images, _ in itertools.islice(source, 1 if unit else 0):
             _check_unit(images, what)
         return source
-    if not (hasattr(source, "__iter__") or hasattr(source, "__getitem__")):
-        raise UserError(f"{what} is a {type(source).__name__}: give a DataLoader or another iterable; {FORM}")
+    _check_iterable(source, what, FORM)
     if isinstance(source, Iterator):
         raise UserError(
             f"{what} is a {type(source).__name__}, which can be read once only: give a DataLoader or a list of batches"
         )
     return Stream(source, device, what, classes=classes, unit=unit)
+
+
+def _check_iterable(source: Any, what: str, form: str) -> None:
+    if not (hasattr(source, "__iter__") or hasattr(source, "__getitem__")):
+        raise UserError(f"{what} is a {type(source).__name__}: give a DataLoader or another iterable; {form}")
 
 
 def batch_of(item: Any, what: str = "the loader") -> Batch:
@@ -433,8 +437,7 @@ def captioned_batches(source: Any, what: str = "the loader") -> Iterator[tuple[T
         If it gives something else.
     """
     form = "a batch is (images, prompts), or a dict with pixel_values and prompts"
-    if not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
-        raise UserError(f"{what} is a {type(source).__name__}: give a loader; {form}")
+    _check_iterable(source, what, form)
     for item in source:
         if isinstance(item, Mapping):
             images, texts = (next((item[k] for k in keys if k in item), None) for keys in (IMAGES, PROMPTS))

@@ -191,6 +191,13 @@ class ClassifierParams(PresetParams):
                     f"{name} is given, but scenario is {', '.join(checked.forgetting.scenario)}: "
                     f"add {scenario} to it or leave {name} out"
                 )
+        source = checked.training.pretrained
+        for name in ("arch", "width"):
+            if name in given and source is not None and (own := Checkpoint(source).arch) is not None:
+                raise UserError(
+                    f"{name} has no effect here, as pretrained {source} says itself what network it is ({own}): "
+                    f"leave {name} out"
+                )
         if "width" in given and not takes_width(checked.training.arch):
             raise UserError(
                 f"width is given, but {checked.training.arch} has one width only: leave width out"

@@ -162,8 +162,15 @@ def guided_noise(
     return (1 + guidance) * of_condition - guidance * of_none
 
 
-def class_count(model: nn.Module) -> int:
+def class_count(model: nn.Module, what: str = "the denoising network") -> int:
     """K of a class-conditional network; its null class is number K.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Denoising network.
+    what : str
+        Its name in messages.
 
     Raises
     ------
@@ -172,7 +179,7 @@ def class_count(model: nn.Module) -> int:
     """
     embedding = getattr(model, "class_embedding", None)
     if not isinstance(embedding, nn.Embedding):
-        raise UserError("the denoising network takes no class: give one with num_class_embeds = K + 1")
+        raise UserError(f"{what} takes no class: give one trained with num_class_embeds = K + 1")
     return embedding.num_embeddings - 1
 
 
@@ -241,7 +248,7 @@ def load_diffusion(
         model.config.sample_size is None
     ):  # nothing is said of it, and any size goes that can be halved as often
         model.register_to_config(sample_size=size)
-    found = {"classes": class_count(model), "channels": model.config.in_channels}
+    found = {"classes": class_count(model, f"the network in {folder}"), "channels": model.config.in_channels}
     found["size"] = model.config.sample_size
     if classes is not None and found["classes"] == classes - 1:
         raise UserError(

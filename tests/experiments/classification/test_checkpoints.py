@@ -279,10 +279,18 @@ def vision_transformer(folder):
     return vit
 
 
+OWN = BROUGHT | {"arch": None, "width": None}  # as a folder of transformers says itself
+
+
 def test_a_folder_of_transformers_with_its_preprocessing(tmp_path):
     vit = vision_transformer(tmp_path / "vit")
     given = {"pretrained": str(tmp_path / "vit"), "out_dir": str(tmp_path / "runs")}
-    results = run(ClassificationParams.load(BROUGHT | given))
+    for name in ("arch", "width"):
+        with pytest.raises(
+            UserError, match=rf"{name} has no effect here, as pretrained .*vit says itself .*ViTFor"
+        ):
+            ClassificationParams.load(OWN | given | {name: SMALL[name]})
+    results = run(ClassificationParams.load(OWN | given))
     assert set(results.cells["arch"]) == {"transformers:ViTForImageClassification"}
     assert results.cells["width"].isna().all()
     (what,) = {
@@ -315,7 +323,7 @@ def test_a_folder_of_transformers_that_is_incomplete_is_refused(tmp_path, file, 
         (tmp_path / "vit" / file).write_bytes(content)
     given = {"pretrained": str(tmp_path / "vit"), "out_dir": str(tmp_path / "runs")}
     with pytest.raises(UserError, match=message) as refusal:
-        ClassificationParams.load(BROUGHT | given).lab()
+        ClassificationParams.load(OWN | given).lab()
     assert "\n" not in str(refusal.value)
 
 
@@ -350,7 +358,7 @@ def test_a_model_of_transformers_is_exported_as_one(tmp_path):
 
     vision_transformer(tmp_path / "vit")
     given = {"pretrained": str(tmp_path / "vit"), "out_dir": str(tmp_path / "runs")}
-    results = run(ClassificationParams.load(BROUGHT | given))
+    results = run(ClassificationParams.load(OWN | given))
     row = results.cells[results.cells["method"] == "salun"].iloc[0]
     lab = results.lab
     stored = lab.evaluation(next(r for r in lab.store.all() if r.key.name == row["cell"]))

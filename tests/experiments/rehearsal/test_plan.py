@@ -24,7 +24,7 @@ from salun_core.experiments.classification.method_comparison import run as run_c
 from salun_core.experiments.rehearsal import plan
 from salun_core.experiments.rehearsal.networks import SD_UNET, text_unet_cost
 from salun_core.experiments.runs.cells import NO_MASK, Cell, MaskSpec, Scenario
-from salun_core.experiments.runs.params import preset_names, read_preset
+from salun_core.experiments.runs.params import preset_names
 from salun_core.experiments.text_to_image.class_forgetting import TextToImageParams
 from salun_core.experiments.text_to_image.class_forgetting import run as run_text
 from salun_core.methods import METHODS
@@ -351,10 +351,10 @@ def test_a_grid_far_too_large_is_refused_before_its_cells_are_listed(monkeypatch
 )
 def test_a_grid_has_as_many_cells_as_its_lists_say_at_least(experiment, preset):
     given = {"preset": preset, "data_dir": "."}
-    if read_preset(experiment, preset).get("dataset") != "imagefolder":
+    if EXPERIMENTS[experiment].params.read_preset(preset).get("dataset") != "imagefolder":
         del given["data_dir"]
     params = EXPERIMENTS[experiment].params.load(given)
-    stand_in = plan.assumed({**read_preset(experiment, preset)})
+    stand_in = plan.assumed({**EXPERIMENTS[experiment].params.read_preset(preset)})
     assert 0 < plan.cells_at_least(params) <= plan.needs(params, stand_in).cells
 
 
