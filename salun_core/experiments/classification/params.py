@@ -272,13 +272,27 @@ def checkpoint(source: str) -> Checkpoint:
     Raises
     ------
     UserError
-        If there is none, if its folder describes no image classifier, or if its weights are of a kind that the digest
-        of a folder leaves out.
+        If there is none, see `described`, or if its weights are of a kind that the digest of a folder leaves out.
+    """
+    found = described(source)
+    if found.transformer is not None and not any(found.path.glob("*.safetensors")):
+        raise UserError(
+            f"{source} holds no safetensors: read the model with transformers and write it with save_pretrained"
+        )
+    return found
+
+
+def described(source: str) -> Checkpoint:
+    """A model that others have trained, whose weights are not looked for.
+
+    Raises
+    ------
+    UserError
+        If there is none, or its folder describes no image classifier.
     """
     found = Checkpoint(source)
     try:
-        kind = found.transformer
-        if kind is not None:
+        if found.transformer is not None:
             with torch.device("meta"):  # for its shape alone
                 found.build(0)
     except UserError:
@@ -289,10 +303,6 @@ def checkpoint(source: str) -> Checkpoint:
             f"the configuration in {source} describes no image classifier ({type(error).__name__}: {why}): copy the "
             "folder again, or give a file of weights"
         ) from error
-    if kind is not None and not any(found.path.glob("*.safetensors")):
-        raise UserError(
-            f"{source} holds no safetensors: read the model with transformers and write it with save_pretrained"
-        )
     return found
 
 

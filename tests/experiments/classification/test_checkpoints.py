@@ -282,7 +282,7 @@ def vision_transformer(folder):
 OWN = BROUGHT | {"arch": None, "width": None}  # as a folder of transformers says itself
 
 
-def test_a_folder_of_transformers_with_its_preprocessing(tmp_path):
+def test_a_folder_of_transformers_with_its_preprocessing(tmp_path, capfd):
     vit = vision_transformer(tmp_path / "vit")
     given = {"pretrained": str(tmp_path / "vit"), "out_dir": str(tmp_path / "runs")}
     for name in ("arch", "width"):
@@ -291,6 +291,7 @@ def test_a_folder_of_transformers_with_its_preprocessing(tmp_path):
         ):
             ClassificationParams.load(OWN | given | {name: SMALL[name]})
     results = run(ClassificationParams.load(OWN | given))
+    assert "Loading weights" not in capfd.readouterr().err  # the bar of another library
     assert set(results.cells["arch"]) == {"transformers:ViTForImageClassification"}
     assert results.cells["width"].isna().all()
     (what,) = {

@@ -407,6 +407,25 @@ def test_a_pipeline_is_measured_by_its_configuration(tmp_path):
         plan.needs(TextToImageParams.load({"pipeline": "nobody/nothing"}))
 
 
+def test_a_classifier_that_others_trained_is_measured_by_its_configuration_and_not_trained(tmp_path):
+    from transformers import ViTConfig, ViTForImageClassification
+
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = ViTConfig(image_size=8, patch_size=4, num_channels=1, num_labels=10, **small)
+    config.save_pretrained(tmp_path)  # no weights
+    given = {"dataset": "digits", "tune": False, "methods": ["original", "ft"], "seeds": [0]}
+    brought = ClassificationParams.load(given | {"pretrained": str(tmp_path)})
+    net = plan.classifier_cost(
+        "none", None, classes=10, channels=1, size=8, brought=lambda: ViTForImageClassification(config)
+    )
+    assert net.weights == sum(w.numel() for w in ViTForImageClassification(config).parameters())
+    need, images = plan.needs(brought), plan.SHIPPED["digits"]
+    retained, epochs = 0.9 * images.train, brought.tuning.settings["ft"]["epochs"]
+    seen = 2 * (images.train + images.test) + 3 * epochs * retained  # both are measured, and one is trained
+    assert need.cells == 2 and need.flops == pytest.approx(net.flops * seen)
+    assert not need.disk["trained models"]
+
+
 @pytest.mark.parametrize("family", ["sdxl", "sd3"])
 def test_pipelines_of_other_families_are_planned(family, tmp_path):
     pipe = BUILDERS[family]()
