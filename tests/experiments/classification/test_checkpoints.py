@@ -355,8 +355,7 @@ def test_a_pooling_layer_that_a_classifier_does_not_use_may_be_left_over(tmp_pat
     assert same(found.net, vit)
 
 
-def test_a_model_of_transformers_is_exported_as_one(tmp_path):
-
+def test_a_model_of_transformers_is_exported_as_one(tmp_path, capfd):
     vision_transformer(tmp_path / "vit")
     given = {"pretrained": str(tmp_path / "vit"), "out_dir": str(tmp_path / "runs")}
     results = run(ClassificationParams.load(OWN | given))
@@ -364,9 +363,12 @@ def test_a_model_of_transformers_is_exported_as_one(tmp_path):
     lab = results.lab
     stored = lab.evaluation(next(r for r in lab.store.all() if r.key.name == row["cell"]))
     images = (lab.data.images[stored.ids].float() / 255 - 0.3) / 0.4
+    capfd.readouterr()
     for changed_only in (False, True):
         folder = tmp_path / str(changed_only)
         export(row["cell"], folder, out_dir=tmp_path / "runs", changed_only=changed_only)
+        assert "Writing model" not in capfd.readouterr().err  # the bar of another library
+        assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o644}  # to be shared
         card = (folder / "README.md").read_text("utf8")
         assert "library_name: transformers" in card
         loaded: dict = {}
