@@ -209,15 +209,20 @@ class Stream:
     def subset(self, rows: Tensor) -> Batches:
         """The images at positions ``rows``, read in one pass and kept in memory."""
         place = {row: i for i, row in enumerate(rows.tolist())}
-        images: list[Tensor] = [torch.empty(0)] * len(rows)
-        labels: list[Tensor] = [torch.empty(0)] * len(rows)
+        kept: list[Tensor] = []  # once: a list of images to be stacked would hold them twice
         first = 0
         for batch in self:
+            kept = kept or [part.new_empty(len(rows), *part.shape[1:]) for part in batch]
             for row in range(first, first + len(batch[0])):
-                if row in place:  # a copy: a view would keep the whole batch
-                    images[place[row]], labels[place[row]] = (part[row - first].clone() for part in batch)
+                if row in place:
+                    for whole, part in zip(kept, batch, strict=True):
+                        whole[place[row]] = part[row - first]
             first += len(batch[0])
-        return Batches(torch.stack(images), torch.stack(labels), rows, size=self.size or len(rows))
+        if len(rows) and first <= int(rows.max()):
+            raise UserError(
+                f"{self.what} gave {first} images, fewer than before: give a loader that repeats them"
+            )
+        return Batches(kept[0], kept[1], rows, size=self.size or len(rows))
 
     def _pass(self, seed: int) -> Iterator[Batch]:
         images = batches = 0
