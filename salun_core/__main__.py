@@ -322,39 +322,35 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _parameters(given: argparse.Namespace) -> dict[str, Any]:
+    from salun_core.experiments import EXPERIMENTS
     from salun_core.experiments.runs.plain_values import read_yaml
 
     values: dict[str, Any] = {}
-    blank = _blank(given.experiment)
+    params = EXPERIMENTS[one_of(given.experiment, EXPERIMENTS, "experiment")].params
     for path in given.file:
         found = read_yaml(path)  # null is the default, as in the cells of notebooks
-        _all_given({name: found[name] for name in blank if name in found}, f"{path}: parameter", blank)
-        values |= found
-    values |= _read_values(given.parameter, "parameter", blank)
+        two = {name: found[name] for name in params.may_be_blank() if name in found}
+        values |= found | _all_given(two, f"{path}: parameter", params.may_be_none())
+    values |= _read_values(given.parameter, "parameter", params.may_be_none())
     if given.out is not None:
         values["out_dir"] = given.out
     return values
 
 
-def _blank(experiment: str) -> tuple[str, ...]:
-    """Parameters of an experiment that may be an empty text."""
-    from salun_core.experiments import EXPERIMENTS
-
-    return EXPERIMENTS[one_of(experiment, EXPERIMENTS, "experiment")].params.may_be_blank()
-
-
-def _all_given(values: dict[str, Any], what: str, blank: Sequence[str] = ()) -> dict[str, Any]:
+def _all_given(values: dict[str, Any], what: str, may_be_none: Sequence[str] = ()) -> dict[str, Any]:
     """The values, none of which is null: beside a preset, that could mean the preset's value as well as none."""
     for name, value in values.items():
         if value is None:
-            none = ', or "" for none' if name in blank else ""
+            none = ", or the word none for no value" if name in may_be_none else ""
             raise UserError(
                 f"{what} {name} is given without a value: give one{none}, or leave it out to take the default"
             )
     return values
 
 
-def _read_values(pairs: Sequence[tuple[str, str]], what: str, blank: Sequence[str] = ()) -> dict[str, Any]:
+def _read_values(
+    pairs: Sequence[tuple[str, str]], what: str, may_be_none: Sequence[str] = ()
+) -> dict[str, Any]:
     from salun_core.experiments.runs.plain_values import parse_yaml
 
     values = {}
@@ -363,7 +359,7 @@ def _read_values(pairs: Sequence[tuple[str, str]], what: str, blank: Sequence[st
             values[name] = parse_yaml(text) if text else ""  # blank text means something for some
         except yaml.YAMLError:
             values[name] = text
-    return _all_given(values, what, blank)
+    return _all_given(values, what, may_be_none)
 
 
 def _run(given: argparse.Namespace) -> None:
@@ -399,12 +395,11 @@ def _plan(given: argparse.Namespace) -> None:
         )
     from salun_core.experiments import EXPERIMENTS
     from salun_core.experiments.rehearsal import plan
-    from salun_core.experiments.runs.params import read_preset
 
     _check_tflops(given.tflops)
     experiment = EXPERIMENTS[one_of(given.experiment, EXPERIMENTS, "experiment")]
     values = _parameters(given)
-    preset = read_preset(given.experiment, str(values.get("preset", "quick")))
+    preset = experiment.params.read_preset(str(values.get("preset", "quick")))
     assumed = "" if {**preset, **values}.get("data_dir") else plan.assumed({**preset, **values})
     params = experiment.params.load(values | ({"data_dir": Path()} if assumed else {}))
     need = plan.needs(params, assumed)

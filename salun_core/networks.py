@@ -269,3 +269,16 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+@contextmanager
+def without_bars(*libraries: Any) -> Iterator[None]:
+    """Keep the bars that libraries show while they load out of notebooks; these are their modules of logging."""
+    shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()

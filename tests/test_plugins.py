@@ -296,7 +296,7 @@ def test_entry_points_of_installed_packages_have_plain_names(theirs, capsys):
     groups = {"methods": "descent = theirs:METHOD\nrl = theirs:loose", "metrics": "missed = theirs:missed"}
     groups |= {
         "datasets": "squares = theirs:squares",
-        "models": "linear = theirs:net",
+        "models": "linear = theirs:net\nbroken = theirs:missing",
         "scores": "size = theirs:by_size",
     }
     (info / "entry_points.txt").write_text(
@@ -312,6 +312,8 @@ def test_entry_points_of_installed_packages_have_plain_names(theirs, capsys):
         fitting("desent", "classification")
     given = {"classes": 3, "channels": 1, "size": 6, "mean": [0.5], "std": [0.5]}
     assert build_model("linear", seed=0, **given)
+    with pytest.raises(UserError, match="arch 'theirs:missing' cannot be imported .*no attribute 'missing'"):
+        build_model("broken", seed=0, **given)
     assert load_dataset("squares").n_train == 72
     assert METHODS.stated("descent") == METHODS.modules("descent") == ("theirs",)
     assert METHODS.modules("rl") == ()

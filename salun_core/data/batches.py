@@ -209,15 +209,20 @@ class Stream:
     def subset(self, rows: Tensor) -> Batches:
         """The images at positions ``rows``, read in one pass and kept in memory."""
         place = {row: i for i, row in enumerate(rows.tolist())}
-        images: list[Tensor] = [torch.empty(0)] * len(rows)
-        labels: list[Tensor] = [torch.empty(0)] * len(rows)
+        kept: list[Tensor] = []  # once: a list of images to be stacked would hold them twice
         first = 0
         for batch in self:
+            kept = kept or [part.new_empty(len(rows), *part.shape[1:]) for part in batch]
             for row in range(first, first + len(batch[0])):
-                if row in place:  # a copy: a view would keep the whole batch
-                    images[place[row]], labels[place[row]] = (part[row - first].clone() for part in batch)
+                if row in place:
+                    for whole, part in zip(kept, batch, strict=True):
+                        whole[place[row]] = part[row - first]
             first += len(batch[0])
-        return Batches(torch.stack(images), torch.stack(labels), rows, size=self.size or len(rows))
+        if len(rows) and first <= int(rows.max()):
+            raise UserError(
+                f"{self.what} gave {first} images, fewer than before: give a loader that repeats them"
+            )
+        return Batches(kept[0], kept[1], rows, size=self.size or len(rows))
 
     def _pass(self, seed: int) -> Iterator[Batch]:
         images = batches = 0
@@ -297,13 +302,17 @@ def as_loader(
         for images, _ in itertools.islice(source, 1 if unit else 0):
             _check_unit(images, what)
         return source
-    if not (hasattr(source, "__iter__") or hasattr(source, "__getitem__")):
-        raise UserError(f"{what} is a {type(source).__name__}: give a DataLoader or another iterable; {FORM}")
+    _check_iterable(source, what, FORM)
     if isinstance(source, Iterator):
         raise UserError(
             f"{what} is a {type(source).__name__}, which can be read once only: give a DataLoader or a list of batches"
         )
     return Stream(source, device, what, classes=classes, unit=unit)
+
+
+def _check_iterable(source: Any, what: str, form: str) -> None:
+    if not (hasattr(source, "__iter__") or hasattr(source, "__getitem__")):
+        raise UserError(f"{what} is a {type(source).__name__}: give a DataLoader or another iterable; {form}")
 
 
 def batch_of(item: Any, what: str = "the loader") -> Batch:
@@ -433,8 +442,7 @@ def captioned_batches(source: Any, what: str = "the loader") -> Iterator[tuple[T
         If it gives something else.
     """
     form = "a batch is (images, prompts), or a dict with pixel_values and prompts"
-    if not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
-        raise UserError(f"{what} is a {type(source).__name__}: give a loader; {form}")
+    _check_iterable(source, what, form)
     for item in source:
         if isinstance(item, Mapping):
             images, texts = (next((item[k] for k in keys if k in item), None) for keys in (IMAGES, PROMPTS))

@@ -34,7 +34,7 @@ from salun_core.models.classification.normalised import Normalised
 from salun_core.models.diffusion.unet import save_diffusion
 from salun_core.models.text_to_image.deltas import delta_bytes, weights_digest
 from salun_core.models.text_to_image.pipelines import save_pipeline
-from salun_core.networks import weight_bytes
+from salun_core.networks import weight_bytes, without_bars
 from salun_core.paths import expanded
 from salun_core.saliency import Mask, density, save_mask
 
@@ -171,6 +171,8 @@ def export(
         written.append(write_whole(folder / file, text.encode()))
     card = model_card(found, row, record, mask if isinstance(mask, dict) else None, changed_only=changed_only)
     written.append(write_whole(folder / "README.md", card.encode()))
+    for path in written:
+        path.chmod(0o644)  # safetensors lets nobody but the owner read what it writes
     return list(dict.fromkeys(written))
 
 
@@ -371,7 +373,10 @@ def _classifier(found: Found, model: nn.Module, folder: Path) -> list[Path]:
 
 
 def _transformer(brought: Checkpoint, model: Any, folder: Path) -> list[Path]:
-    model.save_pretrained(folder)
+    from transformers.utils import logging
+
+    with without_bars(logging):
+        model.save_pretrained(folder)
     said = brought.path / PREPROCESSOR
     more = [write_whole(folder / PREPROCESSOR, said.read_bytes())] if said.is_file() else []
     return [folder / WEIGHTS, folder / "config.json", *more]

@@ -88,8 +88,9 @@ def check_arch(arch: str) -> Callable[..., nn.Module]:
         return find_builder(arch)
     from salun_core.models import MODELS  # the table names this module's users, and not the other way round
 
-    if arch not in MODELS:
-        near = nearest(arch, [*MODELS, *MODELS.installed])
+    known = [*MODELS, *MODELS.installed]
+    if arch not in known:
+        near = nearest(arch, known)
         hint = (
             f"did you mean {near!r}?"
             if near

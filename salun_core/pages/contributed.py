@@ -88,6 +88,8 @@ def checked(path: Path) -> pd.DataFrame:
     UserError
         One sentence for the first thing that is wrong, with the line and what to write instead.
     """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give a CSV file")
     try:
         with readable(path):
             text = regular(path).read_text("utf-8-sig")
@@ -197,6 +199,13 @@ def contributed_rows(folder: Path | None = None) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
+def _shown(method: str, mask: str) -> str:
+    if dict.__contains__(METHODS, method):
+        return name_of(method, mask)
+    # Theirs stays text: to ask a plug-in of that name for its label would import a module that the file chose.
+    return method if mask == "none" else f"{method} + {mask.replace('_', ' ')} mask"
+
+
 def contributed_table(folder: Path | None = None) -> Table | Text:
     """Means over seeds of every contribution, named as such."""
     rows = contributed_rows(folder)
@@ -207,12 +216,15 @@ def contributed_table(folder: Path | None = None) -> Table | Text:
         ["run", "dataset", "arch", "scenario"], sort=False
     ):
         part = part.assign(keep=part["keep"].astype(float).fillna(1.0))
-        for (method, mask, _), mine in part.groupby(["method", "mask", "keep"], sort=False):
+        densities = part.groupby(["method", "mask"])["keep"].nunique()
+        for (method, mask, keep), mine in part.groupby(["method", "mask", "keep"], sort=False):
             line = {
                 "Contribution": run,
                 "Data": f"{spelled(dataset)}, {spelled(arch)}, {scenario}",
-                "Method": name_of(method, mask),
+                "Method": _shown(method, mask),
             }
+            if densities[method, mask] > 1:
+                line["Method"] += f", {100 * keep:g}%"
             for name in (*METRICS, "gap"):
                 if name in mine:
                     found = by_method(mine, name).iloc[0]

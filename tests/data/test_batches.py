@@ -126,6 +126,18 @@ def test_images_at_given_places_are_kept_in_that_order():
     assert torch.equal(part.labels, pictures()[1][rows])
 
 
+def test_picked_images_are_held_once_and_a_loader_that_shrinks_is_named(monkeypatch):
+    monkeypatch.setattr(torch, "stack", None)  # of single images, it would hold all of them twice
+    images, labels = pictures()
+    source = [(images[:3], labels[:3]), (images[3:], labels[3:])]
+    whole = stream(source)
+    rows = torch.tensor([len(labels) - 1, 0])
+    assert torch.equal(whole.subset(rows).labels, labels[rows])
+    source.pop()
+    with pytest.raises(UserError, match="gave 3 images, fewer than before"):
+        whole.subset(rows)
+
+
 def test_no_more_than_two_batches_are_held():
     alive = []
 

@@ -48,6 +48,24 @@ def test_a_file_is_added_and_shown_with_gaps_to_its_own_retrained_models(folder,
     assert table.frame["Avg. Gap"].tolist() == ["0.00", "1.50", "1.75"]
 
 
+def test_no_module_that_a_file_names_is_imported(folder, monkeypatch):
+    (folder / "named_by_a_file.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(folder))
+    asked = []
+    monkeypatch.setattr("salun_core.plugins.importlib.import_module", asked.append)
+    add(written(folder, [ROWS[0], ROWS[2].replace("Mine", "named_by_a_file:METHOD")]))
+    assert contributed_table().frame["Method"].tolist() == ["Retrain", "named_by_a_file:METHOD"]
+    all_results.shown(all_results.every_cell(folder))
+    assert asked == []
+
+
+def test_masks_of_several_densities_are_told_apart(folder):
+    head = HEAD.replace("seed", "mask,keep,seed")
+    rows = [row.replace(",1,0", f",salient,{keep},1,0", 1) for row in ROWS[1:] for keep in (0.5, 0.3)][:3]
+    add(written(folder, rows, head))
+    assert contributed_table().frame["Method"].tolist() == ["SalUn, 50%", "SalUn, 30%", "Mine + salient mask"]
+
+
 def test_the_explorer_names_them_and_nothing_else_of_the_book_reads_them(folder, monkeypatch):
     monkeypatch.setattr(all_results, "all_runs", lambda out_dir: [])
     before = all_results.every_cell()
@@ -117,6 +135,11 @@ def test_what_is_wrong_is_named_by_line(folder, capsys, change, message):
     assert main(["add", str(path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (folder / "contributed").exists()
+
+
+def test_a_folder_in_place_of_a_file_is_named_as_such(folder, capsys):
+    assert main(["add", str(folder)]) == 2
+    assert f"{folder} is a folder: give a CSV file" in capsys.readouterr().err
 
 
 def test_a_contribution_is_not_replaced_in_silence(folder):

@@ -265,7 +265,10 @@ def test_a_loader_of_something_else_is_refused(batch, message):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"forget": None}, "the forget set is a NoneType: give a loader"),
+        (
+            {"forget": None},
+            "the forget set is a NoneType: give a DataLoader or another iterable; a batch is .images, prompts.",
+        ),
         ({"replacement": None}, "replacement is None: give a prompt"),
         ({"replacement": [THREE]}, "replacement is .*give a prompt"),
         ({"replacement": {SEVEN: 3}}, "replacement is .*from prompt to prompt"),

@@ -191,6 +191,13 @@ class ClassifierParams(PresetParams):
                     f"{name} is given, but scenario is {', '.join(checked.forgetting.scenario)}: "
                     f"add {scenario} to it or leave {name} out"
                 )
+        source = checked.training.pretrained
+        for name in ("arch", "width"):
+            if name in given and source is not None and (own := Checkpoint(source).arch) is not None:
+                raise UserError(
+                    f"{name} has no effect here, as pretrained {source} says itself what network it is ({own}): "
+                    f"leave {name} out"
+                )
         if "width" in given and not takes_width(checked.training.arch):
             raise UserError(
                 f"width is given, but {checked.training.arch} has one width only: leave width out"
@@ -265,13 +272,27 @@ def checkpoint(source: str) -> Checkpoint:
     Raises
     ------
     UserError
-        If there is none, if its folder describes no image classifier, or if its weights are of a kind that the digest
-        of a folder leaves out.
+        If there is none, see `described`, or if its weights are of a kind that the digest of a folder leaves out.
+    """
+    found = described(source)
+    if found.transformer is not None and not any(found.path.glob("*.safetensors")):
+        raise UserError(
+            f"{source} holds no safetensors: read the model with transformers and write it with save_pretrained"
+        )
+    return found
+
+
+def described(source: str) -> Checkpoint:
+    """A model that others have trained, whose weights are not looked for.
+
+    Raises
+    ------
+    UserError
+        If there is none, or its folder describes no image classifier.
     """
     found = Checkpoint(source)
     try:
-        kind = found.transformer
-        if kind is not None:
+        if found.transformer is not None:
             with torch.device("meta"):  # for its shape alone
                 found.build(0)
     except UserError:
@@ -282,10 +303,6 @@ def checkpoint(source: str) -> Checkpoint:
             f"the configuration in {source} describes no image classifier ({type(error).__name__}: {why}): copy the "
             "folder again, or give a file of weights"
         ) from error
-    if kind is not None and not any(found.path.glob("*.safetensors")):
-        raise UserError(
-            f"{source} holds no safetensors: read the model with transformers and write it with save_pretrained"
-        )
     return found
 
 

@@ -21,7 +21,7 @@ from salun_core.experiments.rehearsal import stand_ins
 from salun_core.experiments.rehearsal.plan import Needs, assumed, needs
 from salun_core.experiments.rehearsal.smaller import smaller
 from salun_core.experiments.rehearsal.stand_ins import SHAPES
-from salun_core.experiments.runs.params import preset_names, read_preset
+from salun_core.experiments.runs.params import preset_names
 from salun_core.experiments.runs.table import read_table
 from salun_core.paths import recorded_folder
 
@@ -135,7 +135,7 @@ def rehearsed(act: Act, folder: Path) -> Outcome:
     """Run one preset in small and estimate what it needs in full."""
     start = time.perf_counter()
     experiment = EXPERIMENTS[act.experiment]
-    files = _files(read_preset(act.experiment, act.preset), folder)
+    files = _files(experiment.params.read_preset(act.preset), folder)
     full = experiment.params.load({**act.given, **files.given, "preset": act.preset})
     small = experiment.params.load(
         {

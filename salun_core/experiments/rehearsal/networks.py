@@ -16,6 +16,7 @@ from torch.utils.flop_counter import flop_registry
 
 from salun_core.errors import UserError, one_line
 from salun_core.models import build_model
+from salun_core.models.classification.scores import class_scores
 from salun_core.models.diffusion.unet import build_unet, quiet
 
 SD_UNET: dict[str, Any] = {
@@ -77,8 +78,16 @@ class Cost:
     activations: float
 
 
-def classifier_cost(arch: str, width: int | None, *, classes: int, channels: int, size: int) -> Cost:
-    """Of a classifier."""
+def classifier_cost(
+    arch: str,
+    width: int | None,
+    *,
+    classes: int,
+    channels: int,
+    size: int,
+    brought: Callable[[], nn.Module] | None = None,
+) -> Cost:
+    """Of a classifier: the one that ``brought`` builds, where a configuration describes it."""
 
     def build() -> nn.Module:
         mean = [0.5] * channels
@@ -86,7 +95,9 @@ def classifier_cost(arch: str, width: int | None, *, classes: int, channels: int
             arch, classes=classes, channels=channels, size=size, seed=0, width=width, mean=mean, std=mean
         )
 
-    return cost(build, lambda net: net(torch.zeros(2, channels, size, size)), images=2)
+    return cost(
+        brought or build, lambda net: class_scores(net, torch.zeros(2, channels, size, size)), images=2
+    )
 
 
 def unet_cost(

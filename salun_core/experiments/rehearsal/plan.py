@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from salun_core.data.on_disk import in_memory
 from salun_core.data.sources.image_folder import pictures
 from salun_core.errors import UserError
 from salun_core.experiments import EXPERIMENTS
+from salun_core.experiments.classification.params import described
 from salun_core.experiments.generation.params import GenerationParams
 from salun_core.experiments.rehearsal.networks import (
     SD_UNET,
@@ -378,21 +380,28 @@ def _parts(scenario: Scenario, shape: Shape) -> dict[str, float]:
 
 def _classification(params: Any, shape: Shape, cells: Sequence[Cell], accelerator: bool) -> Needs:
     values, training = params.shown(), params.training
+    given = described(training.pretrained) if training.pretrained is not None else None
     net = classifier_cost(
-        values["arch"], training.own_width, classes=shape.classes, channels=shape.channels, size=shape.size
+        values["arch"],
+        training.own_width,
+        classes=shape.classes,
+        channels=shape.channels,
+        size=shape.size,
+        brought=partial(given.build, 0) if given is not None and given.transformer is not None else None,
     )
     epochs, images = training.complete_recipe.epochs, shape.train + shape.test
     flops = 0.0
     for cell in cells:
-        sets, given = _parts(cell.scenario, shape), cell.all_settings
+        sets, settings = _parts(cell.scenario, shape), cell.all_settings
         passed = sum(sets[name] for name in SETS.get(cell.method, ("forget", "retain")))
-        passes = {"original": 0, "retrain": epochs}.get(cell.method, given.get("epochs", 1))
+        scratch = epochs if training.retrains_itself else 0
+        passes = {"original": 0, "retrain": scratch}.get(cell.method, settings.get("epochs", 1))
         seen = sets["retain"] if cell.method == "retrain" else passed
         flops += net.flops * (
             3 * passes * seen + images + (3 * sets["forget"] if cell.mask.kind != "none" else 0)
         )
     seeds = {cell.seed for cell in cells}
-    flops += 3 * net.flops * len(seeds) * shape.train * epochs
+    flops += 3 * net.flops * len(seeds) * shape.train * (epochs if given is None else 0)
     kept = values["kept_outputs"]
     row = (2 if kept else 4) * shape.classes + 17
     rows = min(images, 5 * kept) if kept else images
@@ -411,7 +420,7 @@ def _classification(params: Any, shape: Shape, cells: Sequence[Cell], accelerato
         held_images,
         {
             "outputs": float(len(cells) * rows * row),
-            "trained models": float(len(seeds) * net.weights * FLOAT),
+            "trained models": float(len(seeds) * net.weights * FLOAT) if given is None else 0.0,
             "decoded images": mapped,
         },
     )

@@ -78,22 +78,20 @@ class Group(BaseModel):
     """Parameters that are a name from a table: the table, and what its entries are called in messages."""
 
     blank: ClassVar[tuple[str, ...]] = ()
-    """Parameters that may be an empty text."""
+    """Parameters that may be an empty text, which is no value as well."""
 
     @field_validator("*", mode="before")
     @classmethod
     def _as_list(cls, value: Any, info: ValidationInfo) -> Any:
         name, field = str(info.field_name), cls.model_fields[str(info.field_name)]
+        if _may_be_none(field) and (_is_none(value) or (value == "" and name in cls.blank)):
+            return None
         kinds = set(_kinds(field.annotation))
         if not kinds & {bool, Any} and _holds_truth(value):
             raise UserError(
                 f"{name} is {shown(value)}: true and false are only for switches, and this is not one"
             )
-        if (
-            value == ""
-            and name not in cls.blank
-            and (Path in kinds or (str in kinds and field.default != "" and not _is_list(field)))
-        ):
+        if value == "" and (Path in kinds or (str in kinds and field.default != "" and not _is_list(field))):
             raise UserError(f"{name} is an empty text: give a value, or leave it out")
         if not _is_list(field):
             return value
@@ -127,6 +125,16 @@ class Group(BaseModel):
         """The values that determine a result, as JSON values."""
         kept = {name for name, field in type(self).model_fields.items() if not _extra(field, "no_effect")}
         return self.model_dump(mode="json", include=kept)
+
+
+def _may_be_none(field: FieldInfo) -> bool:
+    """Whether the word none is no value: with it a user takes back what a preset gives. A class may be called so."""
+    kinds = set(_kinds(field.annotation))
+    return type(None) in kinds and not kinds >= {int, str}
+
+
+def _is_none(value: Any) -> bool:
+    return isinstance(value, str) and value.lower() == "none"
 
 
 class Declared(NamedTuple):
@@ -169,6 +177,11 @@ class Params(Group):
         inner = [part for part in groups if isinstance(part, type) and issubclass(part, Group)]
         return tuple(name for part in (cls, *inner) for name in part.blank)
 
+    @classmethod
+    def may_be_none(cls) -> tuple[str, ...]:
+        """Parameters for which the word none is no value."""
+        return tuple(name for name, place in cls.declared().items() if _may_be_none(place.field))
+
     def __getattr__(self, name: str) -> Any:
         place = type(self).declared().get(name)
         if place is None or not place.group:
@@ -193,7 +206,7 @@ class Params(Group):
         values, preset = dict(given), None
         if "preset" in known:
             preset = str(given.get("preset", known["preset"].field.default))
-            values = {**read_preset(cls.experiment, preset), **given, "preset": preset}
+            values = {**cls.read_preset(preset), **given, "preset": preset}
         for name in values:
             if name not in known:
                 raise UserError(f"preset {preset!r}: {_unknown(name, known)}")
@@ -204,6 +217,32 @@ class Params(Group):
                 raise UserError(f"{name} has no effect here, {said}: change that, or leave {name} out")
         cls.check_given(given, checked)
         return checked
+
+    @classmethod
+    def read_preset(cls, preset: str) -> dict[str, Any]:
+        """Values of a preset by name, or of a YAML file by path.
+
+        A preset may be ``like:`` another, from which it takes what it does not give itself: NAME of the same
+        experiment, or EXPERIMENT/NAME of another, and of that one only the parameters that both experiments have.
+
+        Raises
+        ------
+        UserError
+            If there is neither such a preset nor such a file, or the file is not a YAML mapping.
+        """
+        if preset.endswith((".yaml", ".yml")):
+            return read_yaml(Path(preset))
+        known = preset_names(cls.experiment)
+        if preset not in known:
+            near = nearest(preset, known)
+            hint = (
+                f"did you mean {near!r}?"
+                if near
+                else f"choose one of {', '.join(known)}, or give a .yaml file"
+            )
+            raise UserError(f"unknown preset {preset!r}: {hint}")
+        own, taken = _packaged(cls.experiment, preset)
+        return {name: value for name, value in taken.items() if name in cls.declared()} | own
 
     def idle(self, name: str) -> str:
         """Why a parameter means nothing beside the others, in words; empty if it means something."""
@@ -336,27 +375,15 @@ def preset_names(experiment: str) -> list[str]:
     return sorted(names, key=lambda name: name != "quick")
 
 
-def read_preset(experiment: str, preset: str) -> dict[str, Any]:
-    """Values of a preset by name, or of a YAML file by path.
-
-    Raises
-    ------
-    UserError
-        If there is neither such a preset nor such a file, or the file is not a YAML mapping.
-    """
-    folder = resources.files("salun_core.experiments") / "presets" / experiment
-    if preset.endswith((".yaml", ".yml")):
-        return read_yaml(Path(preset))
-    known = preset_names(experiment)
-    if preset not in known:
-        near = nearest(preset, known)
-        hint = (
-            f"did you mean {near!r}?" if near else f"choose one of {', '.join(known)}, or give a .yaml file"
-        )
-        raise UserError(f"unknown preset {preset!r}: {hint}")
-    values = parse_yaml((folder / f"{preset}.yaml").read_text("utf8")) or {}
-    like = values.pop("like", None)  # a preset may name another that it differs from
-    return {**read_preset(experiment, like), **values} if like else values
+def _packaged(experiment: str, preset: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A preset's own values, and those that it takes from another experiment's."""
+    file = resources.files("salun_core.experiments") / "presets" / experiment / f"{preset}.yaml"
+    values = parse_yaml(file.read_text("utf8")) or {}
+    if not (like := values.pop("like", None)):
+        return values, {}
+    other, _, name = like.rpartition("/")
+    theirs, taken = _packaged(other or experiment, name)
+    return (values, {**taken, **theirs}) if other else ({**theirs, **values}, taken)
 
 
 def _extra(field: FieldInfo, name: str) -> Any:

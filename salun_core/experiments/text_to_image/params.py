@@ -170,11 +170,6 @@ class TextJudging(Judging):
     ready_made: ClassVar[tuple[str, ...]] = (IMAGENET,)
     blank: ClassVar[tuple[str, ...]] = ("clip",)  # the same as none
 
-    @field_validator("clip")
-    @classmethod
-    def _or_none(cls, value: str | None) -> str | None:
-        return value if value and value != "none" else None
-
 
 class TextToImageParams(GenerationParams):
     """Parameters of the text-to-image experiment."""

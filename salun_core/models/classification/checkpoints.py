@@ -1,7 +1,7 @@
 """Classifiers that others have trained: files of weights, and models of the Hugging Face hub."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from salun_core.errors import UserError
 from salun_core.files import all_regular, read_config, regular, sha256
 from salun_core.models.classification.normalised import Normalised
-from salun_core.networks import check_finite, check_loaded, read_tensors
+from salun_core.networks import check_finite, check_loaded, read_tensors, without_bars
 from salun_core.paths import expanded
 from salun_core.rng import isolated
 
@@ -47,6 +47,14 @@ class Checkpoint:
         UserError
             If there is none.
         """
+        return self._found(("*.json", "*.safetensors"))
+
+    @cached_property
+    def described(self) -> Path:
+        """The same, but of the hub no more is fetched than what says which network it is."""
+        return self._found(("*.json",))
+
+    def _found(self, kinds: Sequence[str]) -> Path:
         path = expanded(self.source)
         if path.exists():
             all_regular(regular(path))
@@ -59,7 +67,7 @@ class Checkpoint:
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
         try:
-            return Path(snapshot_download(self.source, allow_patterns=["*.json", "*.safetensors"]))
+            return Path(snapshot_download(self.source, allow_patterns=list(kinds)))
         except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError) as error:
             raise UserError(
                 f"the model {self.source} is neither here nor can it be fetched ({type(error).__name__}): give a folder"
@@ -76,7 +84,7 @@ class Checkpoint:
     @cached_property
     def transformer(self) -> dict[str, Any] | None:
         """The configuration of a model of transformers; None for plain weights."""
-        file = self.path / "config.json"
+        file = self.described / "config.json"
         config = read_config(file) if file.is_file() else {}
         return config if "model_type" in config else None
 
@@ -94,7 +102,7 @@ class Checkpoint:
         from transformers import AutoConfig, AutoModelForImageClassification
 
         with isolated(seed, "initial weights"):
-            net = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(self.path))
+            net = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(self.described))
         return self._normalised(net)
 
     def load(self, network: nn.Module) -> nn.Module:
@@ -112,11 +120,16 @@ class Checkpoint:
         """
         if self.transformer is not None:
             from transformers import AutoModelForImageClassification
+            from transformers.utils import logging
 
             try:
-                net, info = AutoModelForImageClassification.from_pretrained(
-                    self.path, local_files_only=True, ignore_mismatched_sizes=True, output_loading_info=True
-                )
+                with without_bars(logging):
+                    net, info = AutoModelForImageClassification.from_pretrained(
+                        self.path,
+                        local_files_only=True,
+                        ignore_mismatched_sizes=True,
+                        output_loading_info=True,
+                    )
             except (OSError, ValueError, SafetensorError, RuntimeError) as error:
                 raise UserError(
                     f"the model in {self.path} is incomplete or damaged: copy it again"
@@ -129,7 +142,7 @@ class Checkpoint:
         return network.eval()
 
     def _normalised(self, net: nn.Module) -> nn.Module:
-        file = self.path / "preprocessor_config.json"
+        file = self.described / "preprocessor_config.json"
         said = read_config(file) if file.is_file() else {}
         if not said.get("do_normalize", "image_mean" in said):
             return net

@@ -162,8 +162,15 @@ def guided_noise(
     return (1 + guidance) * of_condition - guidance * of_none
 
 
-def class_count(model: nn.Module, called: str = "the denoising network") -> int:
-    """K of a class-conditional network, ``called`` so in messages; its null class is number K.
+def class_count(model: nn.Module, what: str = "the denoising network") -> int:
+    """K of a class-conditional network; its null class is number K.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Denoising network.
+    what : str
+        Its name in messages.
 
     Raises
     ------
@@ -173,7 +180,7 @@ def class_count(model: nn.Module, called: str = "the denoising network") -> int:
     embedding = getattr(model, "class_embedding", None)
     if not isinstance(embedding, nn.Embedding):
         raise UserError(
-            f"{called} takes no class, so there is none it could forget: give one with num_class_embeds = K + 1"
+            f"{what} takes no class, so there is none it could forget: give one trained with num_class_embeds = K + 1"
         )
     return embedding.num_embeddings - 1
 

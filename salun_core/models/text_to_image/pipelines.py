@@ -23,7 +23,7 @@ from salun_core.models.diffusion.objectives import PREDICTIONS, Denoising, objec
 from salun_core.models.diffusion.unet import check_schedule, predict_noise, quiet
 from salun_core.models.text_to_image.deltas import weights_digest
 from salun_core.models.text_to_image.families import family_of, named_family, network_of
-from salun_core.networks import check_loaded, device_of
+from salun_core.networks import check_loaded, device_of, without_bars
 from salun_core.paths import expanded
 
 if TYPE_CHECKING:
@@ -412,18 +412,10 @@ def silent() -> Iterator[None]:
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    bars = [
-        library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()
-    ]
-    for library in bars:
-        library.disable_progress_bar()
-    try:
-        # Diffusers calls it an error that a folder has pickles in place of safetensors, and goes on.
-        with quiet(), _at(logging.ERROR, "transformers"), _at(logging.CRITICAL, "diffusers"):
-            yield
-    finally:
-        for library in bars:
-            library.enable_progress_bar()
+    # Diffusers calls it an error that a folder has pickles in place of safetensors, and goes on.
+    errors = _at(logging.ERROR, "transformers"), _at(logging.CRITICAL, "diffusers")
+    with without_bars(diffusers_logging, transformers_logging), quiet(), errors[0], errors[1]:
+        yield
 
 
 @contextlib.contextmanager

@@ -279,10 +279,19 @@ def vision_transformer(folder):
     return vit
 
 
-def test_a_folder_of_transformers_with_its_preprocessing(tmp_path):
+OWN = BROUGHT | {"arch": None, "width": None}  # as a folder of transformers says itself
+
+
+def test_a_folder_of_transformers_with_its_preprocessing(tmp_path, capfd):
     vit = vision_transformer(tmp_path / "vit")
     given = {"pretrained": str(tmp_path / "vit"), "out_dir": str(tmp_path / "runs")}
-    results = run(ClassificationParams.load(BROUGHT | given))
+    for name in ("arch", "width"):
+        with pytest.raises(
+            UserError, match=rf"{name} has no effect here, as pretrained .*vit says itself .*ViTFor"
+        ):
+            ClassificationParams.load(OWN | given | {name: SMALL[name]})
+    results = run(ClassificationParams.load(OWN | given))
+    assert "Loading weights" not in capfd.readouterr().err  # the bar of another library
     assert set(results.cells["arch"]) == {"transformers:ViTForImageClassification"}
     assert results.cells["width"].isna().all()
     (what,) = {
@@ -315,7 +324,7 @@ def test_a_folder_of_transformers_that_is_incomplete_is_refused(tmp_path, file, 
         (tmp_path / "vit" / file).write_bytes(content)
     given = {"pretrained": str(tmp_path / "vit"), "out_dir": str(tmp_path / "runs")}
     with pytest.raises(UserError, match=message) as refusal:
-        ClassificationParams.load(BROUGHT | given).lab()
+        ClassificationParams.load(OWN | given).lab()
     assert "\n" not in str(refusal.value)
 
 
@@ -346,18 +355,20 @@ def test_a_pooling_layer_that_a_classifier_does_not_use_may_be_left_over(tmp_pat
     assert same(found.net, vit)
 
 
-def test_a_model_of_transformers_is_exported_as_one(tmp_path):
-
+def test_a_model_of_transformers_is_exported_as_one(tmp_path, capfd):
     vision_transformer(tmp_path / "vit")
     given = {"pretrained": str(tmp_path / "vit"), "out_dir": str(tmp_path / "runs")}
-    results = run(ClassificationParams.load(BROUGHT | given))
+    results = run(ClassificationParams.load(OWN | given))
     row = results.cells[results.cells["method"] == "salun"].iloc[0]
     lab = results.lab
     stored = lab.evaluation(next(r for r in lab.store.all() if r.key.name == row["cell"]))
     images = (lab.data.images[stored.ids].float() / 255 - 0.3) / 0.4
+    capfd.readouterr()
     for changed_only in (False, True):
         folder = tmp_path / str(changed_only)
         export(row["cell"], folder, out_dir=tmp_path / "runs", changed_only=changed_only)
+        assert "Writing model" not in capfd.readouterr().err  # the bar of another library
+        assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o644}  # to be shared
         card = (folder / "README.md").read_text("utf8")
         assert "library_name: transformers" in card
         loaded: dict = {}

@@ -17,7 +17,6 @@ from salun_core.experiments.export import export
 from salun_core.experiments.generation.lab import result_of, scenario_of
 from salun_core.experiments.runs import table as tables_of_runs
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
-from salun_core.experiments.runs.params import read_preset
 from salun_core.experiments.runs.table import printed, read_table
 from salun_core.metrics.generation.recognition import recognise
 from salun_core.models.diffusion.sampling import sample
@@ -270,7 +269,7 @@ def test_a_retrained_model_of_ones_own_costs_no_training(tmp_path, monkeypatch):
     folders = [
         str(save_diffusion(net, noise_schedule(steps=100), tmp_path / str(i))) for i, net in enumerate(nets)
     ]
-    preset = read_preset("diffusion", "quick") | {"noise_floor": 2}  # which a preset may give in vain
+    preset = DiffusionParams.read_preset("quick") | {"noise_floor": 2}  # which a preset may give in vain
     (tmp_path / "floor.yaml").write_text(json.dumps(preset))
     given = BROUGHT | {"masks": [], "out_dir": str(tmp_path / "out"), "steps": None, "methods": ["ga"]}
     given |= {"preset": str(tmp_path / "floor.yaml"), "pretrained": folders[0], "retrained": folders[1]}

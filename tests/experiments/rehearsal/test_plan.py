@@ -24,7 +24,7 @@ from salun_core.experiments.classification.method_comparison import run as run_c
 from salun_core.experiments.rehearsal import plan
 from salun_core.experiments.rehearsal.networks import SD_UNET, text_unet_cost
 from salun_core.experiments.runs.cells import NO_MASK, Cell, MaskSpec, Scenario
-from salun_core.experiments.runs.params import preset_names, read_preset
+from salun_core.experiments.runs.params import preset_names
 from salun_core.experiments.text_to_image.class_forgetting import TextToImageParams
 from salun_core.experiments.text_to_image.class_forgetting import run as run_text
 from salun_core.methods import METHODS
@@ -356,10 +356,10 @@ def test_very_many_cells_are_run_where_a_parameter_says_that_they_are_meant(monk
 )
 def test_a_grid_has_as_many_cells_as_its_lists_say_at_least(experiment, preset):
     given = {"preset": preset, "data_dir": "."}
-    if read_preset(experiment, preset).get("dataset") != "imagefolder":
+    if EXPERIMENTS[experiment].params.read_preset(preset).get("dataset") != "imagefolder":
         del given["data_dir"]
     params = EXPERIMENTS[experiment].params.load(given)
-    stand_in = plan.assumed({**read_preset(experiment, preset)})
+    stand_in = plan.assumed({**EXPERIMENTS[experiment].params.read_preset(preset)})
     assert 0 < plan.cells_at_least(params) <= plan.needs(params, stand_in).cells
 
 
@@ -410,6 +410,25 @@ def test_a_pipeline_is_measured_by_its_configuration(tmp_path):
     assert plan.needs(params).cells > 0
     with pytest.raises(UserError, match="the size of pipeline nobody/nothing is not known"):
         plan.needs(TextToImageParams.load({"pipeline": "nobody/nothing"}))
+
+
+def test_a_classifier_that_others_trained_is_measured_by_its_configuration_and_not_trained(tmp_path):
+    from transformers import ViTConfig, ViTForImageClassification
+
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = ViTConfig(image_size=8, patch_size=4, num_channels=1, num_labels=10, **small)
+    config.save_pretrained(tmp_path)  # no weights
+    given = {"dataset": "digits", "tune": False, "methods": ["original", "ft"], "seeds": [0]}
+    brought = ClassificationParams.load(given | {"pretrained": str(tmp_path)})
+    net = plan.classifier_cost(
+        "none", None, classes=10, channels=1, size=8, brought=lambda: ViTForImageClassification(config)
+    )
+    assert net.weights == sum(w.numel() for w in ViTForImageClassification(config).parameters())
+    need, images = plan.needs(brought), plan.SHIPPED["digits"]
+    retained, epochs = 0.9 * images.train, brought.tuning.settings["ft"]["epochs"]
+    seen = 2 * (images.train + images.test) + 3 * epochs * retained  # both are measured, and one is trained
+    assert need.cells == 2 and need.flops == pytest.approx(net.flops * seen)
+    assert not need.disk["trained models"]
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd3"])

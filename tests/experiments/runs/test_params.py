@@ -7,7 +7,7 @@ from salun_core.errors import UserError
 from salun_core.experiments import EXPERIMENTS
 from salun_core.experiments.classification.method_comparison import ClassificationParams
 from salun_core.experiments.runs import trained
-from salun_core.experiments.runs.params import assigned_names, read_preset
+from salun_core.experiments.runs.params import assigned_names
 from salun_core.paths import project_root
 
 MORE = {"classification": {"tune": False}}  # without which pretrained is refused
@@ -20,7 +20,7 @@ def load(**given):
 
 def test_the_preset_fills_what_is_not_given():
     params = load(keep=0.3)
-    preset = read_preset("classification", "quick")
+    preset = ClassificationParams.read_preset("quick")
     assert params.keep == 0.3
     assert params.width == preset["width"]
     assert load(width=None).width == preset["width"]  # None means: as the preset says
@@ -37,6 +37,35 @@ def test_lists_may_come_as_text_as_papermill_gives_them():
 
 def test_numbers_in_exponent_form_are_numbers_in_settings_too():
     assert load(settings={"rl": {"lr": "1e-3"}}).settings["rl"]["lr"] == 1e-3
+
+
+def test_the_word_none_takes_back_what_a_preset_gives():
+    """Where there may be no value: a method, or a class, may be called so."""
+    cpu = {"preset": "cifar10-cpu", "data_dir": "."}
+    assert ClassificationParams.load(cpu).train_images == 20_000
+    for none in ("none", "None"):
+        assert ClassificationParams.load({**cpu, "train_images": none, "width": none}).train_images is None
+        assert load(retrained=none, data_dir=none).training.retrained is None
+    assert load(scenario="class", forget_class="none").forget_class == "none"
+    with pytest.raises(UserError, match="keep: input should be a valid number"):
+        load(keep="none")
+
+
+def test_a_preset_takes_from_another_experiments_what_both_have(monkeypatch, tmp_path):
+    for name, text in {
+        "one/first": "arch: resnet18\nwidth: 8\nmasks: [none]\nkeep: 0.1",
+        "one/second": "like: first\nwidth: 16",
+        "classification/quick": "{}",
+        "classification/mine": "like: one/second\nkeep: 0.2",
+        "classification/more": "like: mine\nkepe: 0.3",
+    }.items():
+        (file := tmp_path / "presets" / f"{name}.yaml").parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    monkeypatch.setattr("salun_core.experiments.runs.params.resources.files", lambda _: tmp_path)
+    mine = {"arch": "resnet18", "width": 16, "keep": 0.2}  # classification has no masks
+    assert ClassificationParams.read_preset("mine") == mine
+    with pytest.raises(UserError, match="preset 'more': unknown parameter 'kepe'"):
+        load(preset="more")
 
 
 def test_a_preset_can_be_a_file(tmp_path):
@@ -138,7 +167,7 @@ def test_every_preset_is_valid(name):
     assert "quick" in presets
     for preset in presets:
         given = {"preset": preset}
-        if read_preset(name, preset).get("dataset") == "imagefolder":
+        if EXPERIMENTS[name].params.read_preset(preset).get("dataset") == "imagefolder":
             given["data_dir"] = "somewhere"
         EXPERIMENTS[name].params.load(given)
 

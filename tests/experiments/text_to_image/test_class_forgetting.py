@@ -321,7 +321,9 @@ def test_clip_can_be_left_out(tmp_path, capsys):
         (tmp_path / "mine.yaml").write_text(text)  # in place of a preset: what it does not give is not given
         found = TextToImageParams.load({"preset": str(tmp_path / "mine.yaml")})
         assert (found.clip is not None) is lab_has
-    remedy = 'parameter clip is given without a value: give one, or "" for none, or leave it out'
+    remedy = (
+        "parameter clip is given without a value: give one, or the word none for no value, or leave it out"
+    )
     (tmp_path / "null.yaml").write_text("clip: null")
     for words in (["-p", "clip", "null"], ["-f", str(tmp_path / "null.yaml")]):
         assert main(["run", "text_to_image", *words]) == 2

@@ -9,8 +9,8 @@ import torch
 from salun_core.errors import UserError
 from salun_core.experiments.generation.lab import result_of
 from salun_core.experiments.runs.cells import Cell, Scenario
-from salun_core.experiments.runs.params import read_preset
 from salun_core.experiments.text_to_image import probes, unsafe
+from salun_core.experiments.text_to_image.params import TextToImageParams
 from salun_core.experiments.text_to_image.probes import ADVERSARIAL, ATTACKS, RELEARNED, UNNAMED, Prober
 from salun_core.experiments.text_to_image.unsafe import UnsafeParams, run
 from salun_core.metrics.generation.detection import Redacted, detect
@@ -362,7 +362,7 @@ def test_nudenet_blackens_the_picture_of_samples(tmp_path):
 
 def test_both_quick_presets_unlearn_alike():
     """Then the two notebooks share their models."""
-    ours, theirs = (read_preset(name, "quick") for name in ("unsafe", "text_to_image"))
+    ours, theirs = (params.read_preset("quick") for params in (UnsafeParams, TextToImageParams))
     assert {name: ours.get(name) for name in theirs} == theirs
 
 
