@@ -667,7 +667,7 @@ def _add(given: argparse.Namespace) -> None:
         print(f"{len(contributed.checked(given.file))} rows, all valid")
     else:
         path, rows = contributed.add(given.file)
-        print(f"{rows} rows in {path}: `make book` shows them as contributed")
+        print(f"{rows} rows in {path}: `make book` in a copy of the repository shows them as contributed")
 
 
 def _results(given: argparse.Namespace) -> None:

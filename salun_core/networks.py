@@ -251,6 +251,8 @@ def reading(model: nn.Module, images: Tensor, of: str = "") -> Iterator[None]:
         normalises = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())
         if model.training and len(images) == 1 and normalises:
             said += "; BatchNorm learns nothing from one image: give larger batches, or bn_stats='freeze'"
+        else:
+            said += "; give images of the size and channels that it takes (image_size in an experiment)"
         raise UserError(said) from error
 
 

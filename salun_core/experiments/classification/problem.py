@@ -112,7 +112,10 @@ class Problem:
                 rows = slice(0, 2)
                 images = self.data.images[rows].to(self.device).float() / 255
                 found = check_classifier(
-                    self.brought(checkpoint), images, self.data.labels[rows], checkpoint.source
+                    self.brought(checkpoint),
+                    images,
+                    self.data.labels[rows],
+                    f"{self.data.name} for {checkpoint.source}",
                 )
                 if found != len(self.data.classes):
                     raise UserError(

@@ -306,6 +306,15 @@ def test_a_folder_of_transformers_with_its_preprocessing(tmp_path, capfd):
         assert torch.allclose(stored.logits, vit((images - 0.3) / 0.4).logits, atol=1e-4)
 
 
+def test_images_of_another_size_than_a_brought_network_takes_name_the_remedy(tmp_path):
+    vision_transformer(tmp_path / "vit")
+    given = {"pretrained": str(tmp_path / "vit"), "out_dir": str(tmp_path / "runs"), "image_size": 12}
+    with pytest.raises(
+        UserError, match=r"images of \w+ for \S+vit \(2 x 1 x 12 x 12\): .*\(image_size in an exp"
+    ):
+        ClassificationParams.load(OWN | given).lab()
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
