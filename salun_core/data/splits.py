@@ -162,7 +162,9 @@ def validation_ids(
     return torch.cat(taken).sort().values
 
 
-def class_number(data: ImageData, given: int | str | None, *, parameter: str = "forget_class") -> int:
+def class_number(
+    data: ImageData, given: int | str | None, *, parameter: str = "forget_class", also: Sequence[str] = ()
+) -> int:
     """The number of a class given by name or number; where both would fit, the name counts.
 
     Parameters
@@ -173,6 +175,8 @@ def class_number(data: ImageData, given: int | str | None, *, parameter: str = "
         Name or number.
     parameter : str
         What it was given as, for messages.
+    also : sequence of str
+        Further names of the classes, in their order, for a class that the data do not call so.
 
     Raises
     ------
@@ -183,9 +187,11 @@ def class_number(data: ImageData, given: int | str | None, *, parameter: str = "
         raise UserError("scenario 'class' needs forget_class: give a class number or name")
     if str(given) in data.classes:
         return data.classes.index(str(given))
+    if also.count(str(given)) == 1:
+        return also.index(str(given))
     if isinstance(given, bool) or not re.fullmatch(r"-?\d+", str(given)):
         kind = "class" if parameter == "forget_class" else parameter
-        one_of(str(given), data.classes, f"{kind} of {data.name}")
+        one_of(str(given), tuple(dict.fromkeys([*data.classes, *also])), f"{kind} of {data.name}")
     number = int(given)
     if not 0 <= number < len(data.classes):
         raise UserError(
@@ -195,7 +201,11 @@ def class_number(data: ImageData, given: int | str | None, *, parameter: str = "
 
 
 def class_numbers(
-    data: ImageData, given: int | str | Sequence[int | str] | None, *, parameter: str = "forget_class"
+    data: ImageData,
+    given: int | str | Sequence[int | str] | None,
+    *,
+    parameter: str = "forget_class",
+    also: Sequence[str] = (),
 ) -> list[int]:
     """The numbers of one class or of several, each as in `class_number`.
 
@@ -205,7 +215,7 @@ def class_numbers(
         If there is no such class, or one is named twice.
     """
     several = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-    numbers = [class_number(data, each, parameter=parameter) for each in several]
+    numbers = [class_number(data, each, parameter=parameter, also=also) for each in several]
     if not numbers:
         raise UserError(f"the list of classes to forget is empty: give at least one {parameter}")
     if twice := [number for number in numbers if numbers.count(number) > 1]:

@@ -256,9 +256,17 @@ class GenerationParams(PresetParams):
         """Unlearned models of one method and seed: one for each class, or one for all."""
         return 1 if self.together else len(self.forget_class)
 
+    def names(self, data: ImageData) -> tuple[str, ...]:
+        """What the classes are called, if not as the data call them."""
+        return data.classes
+
+    def forgotten(self, data: ImageData) -> list[int]:
+        """Numbers of the classes to forget, which may be given by either name."""
+        return class_numbers(data, self.forget_class, also=self.names(data))
+
     def scenarios(self, data: ImageData) -> list[Scenario]:
         """What is forgotten: each class by itself, or all of them together."""
-        numbers = class_numbers(data, self.forget_class)
+        numbers = self.forgotten(data)
         if self.together and len(numbers) > 1:
             return [Scenario("class", target=tuple(numbers))]
         return [Scenario("class", target=number) for number in numbers]

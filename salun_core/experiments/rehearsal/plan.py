@@ -329,7 +329,7 @@ def _named(count: int, *given: Any) -> tuple[str, ...]:
         each = value if isinstance(value, list | tuple) else [value]
         wanted += [str(one) for one in each if one is not None and not str(one).isdigit()]
     wanted = list(dict.fromkeys(wanted))
-    return (*wanted, *(f"class {i}" for i in range(len(wanted), count)))[:count]
+    return (*wanted, *map(str, range(len(wanted), count)))[:count]
 
 
 def cells_of(params: Params, names: tuple[str, ...]) -> list[Cell]:

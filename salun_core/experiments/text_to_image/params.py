@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from salun_core.data.captions import KINDS, NAMES, captions, photo_of
 from salun_core.data.images import ImageData
-from salun_core.data.splits import class_number, class_numbers
+from salun_core.data.splits import class_number
 from salun_core.errors import UserError
 from salun_core.experiments.generation.params import Forgetting, GenerationParams, Judging, Sampling, Steps
 from salun_core.experiments.runs.cells import CHANGES
@@ -207,7 +207,7 @@ class TextToImageParams(GenerationParams):
 
     def names(self, data: ImageData) -> tuple[str, ...]:
         """What the classes are called in prompts."""
-        digits = [int(name) for name in data.classes] if data.name == "digits" else []
+        digits = _digits(data)
         own = (NAMES[d] for d in digits) if digits else map(spoken, data.classes)
         names = self.naming.class_names or tuple(own)
         if len(names) != len(data.classes):
@@ -220,7 +220,7 @@ class TextToImageParams(GenerationParams):
     def prompts(self, data: ImageData) -> Prompts:
         """The prompts of every class: digits by the captions of tiny-sd, others by templates."""
         naming = self.naming
-        digits = [int(name) for name in data.classes] if data.name == "digits" else []
+        digits = _digits(data)
         if digits and not naming.class_names and not naming.test_prompts:
             if naming.class_prompt != Naming.model_fields["class_prompt"].default:
                 raise UserError(
@@ -289,14 +289,14 @@ class TextToImageParams(GenerationParams):
             self.forgetting,
             replacement=None
             if self.naming.replacement is None
-            else class_number(data, self.naming.replacement, parameter="replacement"),
-            together=tuple(class_numbers(data, self.forget_class)) if self.together else (),
+            else class_number(data, self.naming.replacement, parameter="replacement", also=self.names(data)),
+            together=tuple(self.forgotten(data)) if self.together else (),
             bf16=self.pipeline.half or self.forgetting.precision == "bf16",
         )
         imagenet = (
             imagenet_numbers(data.classes, self.naming.class_names) if judging.judge == IMAGENET else ()
         )
-        for number in class_numbers(data, self.forget_class):
+        for number in self.forgotten(data):
             problem.refuse_same_prompts(number)
         return TextLab(
             data,
@@ -318,6 +318,12 @@ class TextToImageParams(GenerationParams):
         """SalUn's settings under a kind of mask; adapters may have a learning rate of their own."""
         settings, own = self.steps_of.of("salun"), self.steps_of.lora_lr
         return settings | ({"lr": own} if mask == "lora" and own else {})
+
+
+def _digits(data: ImageData) -> list[int]:
+    """The digits that the classes are; empty where they are something else."""
+    of_digits = data.name == "digits" and all(name.isdigit() for name in data.classes)
+    return [int(name) for name in data.classes] if of_digits else []
 
 
 def refuse_long(pipe: "DiffusionPipeline", texts: Sequence[str]) -> None:

@@ -255,6 +255,17 @@ def test_classes_named_by_wordnet_ids_are_called_by_their_names_in_prompts():
     assert params.prompts(data).test["direct"][0] == ("Image of church",)
 
 
+@pytest.mark.parametrize("given", ["church", "n03028079", 0])
+def test_a_class_to_forget_may_be_given_by_either_of_its_names(given):
+    data = replace(load_dataset("digits"), name="folder", classes=("n03028079", *"abcdefghi"))
+    params = TextToImageParams.load({"class_names": [], "forget_class": given})
+    assert params.scenarios(data) == [Scenario("class", target=0)]
+    with pytest.raises(UserError, match="unknown class of folder 'chuch': did you mean 'church'"):
+        TextToImageParams.load({"class_names": [], "forget_class": "chuch"}).scenarios(data)
+    with pytest.raises(UserError, match="twice|repeats church"):
+        TextToImageParams.load({"class_names": [], "forget_class": [given, "church"]}).scenarios(data)
+
+
 def test_the_papers_judge_refuses_classes_that_are_not_of_imagenet(tmp_path):
     from torchvision.models import resnet50
 
