@@ -59,10 +59,21 @@ def nearest(name: object, known: Iterable[str]) -> str | None:
     return by_small[near[0]] if near else None
 
 
-def one_of(name: str, known: Iterable[str], what: str) -> str:
+def one_of(name: str, known: Iterable[str], what: str, *, choice: str = "") -> str:
     """Return ``name`` if it is known, else refuse it with the nearest known name.
 
     Of a `plugins.Table`, names of other packages are known as well.
+
+    Parameters
+    ----------
+    name : str
+        As it was given.
+    known : iterable of str
+        What it may be.
+    what : str
+        What it is the name of, for the message.
+    choice : str
+        What there is to choose, where no known name is near; by default one of ``known``.
 
     Raises
     ------
@@ -81,7 +92,7 @@ def one_of(name: str, known: Iterable[str], what: str) -> str:
     hint = (
         f"did you mean {near!r}?"
         if near
-        else "choose one of " + ", ".join(known)
+        else f"choose {choice or 'one of ' + ', '.join(known)}"
         if known
         else "there is none"
     )

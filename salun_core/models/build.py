@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from salun_core.errors import UserError, nearest
+from salun_core.errors import UserError, one_of
 from salun_core.models.classification.external import built, check_output, find_builder
 from salun_core.models.classification.normalised import Normalised
 from salun_core.plugins import modules_behind, settings_of
@@ -88,16 +88,8 @@ def check_arch(arch: str) -> Callable[..., nn.Module]:
         return find_builder(arch)
     from salun_core.models import MODELS  # the table names this module's users, and not the other way round
 
-    known = [*MODELS, *MODELS.installed]
-    if arch not in known:
-        near = nearest(arch, known)
-        hint = (
-            f"did you mean {near!r}?"
-            if near
-            else f"choose {', '.join(MODELS)}, torchvision:NAME or package.module:function"
-        )
-        raise UserError(f"unknown arch {arch!r}: {hint}")
-    return MODELS[arch]
+    choice = f"{', '.join(MODELS)}, torchvision:NAME or package.module:function"
+    return MODELS[one_of(arch, MODELS, "arch", choice=choice)]
 
 
 def is_own(arch: str) -> bool:

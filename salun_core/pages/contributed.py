@@ -18,7 +18,7 @@ from salun_core.methods import METHODS, name_of
 from salun_core.metrics.gaps import AVERAGE, METRICS, by_method, gaps
 from salun_core.pages.markup import Text
 from salun_core.pages.tables.table import Table, spread
-from salun_core.pages.words import spelled
+from salun_core.pages.words import data_and_network
 from salun_core.paths import project_root
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -212,15 +212,13 @@ def contributed_table(folder: Path | None = None) -> Table | Text:
     if rows.empty:
         return Text("Nobody has contributed results yet.")
     lines = []
-    for (run, dataset, arch, scenario), part in rows.groupby(
-        ["run", "dataset", "arch", "scenario"], sort=False
-    ):
+    for (run, _, _, scenario), part in rows.groupby(["run", "dataset", "arch", "scenario"], sort=False):
         part = part.assign(keep=part["keep"].astype(float).fillna(1.0))
         densities = part.groupby(["method", "mask"])["keep"].nunique()
         for (method, mask, keep), mine in part.groupby(["method", "mask", "keep"], sort=False):
             line = {
                 "Contribution": run,
-                "Data": f"{spelled(dataset)}, {spelled(arch)}, {scenario}",
+                "Data": f"{data_and_network(part.iloc[0])}, {scenario}",
                 "Method": _shown(method, mask),
             }
             if densities[method, mask] > 1:

@@ -37,6 +37,11 @@ def spelled(name: object) -> str:
     return SPELLED.get(str(name), str(name))
 
 
+def data_and_network(row: pd.Series) -> str:
+    """Data set and network of a result, as the literature spells them: "CIFAR-10, ResNet-9"."""
+    return f"{spelled(row['dataset'])}, {spelled(row['arch'])}"
+
+
 def listed(names: Sequence[str], none: str = "none") -> str:
     """Names in a sentence: "A, B and C"."""
     if len(names) < 2:

@@ -32,7 +32,7 @@ from salun_core.experiments.rehearsal.networks import (
 )
 from salun_core.experiments.rehearsal.stand_ins import SHAPES, Shape
 from salun_core.experiments.runs.cells import Cell, Scenario
-from salun_core.experiments.runs.machine import find_device
+from salun_core.experiments.runs.machine import MANY, find_device
 from salun_core.experiments.runs.params import Params
 from salun_core.metrics.generation.erasure import RELEARNING_BATCH
 from salun_core.models.text_to_image.pipelines import PIXELS, check_hub_name, network_config
@@ -180,8 +180,6 @@ def check(need: Needs, have: Machine) -> None:
 
 LIGHTER = "gradient_checkpointing, precision bf16, optimizer adafactor, half, a smaller sample_batch or relearn_steps 0"
 """What makes networks and their training take less memory."""
-
-MANY = 5000  # cells from which a grid must be asked for twice
 
 
 def check_run(params: Params, *, meant: bool = False, here: bool = True) -> None:

@@ -12,6 +12,7 @@ from salun_core.experiments.runs.store import Store
 from salun_core.paths import output_folder
 
 MOST_THREADS = 512
+MANY = 5000  # cells from which a grid must be asked for twice
 
 
 class Machine(Group):
@@ -36,7 +37,9 @@ class Machine(Group):
         False, "accept finished cells of other code versions", no_effect="says which cells are accepted"
     )
     many_cells: bool = parameter(
-        False, "run a grid of more than 5,000 cells", no_effect="whether it may start, not what it computes"
+        False,
+        f"run a grid of more than {MANY:,} cells",
+        no_effect="whether it may start, not what it computes",
     )
     out_dir: Path | None = parameter(
         None, "where results go; data/runs of the project by default", no_effect="a place"

@@ -233,14 +233,7 @@ class Params(Group):
         if preset.endswith((".yaml", ".yml")):
             return read_yaml(Path(preset))
         known = preset_names(cls.experiment)
-        if preset not in known:
-            near = nearest(preset, known)
-            hint = (
-                f"did you mean {near!r}?"
-                if near
-                else f"choose one of {', '.join(known)}, or give a .yaml file"
-            )
-            raise UserError(f"unknown preset {preset!r}: {hint}")
+        one_of(preset, known, "preset", choice=f"one of {', '.join(known)}, or give a .yaml file")
         own, taken = _packaged(cls.experiment, preset)
         return {name: value for name, value in taken.items() if name in cls.declared()} | own
 

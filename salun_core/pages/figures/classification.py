@@ -18,7 +18,7 @@ from salun_core.pages.published import read_published
 from salun_core.pages.tables.classification import methods_table
 from salun_core.pages.tables.published import TABLE1
 from salun_core.pages.text import classification as words
-from salun_core.pages.words import counted, diverged, spelled
+from salun_core.pages.words import counted, data_and_network, diverged
 
 
 def samples(data: ImageData, *, each: int = 8) -> Chart:
@@ -150,8 +150,8 @@ def published_beside(cells: pd.DataFrame, scenario: str, setting: str) -> Chart:
     return Chart(
         fig,
         said,
-        f"{said} Open: the paper's Table 1 (CIFAR-10, ResNet-18, {setting}, 10 trials). Filled: {spelled(first['dataset'])}, "
-        f"{spelled(first['arch'])}, {scenario}, n = {cells['seed'].nunique()} seeds.",
+        f"{said} Open: the paper's Table 1 (CIFAR-10, ResNet-18, {setting}, 10 trials). Filled: {data_and_network(first)}, "
+        f"{scenario}, n = {cells['seed'].nunique()} seeds.",
         found,
     )
 

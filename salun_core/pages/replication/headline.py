@@ -21,7 +21,7 @@ from salun_core.pages.published import published_folder, read_published
 from salun_core.pages.replication.claims import Entry, ledger, measured, quick_ledger
 from salun_core.pages.replication.verdicts import NOT_RUN
 from salun_core.pages.results import Run, all_runs
-from salun_core.pages.words import MASK_LABELS, spelled
+from salun_core.pages.words import MASK_LABELS, data_and_network
 
 QUESTIONS = {
     "salient beats random": "Is it better to change the salient weights than random ones?",
@@ -255,7 +255,7 @@ def figure(out_dir: Path | None = None) -> Chart:
     )
     n = min(len(mine) for mine in found.apart.values())
     caption = (
-        f"{finding}{noise}. {spelled(first['dataset'])}, {spelled(first['arch'])}, {first['scenario']}, run {found.run}: means with 95% t intervals over "
+        f"{finding}{noise}. {data_and_network(first)}, {first['scenario']}, run {found.run}: means with 95% t intervals over "
         f"{n} training seeds. Hollow: SalUn and RL in the paper, on different data with different settings."
     )
     return Chart(fig, f"{finding}.", caption)

@@ -10,7 +10,7 @@ from typing import Any
 from salun_core.pages.figures.chart import Chart, panels, style
 from salun_core.pages.replication.errata import Change, protocol_changes, read_errata
 from salun_core.pages.results import Run, all_runs
-from salun_core.pages.words import spelled
+from salun_core.pages.words import data_and_network
 
 FIRST, LAST = date(2023, 10, 11), date(2026, 12, 31)  # the first release, and the end of the figure
 PROJECT = "SalUn, reproducible"  # the title of the book, in _config.yml
@@ -74,9 +74,7 @@ def setting(run: Run) -> str:
     """Data set, network and number of seeds behind the effects."""
     rows = run.rows("saliency")
     rows = rows[rows["protocol"].notna()]
-    return (
-        f"{spelled(rows['dataset'].iloc[0])}, {spelled(rows['arch'].iloc[0])}, {rows['seed'].nunique()} seeds"
-    )
+    return f"{data_and_network(rows.iloc[0])}, {rows['seed'].nunique()} seeds"
 
 
 def most_seeds(changes: dict[str, Change]) -> int:

@@ -16,7 +16,7 @@ from salun_core.metrics.gaps import AVERAGE, METRICS, by_method, floor_of, gaps,
 from salun_core.pages.findings.classification import NO_RETRAIN, REFERENCES, beside_its_cost, costs
 from salun_core.pages.tables.table import Table, number, short, spread
 from salun_core.pages.tooltips import origins_of_mean
-from salun_core.pages.words import listed, seeds, spelled
+from salun_core.pages.words import data_and_network, listed, seeds
 
 
 def methods_table(cells: pd.DataFrame, scenario: str) -> pd.DataFrame:
@@ -98,7 +98,7 @@ def main_table(
         present = [name_of(method) for method in REFERENCES if method in set(numbers["method"])]
         best_said = f"; smallest average gap bold, {listed(present)} not compared"
     text = caption or (
-        f"{spelled(first['dataset'])}, {spelled(first['arch'])}, {scenario}: percent, mean ± standard deviation over {seeds(part)}, "
+        f"{data_and_network(first)}, {scenario}: percent, mean ± standard deviation over {seeds(part)}, "
         f"{gap}{first['n_forget']:.0f} forget images{best_said}"
     )
     return Table(shown, text, (best,) if best is not None else (), _origins(cells, scenario, numbers))
