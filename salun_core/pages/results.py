@@ -94,7 +94,7 @@ class RecordedParams(Params):
     masks_run: str = parameter("cifar10-cpu", "folder of the run whose masks are compared")
     settings_run: str = parameter("cifar10-10k", "folder of the run over densities, shares and settings")
     half_run: str = parameter("cifar10-10k", "folder of the run that forgets half of the images")
-    class_run: str = parameter("cifar10-10k", "folder of the run that forgets one class")
+    class_run: str = parameter("cifar10-cpu-class", "folder of the run that forgets one class")
 
 
 class ReadingParams(Params):
