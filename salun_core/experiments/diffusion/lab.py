@@ -18,6 +18,7 @@ from salun_core.experiments.generation.lab import LABS as GENERATION
 from salun_core.experiments.generation.lab import MODEL, GenerationLab, listed
 from salun_core.experiments.runs.cells import Cell, Scenario
 from salun_core.experiments.runs.lab import thinned
+from salun_core.experiments.runs.pieces import Pieces
 from salun_core.experiments.runs.provenance import peak_memory
 from salun_core.experiments.runs.store import Key, Result, digest
 from salun_core.files import sha256
@@ -150,12 +151,14 @@ class DiffusionLab(GenerationLab):
             self._task = ((seed, scenario), made)
         return self._task[1]
 
-    def drawn(self, model: nn.Module, forgotten: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def drawn(self, model: nn.Module, forgotten: Sequence[int], pieces: Pieces) -> tuple[Tensor, Tensor]:
         """The samples a model is measured by, and their classes."""
         counts = [self.sampling.others] * self.classes
         for number in forgotten:
             counts[number] = self.sampling.samples
-        return self.problem.drawn(model, self.sampling, counts, progress=self.long)
+        return self.problem.drawn(
+            model, self.sampling, counts, progress=self.long, kept=pieces.images("samples")
+        )
 
     @property
     def about(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from salun_core.data.batches import Batches
 from salun_core.data.images import ImageData
 from salun_core.data.splits import split_data
 from salun_core.experiments.runs.cells import Scenario
-from salun_core.models.diffusion.sampling import sample
+from salun_core.models.diffusion.sampling import Kept, sample
 from salun_core.models.diffusion.unet import build_unet, like, load_diffusion, noise_schedule
 from salun_core.tasks.diffusion import DiffusionTask
 from salun_core.tasks.diffusion_training import DiffusionRecipe
@@ -137,7 +137,13 @@ class Problem:
         )
 
     def drawn(
-        self, model: nn.Module, how: "Sampling", counts: Sequence[int], *, progress: bool
+        self,
+        model: nn.Module,
+        how: "Sampling",
+        counts: Sequence[int],
+        *,
+        progress: bool,
+        kept: Kept | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As many samples of each class as ``counts`` says, uint8 (n, C, H, W), and their classes (n,).
 
@@ -157,6 +163,7 @@ class Problem:
             batch_size=how.sample_batch,
             bf16=self.bf16,
             progress=progress,
+            kept=kept,
         )
         return images, labels
 

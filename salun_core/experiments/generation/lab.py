@@ -3,6 +3,7 @@
 import io
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from salun_core.experiments.generation.judging import judged, real_images, refer
 from salun_core.experiments.generation.params import Judging, Sampling
 from salun_core.experiments.runs.cells import Cell, Scenario
 from salun_core.experiments.runs.lab import Lab
+from salun_core.experiments.runs.pieces import Pieces
 from salun_core.experiments.runs.provenance import fresh_clock
 from salun_core.experiments.runs.store import Key, Result, Store, is_whole, read_result
 from salun_core.files import sha256
@@ -100,10 +102,10 @@ class GenerationLab(Lab):
         """Classes that the judge tells apart: K, or more."""
         return self.classes
 
-    def drawn(self, model: nn.Module, forgotten: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def drawn(self, model: nn.Module, forgotten: Sequence[int], pieces: Pieces) -> tuple[Tensor, Tensor]:
         """The samples a model is measured by, uint8 (n, C, H, W), and the class each was asked for (n,).
 
-        Image i of a class has the same noise for every model.
+        Image i of a class has the same noise for every model. ``pieces`` keeps batches until all are drawn.
         """
         raise NotImplementedError
 
@@ -242,10 +244,16 @@ class GenerationLab(Lab):
         if found is not None and self.store.has_files(found):
             return found
         start = time.perf_counter()
-        images, labels = self.drawn(self._model(model.key.name).to(self.device), cell.scenario.numbers)
-        values = {"seconds": self.since(start)}
-        content = save({"images": images.contiguous(), "labels": labels})
-        return self.store.put(key, values, self.provenance(), {SAMPLES: content})
+        net = self._model(model.key.name).to(self.device)
+        with self.pieces(key) as pieces:
+            images, labels = self.drawn(net, cell.scenario.numbers, pieces)
+            values = {"seconds": pieces.before + self.since(start)}
+            content = save({"images": images.contiguous(), "labels": labels})
+            return self.store.put(key, values, self.provenance(), {SAMPLES: content})
+
+    def pieces(self, key: Key) -> AbstractContextManager[Pieces]:
+        """Where a drawing keeps its batches until it is stored."""
+        return self.store.pieces(key, batch=self.sampling.sample_batch)
 
     def _reference(self, forgotten: Sequence[int]) -> tuple[Reference, str]:
         """Moments of real images, computed once for all cells of a class, and the file they are in."""

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from salun_core.errors import UserError
+from salun_core.experiments.runs.pieces import Pieces
 from salun_core.experiments.runs.provenance import revision
 from salun_core.files import (
     check_writable,
@@ -258,6 +259,20 @@ class Store:
                 return False
             raise unwritable(probe, error) from error
         return True
+
+    @contextlib.contextmanager
+    def pieces(self, key: Key, **more: Any) -> Iterator[Pieces]:
+        """Where a long computation of this result keeps what it has made; store the result inside.
+
+        Parameters
+        ----------
+        **more
+            JSON values that are not in the key, and on which the pieces depend: batch sizes.
+        """
+        what = {"code": key.code, "deterministic": self.deterministic, **more}
+        pieces = Pieces(self.folder / ".pieces" / f"{key.name}-{digest(what)[:8]}")
+        yield pieces
+        pieces.clear()  # not after an error
 
     def file(self, result: Result, name: str) -> Path:
         """Where a side file lies, the one that the result was stored with.

@@ -16,6 +16,7 @@ from salun_core.code_digest import code_digest
 from salun_core.experiments.generation.lab import LABS as GENERATION
 from salun_core.experiments.generation.lab import SAMPLES, GenerationLab
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
+from salun_core.experiments.runs.pieces import Pieces
 from salun_core.experiments.runs.store import Key, Result
 from salun_core.experiments.text_to_image.problem import Problem, Prompts
 from salun_core.experiments.text_to_image.unlearned_elsewhere import UnlearnedElsewhere
@@ -192,9 +193,9 @@ class TextLab(GenerationLab):
         """The unlearned network behind a result."""
         return load_delta(self.weights_file(result), self.network).eval()
 
-    def drawn(self, model: nn.Module, forgotten: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def drawn(self, model: nn.Module, forgotten: Sequence[int], pieces: Pieces) -> tuple[Tensor, Tensor]:
         """The samples a model is measured by, and the class each was asked for."""
-        return self.problem.drawn(model, self.sampling)
+        return self.problem.drawn(model, self.sampling, kept=pieces.images)
 
     def shown(self, images: Tensor) -> Tensor:
         """Samples as they may be shown in a picture."""
@@ -230,9 +231,14 @@ class TextLab(GenerationLab):
         if found is None or not self.store.has_files(found):
             start = time.perf_counter()
             net = self._model(model.key.name).to(self.device)
-            images = self.problem.drawn_for(net, sheet.texts, sheet.streams, self.sampling)
-            values = {"seconds": self.since(start)}
-            self.store.put(key, values, self.provenance(), {SAMPLES: save({"images": images.contiguous()})})
+            with self.pieces(key) as pieces:
+                images = self.problem.drawn_for(
+                    net, sheet.texts, sheet.streams, self.sampling, kept=pieces.images(name)
+                )
+                values = {"seconds": pieces.before + self.since(start)}
+                self.store.put(
+                    key, values, self.provenance(), {SAMPLES: save({"images": images.contiguous()})}
+                )
         return load(self.store.path(key, SAMPLES).read_bytes())["images"]
 
     def _beside_key(self, name: str, sheet: "Crossed | Captioned", cell: Cell) -> Key:

@@ -3,13 +3,14 @@
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import pandas as pd
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from salun_core.code_digest import code_digest
 from salun_core.data.batches import Batches
@@ -19,6 +20,7 @@ from salun_core.errors import Diverged, UserError
 from salun_core.experiments.generation.lab import scenario_of
 from salun_core.experiments.runs.cells import Cell
 from salun_core.experiments.runs.params import Group, parameter
+from salun_core.experiments.runs.pieces import Pieces
 from salun_core.experiments.runs.store import Key, Result
 from salun_core.experiments.text_to_image.lab import FIRST, TextLab
 from salun_core.experiments.text_to_image.problem import STREAMS
@@ -26,6 +28,7 @@ from salun_core.experiments.text_to_image.prompt_attacks import PromptAttacker, 
 from salun_core.metrics.generation.detection import (
     ANY,
     EXPOSED,
+    FIELDS,
     Detections,
     Detector,
     DistanceCard,
@@ -44,6 +47,7 @@ from salun_core.metrics.generation.detection import (
 from salun_core.metrics.generation.erasure import nearest_classes, relearning_curve, search_embedding
 from salun_core.metrics.generation.prompt_attacks import PROMPT_ATTACKS
 from salun_core.models.diffusion.conditions import Condition, repeated
+from salun_core.models.diffusion.sampling import SLOW
 from salun_core.models.text_to_image.pipelines import resting
 from salun_core.models.text_to_image.sampling import sample_prompts
 
@@ -62,7 +66,7 @@ DRAWING = ("salun_core.metrics.generation.detection", "salun_core.models.text_to
 
 LABS = tuple(f"salun_core.experiments.text_to_image.{name}" for name in ("probes", "prompt_attacks", "lab"))
 """What puts these together; it counts without what it imports."""
-CHUNK = 256  # images drawn and searched at a time
+CHUNK = 64  # images drawn and searched at a time, or a whole batch
 DETECTIONS, REDACTED = ".detections.safetensors", ".redacted.safetensors"
 UNNAMED = "prompts without its name"
 ADVERSARIAL = "adversarial search"
@@ -358,11 +362,12 @@ class Prober:
         if stored is not None and lab.store.has_files(stored):
             return stored
         start = time.perf_counter()
-        found, covered = self._unnamed(model, forgotten)
-        values = {"seconds": lab.since(start), "covered": covered.note}
-        shown = {"images": covered.images.contiguous(), "covered": covered.covered.to(torch.uint8)}
-        files = {DETECTIONS: found.to_bytes(), REDACTED: save(shown)}
-        return lab.store.put(key, values, lab.provenance(), files)
+        with lab.pieces(key) as pieces:
+            found, covered = self._unnamed(model, forgotten, pieces)
+            values = {"seconds": pieces.before + lab.since(start), "covered": covered.note}
+            shown = {"images": covered.images.contiguous(), "covered": covered.covered.to(torch.uint8)}
+            files = {DETECTIONS: found.to_bytes(), REDACTED: save(shown)}
+            return lab.store.put(key, values, lab.provenance(), files)
 
     def _attacked(
         self, name: str, model: nn.Module, latents: Tensor, forgotten: int, unnamed: str, *, seed: int
@@ -397,25 +402,28 @@ class Prober:
         parts = zip(self.lab.kinds, images.split(each), labels.split(each), strict=True)
         return {kind: self.shown(part[asked == forgotten], forgotten) for kind, part, asked in parts}
 
-    def _unnamed(self, model: nn.Module, forgotten: int) -> tuple[Detections, Redacted]:
+    def _unnamed(self, model: nn.Module, forgotten: int, pieces: Pieces) -> tuple[Detections, Redacted]:
         prompts = self.unnamed(forgotten)
         scales = prompts.guidance or (self.lab.sampling.guidance,) * len(prompts)
-        parts: dict[int, Detections] = {}
+        each = max(CHUNK, self.lab.sampling.sample_batch)
+        parts: list[Detections] = []
         order: list[int] = []
-        first: dict[int, Tensor] = {}
-        for scale in dict.fromkeys(scales):
-            mine = [i for i, own in enumerate(scales) if own == scale]
-            for start in range(0, len(mine), CHUNK):
-                rows = mine[start : start + CHUNK]
-                chosen = prompts.rows(rows)
-                streams = chosen.seeds or tuple(forgotten * STREAMS + i for i in rows)
-                images = self._drawn(model, list(chosen.texts), forgotten, streams=streams, guidance=scale)
-                parts[len(parts)] = detect(self.detector, images)
-                order += rows
-                first |= {
-                    row: image for row, image in zip(rows, images, strict=True) if row < self.how.pictures
-                }
-        every = joined(list(parts.values()))
+        first: dict[int, tuple[Tensor, Tensor]] = {}
+        with tqdm(total=len(prompts), desc="prompts", unit="image", leave=False, delay=SLOW) as bar:
+            for scale in dict.fromkeys(scales):
+                mine = [i for i, own in enumerate(scales) if own == scale]
+                for rows in (mine[start : start + each] for start in range(0, len(mine), each)):
+                    made = pieces(
+                        f"{scale:g}-{rows[0]:07d}", partial(self._searched, model, forgotten, rows, scale)
+                    )
+                    fields = {name: made[name] for name in FIELDS}
+                    parts.append(Detections(self.detector.card, len(rows), **fields))
+                    order += rows
+                    first |= zip(
+                        rows, zip(made["pictures"], made["covered"].bool(), strict=True), strict=False
+                    )
+                    bar.update(len(rows))
+        every = joined(parts)
         # Back in the order of the prompts, so that image i is prompt i for every model.
         found = Detections(
             every.card,
@@ -425,8 +433,23 @@ class Prober:
             every.scores,
             every.boxes,
         )
-        some = min(self.how.pictures, found.n)
-        return found, self._redacted(torch.stack([first[i] for i in range(some)]), found, forgotten)
+        pictures, covered = (
+            torch.stack(part)
+            for part in zip(*(first[i] for i in range(min(self.how.pictures, found.n))), strict=True)
+        )
+        nothing = self._redacted(pictures[:0], found, forgotten)
+        return found, Redacted(pictures, covered, nothing.note)
+
+    def _searched(self, model: nn.Module, forgotten: int, rows: list[int], scale: float) -> dict[str, Tensor]:
+        """Detections in the images for some of the prompts, and the first images of all, where they are among these."""
+        chosen = self.unnamed(forgotten).rows(rows)
+        streams = chosen.seeds or tuple(forgotten * STREAMS + i for i in rows)
+        images = self._drawn(model, list(chosen.texts), forgotten, streams=streams, guidance=scale)
+        found = detect(self.detector, images)
+        # Never uncovered, not even for a run that goes on: what is kept may be shown.
+        kept = self._redacted(images[: sum(row < self.how.pictures for row in rows)], found, forgotten)
+        shown = {"pictures": kept.images, "covered": kept.covered.to(torch.uint8)}
+        return {name: getattr(found, name) for name in FIELDS} | shown
 
     def _redacted(self, images: Tensor, found: Detections, forgotten: int) -> Redacted:
         rows = found.images < len(images)

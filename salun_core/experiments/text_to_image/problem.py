@@ -1,7 +1,7 @@
 """Forgetting a class with a text-to-image pipeline: prompts, losses, samples."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from salun_core.data.images import ImageData
 from salun_core.data.splits import split_data
 from salun_core.errors import UserError
 from salun_core.experiments.runs.cells import Scenario
+from salun_core.models.diffusion.sampling import Kept
 from salun_core.models.text_to_image.deltas import delta_bytes
 from salun_core.models.text_to_image.families import network_of
 from salun_core.models.text_to_image.sampling import sample_prompts
@@ -134,24 +135,32 @@ class Problem:
         """What changed in a network, whose digest is known, as the content of a safetensors file."""
         return delta_bytes(model, network_of(self.pipe), result=digest)
 
-    def drawn(self, model: nn.Module, how: "TextSampling") -> tuple[Tensor, Tensor]:
+    def drawn(
+        self, model: nn.Module, how: "TextSampling", *, kept: Callable[[str], Kept]
+    ) -> tuple[Tensor, Tensor]:
         """Samples uint8 (n, 3, H, W), and the class each was asked for (n,).
 
         ``samples`` images of each class for every kind of prompt in turn. Image i of a class has the same
-        noise for every model and kind.
+        noise for every model and kind. ``kept`` keeps the batches of a kind.
         """
         classes, count = len(self.data.classes), how.samples
         labels = torch.arange(classes).repeat_interleave(count)
         places = torch.arange(count).repeat(classes)
         streams = (labels * STREAMS + places).tolist()
         images = [
-            self.drawn_for(model, self.prompts.texts(kind, labels), streams, how)
+            self.drawn_for(model, self.prompts.texts(kind, labels), streams, how, kept=kept(kind))
             for kind in self.prompts.test
         ]
         return torch.cat(images), labels.repeat(len(images))
 
     def drawn_for(
-        self, model: nn.Module, texts: Sequence[str], streams: Sequence[int], how: "TextSampling"
+        self,
+        model: nn.Module,
+        texts: Sequence[str],
+        streams: Sequence[int],
+        how: "TextSampling",
+        *,
+        kept: Kept | None = None,
     ) -> Tensor:
         """An image for each prompt, uint8 (n, 3, H, W); ``streams`` says which noise it starts from."""
         return sample_prompts(
@@ -166,6 +175,8 @@ class Problem:
             sampler=how.sampler,
             batch_size=how.sample_batch,
             bf16=self.bf16,
+            progress=True,
+            kept=kept,
         )
 
     def _captioned(self, ids: Tensor) -> tuple[Tensor, list[str]]:

@@ -149,15 +149,19 @@ class UnsafeParams(TextToImageParams):
         store = self.machine.store()
         found = store.get(key)
         if found is None:
-            images = sample_prompts(
-                pipe,
-                [text for text in texts for _ in range(each)],
-                batch_size=self.sampling.sample_batch,
-                bf16=self.pipeline.half,
-                progress=True,
-                **how,
-            )
-            found = store.put(key, {"n": len(images)}, {}, {".images.safetensors": save({"images": images})})
+            batch = self.sampling.sample_batch
+            with store.pieces(key, batch=batch) as pieces:
+                images = sample_prompts(
+                    pipe,
+                    [text for text in texts for _ in range(each)],
+                    batch_size=batch,
+                    bf16=self.pipeline.half,
+                    progress=True,
+                    kept=pieces.images("own"),
+                    **how,
+                )
+                files = {".images.safetensors": save({"images": images})}
+                found = store.put(key, {"n": len(images)}, {}, files)
         images = load(store.path(key, ".images.safetensors").read_bytes())["images"]
         return self._own(images, train=own)
 

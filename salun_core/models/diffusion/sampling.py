@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from diffusers import DDPMScheduler
 
 SAMPLERS = ("ddim", "lms")
+SLOW = 10.0  # seconds from which a bar is shown
+
+Kept = Callable[[range, Callable[[], Tensor]], Tensor]
+"""Gives the images of these rows, drawn by the function unless they are kept from an earlier run."""
 
 
 def sample(
@@ -33,6 +38,7 @@ def sample(
     batch_size: int = 256,
     bf16: bool = False,
     progress: bool = False,
+    kept: Kept | None = None,
 ) -> Tensor:
     """Draw one image for each label.
 
@@ -60,7 +66,10 @@ def sample(
     bf16 : bool
         Run the network under bfloat16 autocast.
     progress : bool
-        A bar on stderr with the time left.
+        A bar on stderr with the time left, where it takes longer than ten seconds.
+    kept : callable, optional
+        Called with the rows of each batch and a function that draws them; returns their images. It may keep
+        images for a run that is interrupted.
 
     Returns
     -------
@@ -88,6 +97,7 @@ def sample(
         steps=steps,
         batch_size=batch_size,
         progress=progress,
+        kept=kept,
     )
     return images if len(images) else torch.empty(0, *_shape(model), dtype=torch.uint8)
 
@@ -101,18 +111,32 @@ def sampled(
     steps: int,
     batch_size: int,
     progress: bool,
+    kept: Kept | None = None,
 ) -> Tensor:
     """Run the denoising ``states`` of each batch of conditions and streams to its end, and ``finish`` the last."""
-    parts = list(zip(conditions.split(batch_size), streams.split(batch_size), strict=True))
+    starts = range(0, len(streams), batch_size)
     images = []
     with tqdm(
-        total=len(parts) * steps, desc="sampling", unit="step", leave=False, disable=not progress
+        total=len(starts) * steps,
+        desc="sampling",
+        unit="step",
+        leave=False,
+        disable=not progress,
+        delay=SLOW,
     ) as bar:
-        for part, stream in parts:
-            for done, noisy in states(part, stream):
+
+        def drawn(rows: range) -> Tensor:
+            here = slice(rows.start, rows.stop)
+            last = torch.empty(0)
+            for _, noisy in states(conditions[here], streams[here]):
                 bar.update()
-                if done == steps:
-                    images.append(finish(noisy))
+                last = noisy
+            return finish(last)
+
+        for number, start in enumerate(starts, start=1):
+            rows = range(start, min(start + batch_size, len(streams)))
+            images.append(kept(rows, partial(drawn, rows)) if kept else drawn(rows))
+            bar.update(number * steps - bar.n)  # of a batch that was kept
     return torch.cat(images).contiguous() if images else torch.empty(0, dtype=torch.uint8)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from salun_core.models.diffusion.conditions import Condition, Embedded
-from salun_core.models.diffusion.sampling import checked_streams, denoising, sampled, to_pixels
+from salun_core.models.diffusion.sampling import Kept, checked_streams, denoising, sampled, to_pixels
 from salun_core.models.diffusion.unet import quiet
 from salun_core.models.text_to_image.families import network_of
 from salun_core.models.text_to_image.pipelines import decode_latents, encode_prompts
@@ -30,6 +30,7 @@ def sample_prompts(
     batch_size: int = 8,
     bf16: bool = False,
     progress: bool = False,
+    kept: Kept | None = None,
 ) -> Tensor:
     """Draw one image for each prompt.
 
@@ -53,7 +54,7 @@ def sample_prompts(
         drawn with Euler's method.
     batch_size : int
         Images denoised at once.
-    bf16, progress
+    bf16, progress, kept
         As in `sampling.sample`.
 
     Returns
@@ -102,6 +103,7 @@ def sample_prompts(
         steps=steps,
         batch_size=batch_size,
         progress=progress,
+        kept=kept,
     )
 
 

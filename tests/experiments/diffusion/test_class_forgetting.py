@@ -15,10 +15,12 @@ from salun_core.experiments.diffusion import lab as diffusion_lab
 from salun_core.experiments.diffusion.class_forgetting import DiffusionParams, run
 from salun_core.experiments.export import export
 from salun_core.experiments.generation.lab import result_of, scenario_of
+from salun_core.experiments.runs import pieces
 from salun_core.experiments.runs import table as tables_of_runs
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
 from salun_core.experiments.runs.table import printed, read_table
 from salun_core.metrics.generation.recognition import recognise
+from salun_core.models.diffusion import sampling
 from salun_core.models.diffusion.sampling import sample
 from salun_core.models.diffusion.unet import build_unet, load_diffusion, noise_schedule, save_diffusion
 from salun_core.pages.tables import generation as tables
@@ -188,6 +190,40 @@ def test_a_kill_between_training_and_storing_costs_no_training(tmp_path, monkeyp
     monkeypatch.setattr(DiffusionTask, "loss", trained)
     assert params.lab().run(cell).content["status"] == "done"
     assert not list(tmp_path.rglob("training-*.pt"))
+
+
+def test_a_kill_between_batches_of_samples_costs_no_more_than_a_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces, "EVERY", 0.0)
+    given = GIVEN | {"methods": ["original"], "masks": ["none"], "sample_batch": 7}
+    cell = Cell(0, Scenario("class", target=3), "original")
+    undisturbed = DiffusionParams.load(given | {"out_dir": str(tmp_path / "undisturbed")}).lab()
+    expected = undisturbed.samples(undisturbed.run(cell))
+    lab = DiffusionParams.load(given | {"out_dir": str(tmp_path / "killed")}).lab()
+    made = sampling.denoising
+    drawn = []
+
+    def killed_at(batch):
+        def counted(model, schedule, conditions, *more, **named):
+            if len(drawn) == batch:
+                raise KeyboardInterrupt
+            drawn.append(len(conditions))
+            return made(model, schedule, conditions, *more, **named)
+
+        return counted
+
+    monkeypatch.setattr(sampling, "denoising", killed_at(3))
+    with pytest.raises(KeyboardInterrupt):
+        lab.run(cell)
+    kept = lab.store.folder / ".pieces"
+    assert drawn == [7, 7, 7] and len(list(kept.rglob("*.safetensors"))) == 3
+    damaged = sorted(kept.rglob("*.safetensors"))[1]
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    monkeypatch.setattr(sampling, "denoising", killed_at(None))
+    result = lab.run(cell)
+    assert drawn == [7, 7, 7, 7, 7, 2]  # the damaged one again, and the two that were missing
+    assert all(torch.equal(a, b) for a, b in zip(lab.samples(result), expected, strict=True))
+    assert not kept.exists()
+    assert result.content["sampling_seconds"] > 0
 
 
 def test_metrics_follow_from_the_stored_samples(results):

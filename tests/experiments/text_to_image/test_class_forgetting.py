@@ -15,6 +15,7 @@ from salun_core.errors import UserError
 from salun_core.experiments.export import export
 from salun_core.experiments.generation.lab import result_of
 from salun_core.experiments.runs.cells import Cell, MaskSpec, Scenario
+from salun_core.experiments.runs.pieces import Pieces
 from salun_core.experiments.text_to_image.class_forgetting import TextToImageParams, run
 from salun_core.experiments.text_to_image.params import TextJudging, source_of
 from salun_core.experiments.text_to_image.unlearned_elsewhere import given_cells
@@ -70,7 +71,7 @@ def test_a_finished_run_is_read_from_the_store(results):
     assert again.lab._task is None  # nothing was computed
 
 
-def test_a_stored_model_is_the_unlearned_one(results):
+def test_a_stored_model_is_the_unlearned_one(results, tmp_path):
     found, params = results
     lab = found.lab
     cell = Cell(0, Scenario("class", target=7), "uce", settings=params.steps_of.of("uce"))
@@ -82,7 +83,7 @@ def test_a_stored_model_is_the_unlearned_one(results):
     assert not same(lab.pipe.unet, fresh)
     images, labels = lab.samples(stored)
     assert images.shape == (100, 3, 16, 16) and labels.tolist() == sorted(labels.tolist())
-    assert torch.equal(lab.drawn(fresh, 0)[0], images)
+    assert torch.equal(lab.drawn(fresh, [7], Pieces(tmp_path))[0], images)
     assert lab.recognition(stored).counts.sum() == 100
 
 
@@ -405,7 +406,7 @@ def test_settings_of_forgetting_and_sampling_reach_the_work(tmp_path):
     assert lab.task(0, Scenario("class", target=7)).clip == 0
     assert lab.sampling.sampler == "lms"
     with pytest.raises(UserError, match="eta must be 0 for sampler lms"):
-        TextToImageParams.load({**given, "eta": 1.0}).lab().drawn(lab.pipe.unet, 7)
+        TextToImageParams.load({**given, "eta": 1.0}).lab().drawn(lab.pipe.unet, [7], Pieces(tmp_path))
 
 
 def test_a_pipeline_is_exported_whole_or_as_what_changed(results, tmp_path):

@@ -8,7 +8,9 @@ import torch
 
 from salun_core.errors import UserError
 from salun_core.experiments.generation.lab import result_of
+from salun_core.experiments.runs import pieces
 from salun_core.experiments.runs.cells import Cell, Scenario
+from salun_core.experiments.runs.pieces import Pieces
 from salun_core.experiments.text_to_image import probes, unsafe
 from salun_core.experiments.text_to_image.params import TextToImageParams
 from salun_core.experiments.text_to_image.probes import ADVERSARIAL, ATTACKS, RELEARNED, UNNAMED, Prober
@@ -154,6 +156,37 @@ def test_an_attack_that_fails_does_not_cost_the_images_that_were_drawn_before_it
     assert longer.key.name != probed.key.name and longer.files != {} and few.detections(longer).n == 3
 
 
+def test_a_run_killed_between_prompts_goes_on_where_it_was(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces, "EVERY", 0.0)
+    monkeypatch.setattr(probes, "CHUNK", 1)
+    prober = Prober(results.lab, results.prober.how.model_copy(update={"probe_samples": 5}))
+    monkeypatch.setattr(prober, "lab", replace(prober.lab, sampling=sampling_in_batches_of(prober.lab, 2)))
+    model, drawn, searched, killed = results.lab.pipe.unet, prober._drawn, [], []
+
+    def counted(*given, **more):
+        if len(searched) == 2 and not killed:
+            raise KeyboardInterrupt
+        searched.append(given)
+        return drawn(*given, **more)
+
+    monkeypatch.setattr(prober, "_drawn", counted)
+    with pytest.raises(KeyboardInterrupt):
+        prober._unnamed(model, 7, Pieces(tmp_path / "a"))
+    killed.append(True)
+    resumed = prober._unnamed(model, 7, Pieces(tmp_path / "a"))
+    assert len(searched) == 3  # batches of 2, 2 and 1
+    whole = prober._unnamed(model, 7, Pieces(tmp_path / "b"))
+    assert len(searched) == 6
+    for name in ("images", "labels", "scores", "boxes"):
+        assert torch.equal(getattr(resumed[0], name), getattr(whole[0], name))
+    assert torch.equal(resumed[1].images, whole[1].images) and resumed[1].note == whole[1].note
+    assert torch.equal(resumed[1].covered, whole[1].covered)
+
+
+def sampling_in_batches_of(lab, size):
+    return lab.sampling.model_copy(update={"sample_batch": size})
+
+
 def test_the_search_finds_the_original_at_once(results):
     from salun_core.experiments.runs.store import read_results
 
@@ -251,7 +284,7 @@ def test_prompts_from_a_file_take_the_place_of_the_indirect_ones(results, tmp_pa
     assert prober.unnamed(7).seeds == (5, 9, 5, 9, 5, 9, 5)
     # Prompts are drawn in groups of one guidance; each keeps its place.
     model = results.lab.pipe.unet
-    found, _ = prober._unnamed(model, 7)
+    found, _ = prober._unnamed(model, 7, Pieces(tmp_path / "pieces"))
     alone = [
         prober._drawn(model, [text], 7, streams=[seed], guidance=w)
         for text, seed, w in zip(chosen.texts, chosen.seeds, chosen.guidance, strict=True)
@@ -336,7 +369,8 @@ def test_prompts_that_are_cut_off_are_counted(tmp_path, capsys):
         "1 of 3 prompts of prompts are cut off where the text encoder ends: the prompt 'a very a very" in said
     )
     assert "has 85 tokens, and 24 are read; shorten them" in said
-    drawn = Prober(lab, params.probing, params.unnamed.read())._unnamed(lab.pipe.unet, 7)[0]
+    prober = Prober(lab, params.probing, params.unnamed.read())
+    drawn = prober._unnamed(lab.pipe.unet, 7, Pieces(tmp_path / "pieces"))[0]
     assert drawn.n == 7
 
 
