@@ -393,6 +393,7 @@ def _plan(given: argparse.Namespace) -> None:
         raise UserError(
             f"--gpus {given.gpus} is of a shard, and no shards are planned: add --shards, or leave it out"
         )
+    from salun_core.data.downloads import missing
     from salun_core.experiments import EXPERIMENTS
     from salun_core.experiments.rehearsal import plan
 
@@ -404,7 +405,7 @@ def _plan(given: argparse.Namespace) -> None:
     params = experiment.params.load(values | ({"data_dir": Path()} if assumed else {}))
     need = plan.needs(params, assumed)
     have = plan.machine(params.machine.folder, params.machine.device)
-    print(plan.printed(need, have, tflops=given.tflops), flush=True)
+    print(plan.printed(need, have, tflops=given.tflops, downloads=missing(params.downloads)), flush=True)
     plan.check(need, have)
 
 

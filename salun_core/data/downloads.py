@@ -5,7 +5,7 @@ import http.client
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,9 +140,35 @@ def how_to_get(name: str) -> str:
         others = f", and {len(download.files) - 1} files beside it,"
         listed = "; 'python -m salun_core fetch --list' names all"
     return (
-        f"run 'python -m salun_core fetch {name}' with a network, or copy {file.addresses[0]}{others} to {path} "
+        f"run {fetching([name])} with a network, or copy {file.addresses[0]}{others} to {path} "
         f"(SHA-256 {file.sha256}{listed})"
     )
+
+
+def missing(names: Iterable[str]) -> list[str]:
+    """Which of these downloads are not here, or not whole, by file names; their content is not checked."""
+    return [name for name in names if not all(path.is_file() for path in DOWNLOADS[name].paths)]
+
+
+def refuse_missing(names: Iterable[str]) -> None:
+    """Name all that must be fetched at once, where it is more than one; what needs a single one says more of it.
+
+    Raises
+    ------
+    UserError
+        If two or more are missing; with the command that fetches them.
+    """
+    gone = missing(names)
+    if len(gone) > 1:
+        raise UserError(
+            f"{len(gone)} downloads are missing: {', '.join(gone)}; run {fetching(gone)} with a network, or copy them to "
+            "where 'python -m salun_core fetch --list' says"
+        )
+
+
+def fetching(names: Iterable[str]) -> str:
+    """The command that fetches these downloads, in quotes."""
+    return f"'python -m salun_core fetch {' '.join(names)}'"
 
 
 def fetch(names: Sequence[str] = (), *, progress: bool = True) -> Iterator[tuple[Path, bool]]:

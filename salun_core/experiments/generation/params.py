@@ -179,6 +179,11 @@ class Judging(Group):
         return self
 
     @property
+    def downloads(self) -> tuple[str, ...]:
+        """Keys of ``DOWNLOADS`` that judging reads from where `fetch` puts them."""
+        return ("inception",) if self.features == INCEPTION and self.inception_weights is None else ()
+
+    @property
     def inception(self) -> Path | None:
         """Weights of Inception; None for a distance in the features of the judge.
 
@@ -255,6 +260,11 @@ class GenerationParams(PresetParams):
     def models(self) -> int:
         """Unlearned models of one method and seed: one for each class, or one for all."""
         return 1 if self.together else len(self.forget_class)
+
+    @property
+    def downloads(self) -> tuple[str, ...]:
+        """Those of the judge."""
+        return self.judging.downloads
 
     def names(self, data: ImageData) -> tuple[str, ...]:
         """What the classes are called, if not as the data call them."""

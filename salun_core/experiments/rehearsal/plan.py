@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from salun_core.data.downloads import fetching
 from salun_core.data.image_files import GREY
 from salun_core.data.on_disk import in_memory
 from salun_core.data.sources.image_folder import pictures
@@ -253,8 +254,8 @@ LESS = {
 """What takes less disk, by what takes most."""
 
 
-def printed(need: Needs, have: Machine, *, tflops: float) -> str:
-    """Needs beside what there is, as lines of text."""
+def printed(need: Needs, have: Machine, *, tflops: float, downloads: Sequence[str] = ()) -> str:
+    """Needs beside what there is, as lines of text; ``downloads`` are those still to be fetched."""
     parts = ", ".join(f"{_gb(size)} GB of {name}" for name, size in need.disk.items() if size)
     device = "" if have.device is None else f" (has {_gb(have.device)} GB)"
     host = "" if have.host is None else f" (has {_gb(have.host)} GB)"
@@ -266,6 +267,11 @@ def printed(need: Needs, have: Machine, *, tflops: float) -> str:
             f"memory    {_gb(need.device)} GB for the {where}{device}, {_gb(need.host)} GB beside{host}",
             f"disk      {_gb(sum(need.disk.values()))} GB: {parts} (free: {_gb(have.disk)} GB)",
             f"time      {need.hours(tflops):,.1f} hours at {tflops:g} TFLOP/s: {need.flops / 1e15:,.1f} PFLOP",
+            *(
+                [f"files     {', '.join(downloads)} to be fetched first: {fetching(downloads)}"]
+                if downloads
+                else []
+            ),
         )
     )
 

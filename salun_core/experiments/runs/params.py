@@ -170,6 +170,11 @@ class Params(Group):
                 found[name] = Declared("", field)
         return found
 
+    @property
+    def downloads(self) -> tuple[str, ...]:
+        """Keys of ``DOWNLOADS`` that a run reads from where `fetch` puts them."""
+        return ()
+
     @classmethod
     def may_be_blank(cls) -> tuple[str, ...]:
         """Parameters for which an empty text is a value."""

@@ -11,6 +11,7 @@ from pydantic import ValidationInfo, field_validator, model_validator
 from tqdm import tqdm
 
 from salun_core.data.captions import KINDS, NAMES, captions, photo_of
+from salun_core.data.downloads import CLIP_NAME, refuse_missing
 from salun_core.data.images import ImageData
 from salun_core.data.splits import class_number
 from salun_core.errors import UserError
@@ -22,7 +23,7 @@ from salun_core.experiments.text_to_image.problem import Problem, Prompts
 from salun_core.experiments.text_to_image.styles_and_captions import StylesAndCaptions
 from salun_core.experiments.text_to_image.unlearned_elsewhere import check_given
 from salun_core.methods.lora import Lora
-from salun_core.metrics.generation.clip import Clip, load_clip
+from salun_core.metrics.generation.clip import Clip, in_hub_cache, load_clip
 from salun_core.metrics.generation.imagenet import imagenet_judge, imagenet_numbers, spoken
 from salun_core.models.diffusion.sampling import SAMPLERS
 from salun_core.models.text_to_image.families import network_of
@@ -170,6 +171,12 @@ class TextJudging(Judging):
     ready_made: ClassVar[tuple[str, ...]] = (IMAGENET,)
     blank: ClassVar[tuple[str, ...]] = ("clip",)  # the same as none
 
+    @property
+    def downloads(self) -> tuple[str, ...]:
+        """Those of the distance, and the judge that torchvision trained."""
+        own = ("resnet50",) if self.judge == IMAGENET and self.judge_weights is None else ()
+        return (*super().downloads, *own)
+
 
 class TextToImageParams(GenerationParams):
     """Parameters of the text-to-image experiment."""
@@ -204,6 +211,13 @@ class TextToImageParams(GenerationParams):
                 "the one that they have forgotten, or together: true if they have forgotten all of them"
             )
         return self
+
+    @property
+    def downloads(self) -> tuple[str, ...]:
+        """Those of the judge, and CLIP where it is neither in its folder nor in the hub's cache, nor may be fetched there."""
+        clip = self.judging.clip == CLIP_NAME and not self.pipeline.download
+        wanted = clip and not isinstance(source_of(CLIP_NAME), Path) and not in_hub_cache(CLIP_NAME)
+        return (*super().downloads, *(("clip",) if wanted else ()))
 
     def names(self, data: ImageData) -> tuple[str, ...]:
         """What the classes are called in prompts."""
@@ -267,6 +281,7 @@ class TextToImageParams(GenerationParams):
             From `load_pipe`, if it is loaded already.
         """
         judging = self.judging
+        refuse_missing(self.downloads)
         if judging.judge == IMAGENET:
             imagenet_judge(judging.judge_weights)  # refuses missing weights before anything large is read
         assert judging.inception is None or judging.inception.is_file()

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from salun_core.code_digest import code_digest
-from salun_core.data.downloads import DOWNLOADS, how_to_get
+from salun_core.data.downloads import DOWNLOADS, how_to_get, refuse_missing
 from salun_core.data.images import ImageData
 from salun_core.data.prompts import I2P_ROWS, PromptSet, read_i2p
 from salun_core.errors import UserError
@@ -61,12 +61,23 @@ class UnsafePrompts(Group):
         False, "draw each prompt with the guidance its file gives", needs="prompts_file"
     )
 
+    @property
+    def path(self) -> Path:
+        """The file of prompts."""
+        assert self.prompts_file is not None
+        return self.prompts_file if self.prompts_file.is_file() else project_root() / self.prompts_file
+
+    @property
+    def downloads(self) -> tuple[str, ...]:
+        """Keys of ``DOWNLOADS`` that prompts are read from."""
+        return ("i2p",) if self.prompts_file is not None and self.path == DOWNLOADS["i2p"].paths[0] else ()
+
     def read(self) -> PromptSet | None:
         """The prompts of the file; None where there is none."""
         if self.prompts_file is None:
             return None
-        path = self.prompts_file if self.prompts_file.is_file() else project_root() / self.prompts_file
-        if path == DOWNLOADS["i2p"].paths[0] and not path.is_file():
+        path = self.path
+        if self.downloads and not path.is_file():
             raise UserError(f"prompts_file {path} is missing: {how_to_get('i2p')}")
         found = read_i2p(path, rows=self.prompts_rows or None)
         found = found.about(self.prompts_category) if self.prompts_category else found
@@ -98,8 +109,14 @@ class UnsafeParams(TextToImageParams):
                 raise UserError(f"unsafe probes the models it made and what they draw: leave {name} out")
         return self
 
+    @property
+    def downloads(self) -> tuple[str, ...]:
+        """Those of text-to-image, and the prompts."""
+        return (*super().downloads, *self.unnamed.downloads)
+
     def lab(self, *, data: ImageData | None = None, pipe: "StableDiffusionPipeline | None" = None) -> TextLab:
         """Load pipeline and data; with ``own_images`` the original pipeline draws what it forgets and keeps."""
+        refuse_missing(self.downloads)
         prompts = self.unnamed.read()  # refused first: everything after it takes time
         naming = self.naming
         if prompts is None and (self.data.dataset != "digits" or naming.class_names or naming.test_prompts):

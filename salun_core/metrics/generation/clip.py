@@ -115,6 +115,13 @@ def load_clip(
     return Clip(model.eval().to(device), own, str(source), mean, std)
 
 
+def in_hub_cache(name: str) -> bool:
+    """Whether the hub's local cache holds weights of this model."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "model.safetensors"), str)
+
+
 def clip_scores(clip: Clip, images: Tensor, texts: Sequence[str], *, batch_size: int = 64) -> Tensor:
     r"""Fit of each image to its own text, :math:`100\,\max(\cos(E_I, E_T), 0)`; higher is better.
 

@@ -203,6 +203,33 @@ def test_every_preset_is_planned_without_its_data_and_weights(experiment, capsys
     assert not list(tmp_path.iterdir())  # nothing was written
 
 
+@pytest.mark.parametrize(
+    ("experiment", "given", "named"),
+    [
+        ("diffusion", {}, ["inception"]),
+        ("text_to_image", {}, ["inception", "resnet50", "clip"]),
+        ("text_to_image", {"clip": "none", "features": "judge"}, ["resnet50"]),
+        ("text_to_image", {"download": True}, ["inception", "resnet50"]),
+        ("unsafe", {}, ["clip", "i2p"]),
+    ],
+)
+def test_files_to_fetch_are_named_together_before_anything_is_read(
+    experiment, given, named, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(plan, "machine", lambda *_: plan.Machine(1e15, None, 1e15, tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    asked = [text for name, value in given.items() for text in ("-p", name, str(value))]
+    assert main(["plan", experiment, "-p", "preset", "paper", *asked]) == 0
+    assert f"'python -m salun_core fetch {' '.join(named)}'\n" in capsys.readouterr().out
+    params = EXPERIMENTS[experiment].params.load({"preset": "paper", "data_dir": tmp_path} | given)
+    assert list(params.downloads) == named
+    if len(named) > 1:
+        command = f"run 'python -m salun_core fetch {' '.join(named)}' with a network"
+        with pytest.raises(UserError, match=command):
+            params.lab()
+
+
 def test_what_is_said_of_the_papers_preset():
     params = TextToImageParams.load({"preset": "paper", "data_dir": "."})
     need = plan.needs(params, "imagenette")

@@ -288,12 +288,13 @@ def test_missing_weights_of_the_judge_are_named_with_the_command(tmp_path):
 
 def test_the_papers_preset_names_the_command_that_fetches_the_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     paper = {"preset": "paper", "data_dir": tmp_path, "out_dir": tmp_path}
     for given, command in (
-        ({}, "salun_core fetch resnet50"),
-        ({"judge": "resnet34"}, "salun_core fetch inception"),
+        ({}, "salun_core fetch inception resnet50 clip'"),
+        ({"clip": "none", "features": "judge"}, "salun_core fetch resnet50'"),
+        ({"clip": "none", "judge": "resnet34"}, "salun_core fetch inception'"),
         ({"judge": "resnet34", "features": "judge"}, "hf download CompVis/stable-diffusion-v1-4"),
     ):
         with pytest.raises(UserError, match=command):
