@@ -1,6 +1,7 @@
 """Long computations that are made piece by piece: what a run has made before it is killed, the next one has."""
 
 import contextlib
+import hashlib
 import shutil
 import time
 from collections.abc import Callable
@@ -49,7 +50,8 @@ class Pieces:
         now = time.monotonic()
         if now - self._written >= self.every:
             spent = torch.tensor(now - self._written, dtype=torch.float64)
-            write_whole(self.folder / f"{name}.safetensors", save({**self._new, SECONDS: spent}))
+            content = save({**self._new, SECONDS: spent})
+            write_whole(self.folder / f"{name}.{_digest(content)}.safetensors", content)
             self._new, self._written = {}, now
         return made
 
@@ -61,18 +63,26 @@ class Pieces:
 
         return kept
 
-    def clear(self) -> None:
-        """Delete all pieces: the whole is stored."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def clear(self, others: str = "") -> None:
+        """Delete all pieces, as the whole is stored; also those in folders beside that match a pattern."""
+        for folder in (self.folder, *(self.folder.parent.glob(others) if others else ())):
+            shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.folder.parent.rmdir()  # that of all computations, with the last one
 
     def _read(self, path: Path) -> None:
         try:
-            found = load(path.read_bytes())
-        except (OSError, SafetensorError):  # made again
+            content = path.read_bytes()
+            if _digest(content) != path.suffixes[-2].removeprefix("."):  # damaged: made again
+                return
+            found = load(content)
+        except (OSError, IndexError, SafetensorError):  # and so is what cannot be read
             return
         self.before += float(found.pop(SECONDS, torch.zeros(())))
         for full, tensor in found.items():
             name, _, part = full.rpartition(APART)
             self._here.setdefault(name, {})[part] = tensor
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:20]

@@ -272,7 +272,7 @@ class Store:
         what = {"code": key.code, "deterministic": self.deterministic, **more}
         pieces = Pieces(self.folder / ".pieces" / f"{key.name}-{digest(what)[:8]}")
         yield pieces
-        pieces.clear()  # not after an error
+        pieces.clear(f"{key.name}-*")  # not after an error; and those of older code or another batch size
 
     def file(self, result: Result, name: str) -> Path:
         """Where a side file lies, the one that the result was stored with.

@@ -52,10 +52,19 @@ def test_pieces_made_between_two_writes_are_written_together(tmp_path, monkeypat
     assert calls == [7] and again.before == 60
 
 
-def test_a_damaged_piece_is_made_again(tmp_path):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"no tensors",
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-1] + bytes([content[-1] ^ 1]),  # one bit of a number
+    ],
+    ids=["replaced", "cut", "changed in one bit"],
+)
+def test_a_damaged_piece_is_made_again(damage, tmp_path):
     Pieces(tmp_path, every=0)("one", made([], 1))
     (file,) = tmp_path.iterdir()
-    file.write_bytes(b"no tensors")
+    file.write_bytes(damage(file.read_bytes()))
     calls = []
     assert Pieces(tmp_path, every=0)("one", made(calls, 1))["a"].item() == 1 and calls == [1]
 
@@ -84,6 +93,23 @@ def test_pieces_of_other_code_or_computed_otherwise_are_left_alone(tmp_path):
 
     folders = {folder("a"), folder("b"), folder("a", deterministic=True), folder("a", batch=3)}
     assert len(folders) == 4 and folder("a") in folders
+
+
+def test_pieces_of_older_code_go_when_the_whole_is_stored(tmp_path):
+    def run(code, what):
+        with Store(tmp_path).pieces(Key("samples", what, code)) as pieces:
+            pieces.every = 0.0
+            pieces("one", made([], 1))
+            if code == "old":
+                raise KeyboardInterrupt
+
+    for number in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            run("old", {"n": number})
+    run("new", {"n": 1})
+    assert [path.name for path in (tmp_path / ".pieces").iterdir()] != []
+    run("new", {"n": 2})
+    assert not (tmp_path / ".pieces").exists()
 
 
 def test_what_is_kept_stays_after_an_error(tmp_path):
