@@ -477,11 +477,18 @@ def test_a_click_on_a_trajectory_goes_there(browser, address):
     label = figure.locator("fieldset label").last
     label.click()
     shown.mouse.click(*far_end(figure.get_by_role("slider").first))
-    path, before = label.inner_text().strip(), chart.locator(".here").get_attribute("cx")
-    box = chart.locator("polyline").last.locator("xpath=following-sibling::*[1]").bounding_box()
+    start = f"{label.inner_text().strip()}, step 0 "
+    assert not said.inner_text().startswith(start)
+    mark, here = (
+        chart.locator("polyline").last.locator("xpath=following-sibling::*[1]"),
+        chart.locator(".here"),
+    )
+    box = mark.bounding_box()
     shown.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    assert said.inner_text().startswith(f"{path}, step 0 ")
-    assert chart.locator(".here").get_attribute("cx") != before
+    assert said.inner_text().startswith(start)
+    assert [here.get_attribute(axis) for axis in ("cx", "cy")] == [
+        mark.get_attribute(axis) for axis in ("cx", "cy")
+    ]
     assert wrong == []
     shown.context.close()
 
