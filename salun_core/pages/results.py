@@ -91,8 +91,8 @@ class RecordedParams(Params):
     experiment: ClassVar[str] = "recorded"
 
     run_name: str = parameter("cifar10-cpu", "folder in data/recorded of the run whose methods are shown")
-    masks_run: str = parameter("cifar10-cpu", "folder of the run whose masks are compared")
-    settings_run: str = parameter("cifar10-10k", "folder of the run over densities, shares and settings")
+    masks_run: str = parameter("cifar10-cpu", "folder of the run whose masks and densities are compared")
+    settings_run: str = parameter("cifar10-10k", "folder of the run over shares and settings")
     half_run: str = parameter("cifar10-10k", "folder of the run that forgets half of the images")
     class_run: str = parameter("cifar10-cpu-class", "folder of the run that forgets one class")
 
