@@ -169,6 +169,9 @@ def _path(text: str) -> Path:
 def _add_parameters(command: argparse.ArgumentParser) -> None:
     command.add_argument("experiment")
     command.add_argument(
+        "preset", nargs="?", help="preset that gives what is not given otherwise (default: quick)"
+    )
+    command.add_argument(
         "-f", "--file", type=_path, action="append", default=[], help="YAML file of parameters"
     )
     command.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
@@ -331,7 +334,12 @@ def _parameters(given: argparse.Namespace) -> dict[str, Any]:
         found = read_yaml(path)  # null is the default, as in the cells of notebooks
         two = {name: found[name] for name in params.may_be_blank() if name in found}
         values |= found | _all_given(two, f"{path}: parameter", params.may_be_none())
+    values |= {} if given.preset is None else {"preset": given.preset}
     values |= _read_values(given.parameter, "parameter", params.may_be_none())
+    if given.preset is not None and str(values["preset"]) != given.preset:
+        raise UserError(
+            f"two presets are given, {given.preset!r} and {values['preset']!r}: leave one of them out"
+        )
     if given.out is not None:
         values["out_dir"] = given.out
     return values

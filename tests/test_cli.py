@@ -139,6 +139,21 @@ def test_null_in_a_file_is_otherwise_the_default_as_in_the_cells_of_notebooks(ca
     assert capsys.readouterr().out.splitlines()[:3] == with_null.splitlines()[:3]
 
 
+def test_a_preset_can_follow_the_experiment(capsys, tmp_path):
+    def planned(*words):
+        assert main(["plan", *words]) == 0
+        return capsys.readouterr().out.splitlines()[:2]
+
+    (tmp_path / "mine.yaml").write_text("preset: quick\n")
+    clean = planned("classification", "-p", "preset", "fast")
+    assert clean != planned("classification")
+    assert planned("classification", "fast") == clean
+    assert planned("classification", "fast", "-p", "preset", "fast") == clean
+    assert planned("classification", "fast", "-f", str(tmp_path / "mine.yaml")) == clean
+    assert main(["plan", "classification", "fast", "-p", "preset", "quick"]) == 2
+    assert "two presets are given, 'fast' and 'quick': leave one of them out" in capsys.readouterr().err
+
+
 def test_a_second_run_computes_nothing(folder, capsys):
     files = {p: p.stat().st_mtime_ns for p in (folder / "cells").rglob("*.json")}
     assert main(["run", "classification", "--out", str(folder), *SMALL]) == 0
