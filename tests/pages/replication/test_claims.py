@@ -230,7 +230,7 @@ def test_the_ledger_has_every_claim_also_without_results():
     assert claims.count(entries).measured == 0
     text = str(claims.claim_texts(entries))
     assert all(claim.said in text for claim in CLAIMS.values())
-    assert "preset fast-50" in text
+    assert "run classification fast-50" in text
     assert len(claims.ledger_table(entries).frame) == len(entries)
 
 
