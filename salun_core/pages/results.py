@@ -95,6 +95,7 @@ class RecordedParams(Params):
     settings_run: str = parameter("cifar10-10k", "folder of the run over shares and settings")
     half_run: str = parameter("cifar10-cpu-50", "folder of the run that forgets half of the images")
     class_run: str = parameter("cifar10-cpu-class", "folder of the run that forgets one class")
+    diffusion_run: str = parameter("digits-frontier", "folder of the run that forgets a class of a DDPM")
 
 
 class ReadingParams(Params):

@@ -92,7 +92,7 @@ def read_claims() -> list[Claim]:
 
 
 SHOWN_IN = {"digits-frontier": "ddpm", "tiny-sd-frontier": "sd_class"}
-"""Pages of recorded runs that the chapter of recorded results does not show."""
+"""Where the figures of recorded runs are, if not in the chapter of recorded results."""
 
 
 @dataclass(frozen=True)
