@@ -92,7 +92,7 @@ class RecordedParams(Params):
 
     run_name: str = parameter("cifar10-cpu", "folder in data/recorded of the run whose methods are shown")
     masks_run: str = parameter("cifar10-cpu", "folder of the run whose masks and densities are compared")
-    settings_run: str = parameter("cifar10-10k", "folder of the run over shares and settings")
+    settings_run: str = parameter("cifar10-cpu", "folder of the run over shares and settings")
     half_run: str = parameter("cifar10-cpu-50", "folder of the run that forgets half of the images")
     class_run: str = parameter("cifar10-cpu-class", "folder of the run that forgets one class")
     diffusion_run: str = parameter("digits-frontier", "folder of the run that forgets a class of a DDPM")

@@ -58,7 +58,7 @@ class OverSettings:
     ranges : mapping of str to float
         Largest minus smallest UA, by method, widest first.
     near : mapping of str to tuple of int
-        Settings that bring UA within the noise of retraining, and settings that have a UA.
+        Settings that bring UA within the noise of retraining, and all settings: one without a UA is not near.
     diverged : int
         Settings without a UA.
     retrain : float
@@ -81,11 +81,11 @@ def over_settings(spread: pd.DataFrame, noise: Floor | None = None) -> OverSetti
     noise : Floor, optional
         Noise of retraining in UA; without it no setting counts as near.
     """
-    rows = named(spread.dropna(subset=["UA"]))
+    rows = named(spread)
     ua = 100 * rows["UA"].astype(float)
     target = float(ua[rows["method"] == "retrain"].mean())
     others = ua[rows["method"] != "retrain"].groupby(rows["name"], sort=False)
-    ranges = others.agg(np.ptp).sort_values(ascending=False)
+    ranges = (others.max() - others.min()).dropna().sort_values(ascending=False)
     bound = noise.largest if noise else -1.0
     return OverSettings(
         {str(name): float(value) for name, value in ranges.items()},

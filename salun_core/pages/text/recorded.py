@@ -20,10 +20,11 @@ def setting(run: Recorded) -> Text:
     retrained = rows[(rows["method"] == "retrain") & (rows["scenario"] == scenario) & (rows["replica"] == 0)]
     pixels = f", images reduced to {given['image_size']} pixels" if given.get("image_size") else ""
     part = f", {given['train_images']:,} of its training images" if given.get("train_images") else ""
+    devices = " and ".join(rows["device"].dropna().unique())
     width = "" if pd.isna(first["width"]) else f" of width {first['width']:.0f}"
     text = (
         f"These runs: {spelled(first['dataset'])}{part}{pixels}, {spelled(first['arch'])}{width}, recipe {given.get('recipe', 'unknown')}, "
-        f"{counted(rows['seed'].nunique(), 'training seed')}, on {first['device']}."
+        f"{counted(rows['seed'].nunique(), 'training seed')}, on {devices}."
     )
     if scenario is not None and len(retrained):
         published = read_published(TABLE1)

@@ -29,7 +29,10 @@ def test_the_spread_over_settings():
     assert near == ((ua - found.retrain).abs() <= 1.0).sum() and n == 8
     lost = SPREAD.copy()
     lost.loc[lost.index[-1], "UA"] = None
-    assert findings.over_settings(lost).diverged == 1
+    counted = findings.over_settings(lost, Floor(0.5, 100.0, 3))
+    assert counted.diverged == 1
+    assert sum(n for _, n in counted.near.values()) == sum(n for _, n in found.near.values())
+    assert sum(near for near, _ in counted.near.values()) == len(SPREAD.query("method != 'retrain'")) - 1
 
 
 def test_the_smallest_distance_on_the_surface():
