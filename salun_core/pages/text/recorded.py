@@ -6,7 +6,7 @@ from salun_core.pages.markup import Text
 from salun_core.pages.published import read_published
 from salun_core.pages.results import Recorded
 from salun_core.pages.tables.published import TABLE1
-from salun_core.pages.words import counted, spelled
+from salun_core.pages.words import counted, listed, spelled
 
 SETTINGS = {"random 10%": "random data forgetting 10%", "random 50%": "random data forgetting 50%"}
 """Settings of the paper's Table 1 by our name for them."""
@@ -20,7 +20,7 @@ def setting(run: Recorded) -> Text:
     retrained = rows[(rows["method"] == "retrain") & (rows["scenario"] == scenario) & (rows["replica"] == 0)]
     pixels = f", images reduced to {given['image_size']} pixels" if given.get("image_size") else ""
     part = f", {given['train_images']:,} of its training images" if given.get("train_images") else ""
-    devices = " and ".join(rows["device"].dropna().unique())
+    devices = listed(list(rows["device"].dropna().unique()))
     width = "" if pd.isna(first["width"]) else f" of width {first['width']:.0f}"
     text = (
         f"These runs: {spelled(first['dataset'])}{part}{pixels}, {spelled(first['arch'])}{width}, recipe {given.get('recipe', 'unknown')}, "
